@@ -1,0 +1,279 @@
+"""The one tree of settings: read from TOML and ``--set``, validated, written back out.
+
+Keys are kebab-case and dotted (``train.batch-size``). This module is the only source of defaults.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from oblivion.errors import ConfigError, InputError, nearest
+from oblivion.types import check_client_id
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, alias_generator=_kebab, populate_by_name=True, allow_inf_nan=False
+    )
+
+
+class ModelConfig(_Section):
+    """The base model: ``tiny``, a folder, or a hub id with a pinned revision."""
+
+    name: str = "tiny"
+    revision: str = ""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+class LoraConfig(_Section):
+    """Low-rank adapters (Hu et al., 2021): ``W + (alpha / rank) B A`` on the target layers."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: str | tuple[str, ...] = "all-linear"
+    scheme: str = "fedit"
+
+
+class DataConfig(_Section):
+    """Training data, who owns it, and the server's own rows."""
+
+    name: str = "authors"
+    path: str = ""
+    partition: str = "natural"
+    partition_parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
+    template: str = "plain"
+    columns: dict[str, str] = {}
+    public: str = ""
+
+
+class FederationConfig(_Section):
+    """Clients, rounds, the aggregation rule and the gate."""
+
+    clients: int = Field(8, ge=1)
+    rounds: int = Field(10, ge=1)
+    clients_per_round: int = Field(8, ge=1)
+    aggregator: str = "fedavg"
+    parameters: dict[str, Any] = {}
+    joins: dict[str, int] = {}
+    quorum: float = Field(0.5, gt=0, le=1)
+    max_update_norm: float = Field(1000.0, gt=0)
+
+    @field_validator("joins")
+    @classmethod
+    def _joins(cls, joins: dict[str, int]) -> dict[str, int]:
+        for client, first in joins.items():
+            check_client_id(client)
+            if first < 1:
+                raise ValueError(f"{client} joins at round {first}; rounds are counted from 1")
+        return joins
+
+
+class TrainConfig(_Section):
+    """A client's local training."""
+
+    batch_size: int = Field(8, ge=1)
+    accumulation: int = Field(1, ge=1)
+    local_epochs: int = Field(4, ge=1)
+    learning_rate: float = Field(3e-3, gt=0)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: float = Field(0.0, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    proximal_mu: float = Field(0.0, ge=0)
+    max_length: int = Field(0, ge=0)
+    threads: int = Field(1, ge=1)
+    cohort: int | Literal["auto"] = "auto"
+
+
+class ForgetConfig(_Section):
+    """A request to forget, and how each removal answers it."""
+
+    client: str = ""
+    samples: str = ""
+    methods: tuple[str, ...] = ()
+    objective: str = "npo"
+    parameters: dict[str, Any] = {}
+    scale: float = Field(1.0, gt=0)
+    max_norm: float = Field(100.0, gt=0)
+    local_epochs: int = Field(5, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    recovery_rounds: int = Field(2, ge=0)
+
+
+class EvaluateConfig(_Section):
+    """What is measured, on how many rows, and how many oracles say what is noise."""
+
+    suite: str = "tofu"
+    oracle_seeds: int = Field(1, ge=0)
+    limit: int = Field(0, ge=0)
+    max_new_tokens: int = Field(64, ge=1)
+    batch_size: int = Field(32, ge=1)
+
+
+class SimulationConfig(_Section):
+    """The simulated hosts: how many, and how long one message may take."""
+
+    hosts: int | Literal["auto"] = "auto"
+    deadline: float = Field(1800.0, gt=0)
+
+
+class RunConfig(_Section):
+    """Everything that decides a run."""
+
+    seed: int = Field(0, ge=0, lt=2**63)
+    engine: Literal["ray", "inline"] = "ray"
+    model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
+    data: DataConfig = DataConfig()
+    federation: FederationConfig = FederationConfig()
+    train: TrainConfig = TrainConfig()
+    forget: ForgetConfig = ForgetConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    simulation: SimulationConfig = SimulationConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        late = {c: r for c, r in self.federation.joins.items() if r > self.federation.rounds}
+        if late:
+            client, first = next(iter(late.items()))
+            raise ValueError(
+                f"federation.joins.{client} = {first} is after the last round "
+                f"(federation.rounds = {self.federation.rounds})"
+            )
+        if self.forget.methods and not self.forget.client:
+            raise ValueError("forget.methods is set, but forget.client names no client")
+        return self
+
+    def to_json(self) -> dict[str, Any]:
+        """The config as plain JSON values with the keys of the TOML file."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def to_toml(self) -> str:
+        """The config as TOML text that `load_config` reads back to an equal config."""
+        return tomli_w.dumps(self.to_json())
+
+
+def _known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, info in model.model_fields.items():
+        key = prefix + _kebab(name)
+        annotation = info.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            keys += _known_keys(annotation, key + ".")
+        else:
+            keys.append(key)
+    return keys
+
+
+def _explain(error: ValidationError, source: str) -> ConfigError:
+    lines = []
+    for item in error.errors():
+        key = ".".join(_kebab(str(part)) for part in item["loc"] if part not in ("int", "str", "literal['auto']"))
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{source}: unknown key '{key}'; {nearest(key, _known_keys(RunConfig))}")
+        elif key:
+            value = json.dumps(item["input"], default=str)
+            lines.append(f"{source}: {key} = {value}: {item['msg']}")
+        else:
+            lines.append(f"{source}: {item['msg']}")
+    return ConfigError("\n".join(dict.fromkeys(lines)))
+
+
+def config_from_mapping(values: Mapping[str, Any], source: str = "config") -> RunConfig:
+    """Validate nested plain values (such as `RunConfig.to_json` returns).
+
+    Raises
+    ------
+    ConfigError
+        Naming the source, the key, the value, and what is allowed.
+    """
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise _explain(error, source) from None
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """Split ``key=value``; the value is read as TOML, and as a plain string where it is not TOML.
+
+    Raises
+    ------
+    ConfigError
+        If there is no ``=`` or no key.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {text!r}: expected key=value, such as federation.rounds=5")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def _assign(tree: dict[str, Any], dotted: str, value: Any, source: str) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        child = tree.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{source}: '{dotted}' goes through '{parent}', which is not a table")
+        tree = child
+    tree[last] = value
+
+
+def load_config(
+    path: str | Path | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+) -> RunConfig:
+    """Read a scenario, apply overrides on top, and validate the whole.
+
+    Parameters
+    ----------
+    path : str or Path, optional
+        A TOML file; None for the defaults alone.
+    overrides : mapping of str to value, or sequence of "key=value"
+        Dotted keys, such as ``{"federation.rounds": 5}``.
+
+    Returns
+    -------
+    RunConfig
+        Frozen and complete.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read.
+    ConfigError
+        If it is not TOML (with the line), or a key or value is wrong.
+    """
+    tree: dict[str, Any] = {}
+    source = "defaults"
+    if path is not None:
+        source = str(path)
+        try:
+            tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"{source}: cannot read the scenario: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{source}: not a TOML file: {error}") from None
+    pairs = (
+        list(overrides.items())
+        if isinstance(overrides, Mapping)
+        else [parse_assignment(text) for text in overrides]
+    )
+    for key, value in pairs:
+        _assign(tree, key, value, "--set")
+    if pairs:
+        source = f"{source} with --set {', '.join(key for key, _ in pairs)}"
+    return config_from_mapping(tree, source)

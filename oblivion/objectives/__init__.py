@@ -1,0 +1,16 @@
+"""Local losses: learning and unlearning objectives, one per file."""
+
+from oblivion.registry import Registry
+
+objectives = Registry(
+    "objective",
+    {
+        "grad_ascent": "oblivion.objectives.grad_ascent:GradAscent",
+        "grad_diff": "oblivion.objectives.grad_diff:GradDiff",
+        "lm": "oblivion.objectives.lm:LanguageModel",
+        "npo": "oblivion.objectives.npo:NPO",
+        "simnpo": "oblivion.objectives.simnpo:SimNPO",
+    },
+)
+get = objectives.get
+names = objectives.names

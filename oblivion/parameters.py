@@ -1,0 +1,41 @@
+"""Make a registered part from its name and the parameters that a scenario gives it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from oblivion.errors import ConfigError, nearest
+from oblivion.registry import Registry
+
+
+def build(registry: Registry, name: str, parameters: Mapping[str, Any], key: str) -> Any:
+    """Call the class registered as `name` with `parameters` as keyword arguments.
+
+    Parameters
+    ----------
+    registry : Registry
+        Where the name is looked up.
+    name : str
+        The part.
+    parameters : mapping
+        Keyword arguments; kebab-case keys are taken as their snake_case names.
+    key : str
+        The config key the parameters come from, for messages.
+
+    Raises
+    ------
+    ConfigError
+        If the name or a parameter is unknown, or a value is refused.
+    """
+    part = registry.get(name)
+    known = list(inspect.signature(part).parameters)
+    arguments = {parameter.replace("-", "_"): value for parameter, value in parameters.items()}
+    for parameter in arguments:
+        if parameter not in known:
+            raise ConfigError(f"{key}: '{name}' has no parameter '{parameter}'; {nearest(parameter, known)}")
+    try:
+        return part(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{key}: '{name}' with {dict(parameters)}: {error}") from None

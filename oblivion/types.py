@@ -1,0 +1,273 @@
+"""The values that travel between the parts: samples, states, updates, requests and replies.
+
+Every type here is an immutable value. Tensors inside them are never changed in place; whoever needs another
+value makes a new one. Nothing in this module imports torch at run time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from oblivion.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Adapter: TypeAlias = "Mapping[str, Tensor]"
+"""Trainable tensors keyed by PEFT name, in sorted order: fp32, on the CPU, never changed in place."""
+
+Guarantee: TypeAlias = Literal["exact", "certified", "approximate", "none", "suppression"]
+"""How much a removal promises, strongest first; `suppression` hides and is never called a removal."""
+
+CLIENT_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+
+
+def check_client_id(client_id: str) -> str:
+    """Return `client_id` if it is a slug.
+
+    Raises
+    ------
+    ConfigError
+        If it does not match ``[a-z0-9][a-z0-9_-]{0,63}``.
+    """
+    if not CLIENT_ID.fullmatch(client_id):
+        raise ConfigError(
+            f"client id {client_id!r} is not allowed; use 1 to 64 of a-z, 0-9, '_' and '-', "
+            "beginning with a letter or digit"
+        )
+    return client_id
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One question with its answer, and what an evaluation compares the answer with.
+
+    Attributes
+    ----------
+    id : str
+        Stable: it does not change when another sample goes.
+    client_id : str
+        The owner; empty until a partition has named one.
+    prompt, answer : str
+        The question and the answer as plain text, before any template.
+    paraphrase : str
+        The same answer in other words; empty if there is none.
+    wrong_answers : tuple of str
+        Plausible answers that are false (TOFU's perturbed answers).
+    path : tuple of str
+        The natural owner, outermost first (institution, patient; for TOFU the author).
+    extras : mapping
+        What another modality needs.
+    """
+
+    id: str
+    client_id: str = ""
+    prompt: str
+    answer: str
+    paraphrase: str = ""
+    wrong_answers: tuple[str, ...] = ()
+    path: tuple[str, ...] = ()
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalState:
+    """What the server holds between rounds and hands to the clients.
+
+    Attributes
+    ----------
+    adapter : Adapter
+        The global adapter.
+    residual : Adapter
+        Low-rank factors that a LoRA scheme keeps beside the adapter.
+    broadcast : Adapter
+        What clients need besides (SCAFFOLD's control variate, ...).
+    """
+
+    adapter: Adapter
+    residual: Adapter = field(default_factory=dict)
+    broadcast: Adapter = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundInfo:
+    """Which round this is: `round` is counted from 1 on its branch, `rounds` is where the branch ends."""
+
+    branch: str
+    round: int
+    rounds: int
+    population: tuple[str, ...]
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientUpdate:
+    """What one client sends back: `delta` is its adapter minus the global one.
+
+    Attributes
+    ----------
+    client_id, round
+        Whose, and of which round.
+    delta : Adapter
+        Same names and shapes as the global adapter.
+    num_examples : int
+        Distinct samples trained on; the weight in an average.
+    steps : int
+        Optimizer steps taken (client-steps, the unit of cost).
+    metrics : mapping of str to float
+        ``loss`` (mean over the visit's tokens, nats), ``tokens`` (forwarded), ...
+    extras : mapping of str to Adapter
+        What a rule asks of its clients besides the update.
+    fingerprint : str
+        Digest of the code that made the update.
+    """
+
+    client_id: str
+    round: int
+    delta: Adapter
+    num_examples: int
+    steps: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    extras: Mapping[str, Adapter] = field(default_factory=dict)
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForgetRequest:
+    """Who asks to be forgotten, and what: a whole client (`sample_ids` is None) or some of its samples."""
+
+    id: str
+    client_id: str
+    sample_ids: tuple[str, ...] | None = None
+
+    @property
+    def whole_client(self) -> bool:
+        """Whether the client leaves altogether."""
+        return self.sample_ids is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientTask:
+    """One client's part of a message.
+
+    Attributes
+    ----------
+    client_id : str
+        The client.
+    excluded : tuple of str
+        Sample ids that must not be trained on, because they were forgotten.
+    forget : tuple of str or None
+        In unlearning, the sample ids to forget; None means all that the client has.
+    """
+
+    client_id: str
+    excluded: tuple[str, ...] = ()
+    forget: tuple[str, ...] | None = None
+
+
+MessageKind: TypeAlias = Literal["train", "train.unlearn", "evaluate", "query.describe"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostRequest:
+    """One message to one host. It is complete: a host needs nothing but this and its data to answer.
+
+    Attributes
+    ----------
+    kind : str
+        ``train``, ``train.unlearn``, ``evaluate`` or ``query.describe``.
+    host : str
+        The host that is asked.
+    config : mapping
+        The resolved run config, as plain JSON values.
+    info : RoundInfo or None
+        The round; None for ``query.describe``.
+    state : GlobalState or None
+        The global state to start from; None for ``query.describe``.
+    cohorts : tuple of tuple of ClientTask
+        The cohorts that this host runs, each trained together.
+    objective : str
+        Registered name of the local loss.
+    parameters : mapping
+        The objective's parameters.
+    public : tuple of Sample
+        The server's public rows, for anchors.
+    """
+
+    kind: MessageKind
+    host: str = ""
+    config: Mapping[str, Any]
+    info: RoundInfo | None = None
+    state: GlobalState | None = None
+    cohorts: tuple[tuple[ClientTask, ...], ...] = ()
+    objective: str = "lm"
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    public: tuple[Sample, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostReply:
+    """A host's answer, one record per client.
+
+    Attributes
+    ----------
+    host : str
+        Who answers.
+    updates : tuple of ClientUpdate
+        For ``train`` and ``train.unlearn``.
+    failures : mapping of str to str
+        Client id to the reason, for clients that could not be served.
+    metrics : mapping
+        For ``evaluate``: client id to metric name to (sum, weight).
+    clients : mapping of str to mapping
+        For ``query.describe``: client id to ``{"samples": ..., "skipped": ...}``.
+    """
+
+    host: str = ""
+    updates: tuple[ClientUpdate, ...] = ()
+    failures: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+    clients: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricResult:
+    """A number that knows what it was averaged over.
+
+    Attributes
+    ----------
+    value : float or None
+        The aggregate; None where a reference that the metric needs was not given.
+    per_example : mapping of str to mapping
+        Row position (as text) to the row's own numbers, as OpenUnlearning writes them.
+    n : int
+        Rows that entered.
+    interval : tuple of float or None
+        95 % interval over the rows; None where there is none.
+    """
+
+    value: float | None
+    per_example: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    n: int = 0
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a branch cost: optimizer steps, tokens forwarded in training, bytes sent each way."""
+
+    client_steps: int = 0
+    tokens: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            client_steps=self.client_steps + other.client_steps,
+            tokens=self.tokens + other.tokens,
+            bytes_up=self.bytes_up + other.bytes_up,
+            bytes_down=self.bytes_down + other.bytes_down,
+        )
