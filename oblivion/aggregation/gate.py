@@ -1,0 +1,203 @@
+"""The gate: what an update must satisfy before it becomes a contribution.
+
+Averaging takes whatever arrives: one NaN spreads to every parameter, a tensor of shape (1,) broadcasts into
+any shape, a claimed example count of 1e12 owns the model, a negative one turns the update round. The gate
+refuses such an update alone, and never the round: the aggregate of the others is bit for bit what it is
+without it.
+
+Decisions depend on the arguments only, so that they can be made again. Reasons name the rule that was
+broken and tensors of the server's own adapter, never a value or a name that came from a client.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from oblivion.errors import ConfigError
+from oblivion.types import CLIENT_ID, Adapter, ClientUpdate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+UNNAMED = "(not a client id)"
+"""Under this key `Gate.admit` reports updates whose client id is not a slug."""
+
+
+def update_norm(delta: Adapter) -> float:
+    """L2 norm over all tensors of an update together, summed in fp64 in name order."""
+    import torch
+
+    squares = [float(delta[name].to(torch.float64).square().sum()) for name in sorted(delta)]
+    return math.sqrt(math.fsum(squares))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateState:
+    """What the gate remembers, as part of the state of a round on its branch.
+
+    Attributes
+    ----------
+    norms : tuple of tuple of (str, float)
+        Per round that passed the gate, oldest first: the accepted clients, by id, each with its update's L2
+        norm.
+    """
+
+    norms: tuple[tuple[tuple[str, float], ...], ...] = ()
+
+    def without(self, client_id: str) -> GateState:
+        """Return the state without anything of one client; no round is dropped."""
+        return GateState(
+            norms=tuple(tuple(pair for pair in norms if pair[0] != client_id) for norms in self.norms)
+        )
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Refuses updates that are malformed, too large, or not the ones that were asked for.
+
+    Attributes
+    ----------
+    reference : Adapter
+        The global adapter: an update must have its names and shapes exactly, in fp32 on the CPU.
+    max_norm : float
+        The largest L2 norm of a whole update, in the unit of the parameters; above 0 and finite.
+    fingerprint : str
+        Digest of the code that updates must be made with.
+    """
+
+    reference: Adapter
+    max_norm: float
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        if isinstance(self.max_norm, bool) or not 0 < self.max_norm < math.inf:
+            raise ConfigError(f"the gate's norm bound is {self.max_norm!r}; it must be above 0 and finite")
+
+    def check(
+        self, update: ClientUpdate, expected_client: str, expected_round: int, max_examples: int
+    ) -> str | None:
+        """Say what is wrong with one update.
+
+        Parameters
+        ----------
+        update : ClientUpdate
+            As received; its fields may hold anything.
+        expected_client, expected_round
+            Who was asked, and in which round.
+        max_examples : int
+            The most examples that this client can have trained on.
+
+        Returns
+        -------
+        str or None
+            None if the update is accepted, else the reason in words.
+        """
+        return (
+            self._check_envelope(update, expected_client, expected_round, max_examples)
+            or self._check_manifest(update.delta)
+            or self._check_values(update.delta)
+        )
+
+    def _check_envelope(self, update: ClientUpdate, client: str, round: int, max_examples: int) -> str | None:
+        if not isinstance(update.client_id, str) or update.client_id != client:
+            return "it comes from a client that was not asked"
+        if type(update.round) is not int or update.round != round:
+            return f"it is not of round {round}"
+        if not isinstance(update.fingerprint, str) or update.fingerprint != self.fingerprint:
+            return "it was made by other code than this server's; install the same version on both sides"
+        # `type(...) is int` because True is an int to isinstance, and 1.0 == 1.
+        if type(update.num_examples) is not int or not 1 <= update.num_examples <= max_examples:
+            return f"its number of examples is not a whole number from 1 to {max_examples}"
+        if type(update.steps) is not int or update.steps < 0:
+            return "its number of steps is not a whole number of at least 0"
+        if update.extras:
+            return "it carries extra tensors that the rule did not ask for"
+        return None
+
+    def _check_manifest(self, delta: Any) -> str | None:
+        if not isinstance(delta, Mapping):
+            return "its tensors are not a mapping from names to tensors"
+        missing = sorted(name for name in self.reference if name not in delta)
+        if missing:
+            return f"it lacks {len(missing)} of {len(self.reference)} tensors, the first being '{missing[0]}'"
+        if len(delta) != len(self.reference):
+            return f"it has {len(delta) - len(self.reference)} tensors that the adapter does not have"
+        for name in sorted(self.reference):
+            reason = _tensor_reason(delta[name], self.reference[name])
+            if reason:
+                return f"tensor '{name}' {reason}"
+        return None
+
+    def _check_values(self, delta: Adapter) -> str | None:
+        for name in sorted(delta):
+            if not bool(delta[name].isfinite().all()):
+                return f"tensor '{name}' has values that are not finite"
+        if not update_norm(delta) <= self.max_norm:
+            return f"its L2 norm is above the bound of {self.max_norm:g}"
+        return None
+
+    def admit(
+        self, updates: Sequence[ClientUpdate], asked: Mapping[str, int], round: int, state: GateState
+    ) -> tuple[tuple[ClientUpdate, ...], dict[str, str], GateState]:
+        """Check the updates of one round.
+
+        Parameters
+        ----------
+        updates : sequence of ClientUpdate
+            As received, in any order.
+        asked : mapping of str to int
+            The clients that were asked in this round, each with the most examples it can have trained on.
+        round : int
+            The round.
+        state : GateState
+            The gate's state before the round.
+
+        Returns
+        -------
+        tuple
+            The accepted updates in client-id order; refused client ids with the reason; the state after the
+            round. Where two updates claim one client, neither is accepted: which is genuine cannot be
+            known, and the choice must not depend on the order of arrival.
+        """
+        claims = Counter(_key(update) for update in updates)
+        accepted: dict[str, ClientUpdate] = {}
+        refused: dict[str, str] = {}
+        for update in updates:
+            client = _key(update)
+            if client not in asked:
+                reason: str | None = "it comes from a client that was not asked"
+            elif claims[client] > 1:
+                reason = "more than one update claims to come from this client"
+            else:
+                reason = self.check(update, client, round, asked[client])
+            if reason is None:
+                accepted[client] = update
+            else:
+                refused[client] = reason
+        ordered = tuple(accepted[client] for client in sorted(accepted))
+        norms = tuple((update.client_id, update_norm(update.delta)) for update in ordered)
+        return ordered, dict(sorted(refused.items())), GateState(norms=(*state.norms, norms))
+
+
+def _key(update: ClientUpdate) -> str:
+    """Return the claimed client id where it is fit to be repeated in a message."""
+    claimed: Any = update.client_id
+    return claimed if isinstance(claimed, str) and CLIENT_ID.fullmatch(claimed) else UNNAMED
+
+
+def _tensor_reason(value: Any, expected: Tensor) -> str | None:
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return "is not a tensor"
+    if value.layout is not torch.strided or value.device.type != "cpu":
+        return "is not a dense tensor on the CPU"
+    if value.dtype is not torch.float32:
+        return f"is of type {str(value.dtype).removeprefix('torch.')}, not float32"
+    if value.shape != expected.shape:
+        return f"does not have the shape {tuple(expected.shape)}"
+    return None

@@ -1,0 +1,32 @@
+"""FedIT (Zhang et al., 2023, "Towards building the federated GPT: federated instruction tuning").
+
+The server combines the LoRA factors A and B as they are, each for itself.
+
+Known error: a layer's change is the product ``B A``, and the product of means is not the mean of products.
+For weights ``p_k`` with deviations ``a_k = A_k - mean(A)`` and ``b_k = B_k - mean(B)``, ``sum_k p_k B_k A_k
+= mean(B) mean(A) + sum_k p_k b_k a_k``; FedIT loses the last sum, the cross terms. It is zero when all
+clients agree on A or on B, and grows with what they disagree on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from oblivion.types import ClientUpdate, GlobalState
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedIT:
+    """Aggregate A and B separately; exact only when the clients agree on one of the factors."""
+
+    space: ClassVar[Literal["ab"]] = "ab"
+
+    def into(self, updates: Sequence[ClientUpdate]) -> Sequence[ClientUpdate]:
+        """Map updates into the space of the rule: they are there already, and are returned as they are."""
+        return updates
+
+    def back(self, state: GlobalState) -> GlobalState:
+        """Map the rule's result back to an adapter: it is one already, and is returned as it is."""
+        return state

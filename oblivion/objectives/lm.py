@@ -1,0 +1,50 @@
+"""Learning: next-token prediction of the answers, as in supervised fine-tuning.
+
+``L = -(1/T) sum_t log p(y_t | x, y_<t)`` over the T labelled tokens of a batch (answer tokens and EOS); the
+prompt is not learned. The mean is over tokens, not over sequences, so long answers weigh more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from oblivion.objectives.terms import Batch, Outputs, Role, Term, token_nll
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModel:
+    """Learn the answers: negative log-likelihood per labelled token of the rows in role ``retain``."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"retain"})
+    accepts_retain: ClassVar[bool] = True
+    reduction: ClassVar[Literal["token", "sequence"]] = "token"
+
+    def loss(self, outputs: Outputs, batch: Batch, reference_outputs: Outputs) -> Mapping[Role, Term]:
+        """Compute the one term.
+
+        Parameters
+        ----------
+        outputs : mapping of role to Tensor (T, V)
+            Logits of the ``retain`` rows.
+        batch : mapping of role to Answers
+            Their labels.
+        reference_outputs : mapping
+            Not used.
+
+        Returns
+        -------
+        mapping
+            ``retain``: NLL summed per sequence (B,), in nats, with the token counts (B,).
+
+        Raises
+        ------
+        ValueError
+            If there are no rows in role ``retain``.
+        """
+        if "retain" not in outputs:
+            raise ValueError("LanguageModel learns the rows in role 'retain', and the batch has none")
+        answers = batch["retain"]
+        nll = token_nll(outputs["retain"], answers)
+        return {"retain": Term(answers.per_sequence(nll), answers.counts(nll))}

@@ -1,0 +1,74 @@
+"""Negative preference optimisation (Zhang et al., 2024, "Negative preference optimization", equation 3).
+
+``L_f = -(2/beta) E_i[log sigmoid(-beta log(p(y_i|x_i) / p_ref(y_i|x_i)))]``. The log-ratio is a sum over
+the tokens of a sequence, never a mean: ``beta = 0.1`` is meant for sums over some tens of tokens. The
+expectation is over sequences. The reference is the adapter before forgetting. For ``beta -> 0`` the
+gradient is that of gradient ascent on the summed NLL; where a sequence is already forgotten it goes to
+zero, which gradient ascent's does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from oblivion.objectives.retain import ForgetAndRetain, check_number, reference_for
+from oblivion.objectives.terms import Batch, Outputs, Role, Term, token_nll
+
+
+@dataclass(frozen=True, kw_only=True)
+class NPO(ForgetAndRetain):
+    """Push the forget rows' likelihood below the reference model's, with a bounded gradient.
+
+    Attributes
+    ----------
+    beta : float, default 0.1
+        Inverse temperature per summed nat, above 0.
+    forget_weight, retain_weight, retain_loss
+        As in `ForgetAndRetain`.
+    """
+
+    beta: float = 0.1
+
+    own_needs: ClassVar[frozenset[str]] = frozenset({"reference"})
+    reduction: ClassVar[Literal["token", "sequence"]] = "sequence"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("beta", self.beta, above_zero=True)
+
+    def loss(self, outputs: Outputs, batch: Batch, reference_outputs: Outputs) -> Mapping[Role, Term]:
+        """Compute the forget term, and the retain term where there are retain rows.
+
+        Parameters
+        ----------
+        outputs : mapping of role to Tensor (T, V)
+            Logits of the ``forget`` rows and, where there are any, of the ``retain`` rows.
+        batch : mapping of role to Answers
+            Their labels.
+        reference_outputs : mapping of role to Tensor (T, V)
+            Logits of the adapter before forgetting; a constant.
+
+        Returns
+        -------
+        mapping
+            ``forget``: one value per sequence (B,) with counts of one (zero for a sequence without labels).
+
+        Raises
+        ------
+        ValueError
+            If the reference is missing.
+        """
+        import torch
+
+        forget: Term | None = None
+        if "forget" in outputs:
+            answers = batch["forget"]
+            reference = reference_for("forget", reference_outputs, "NPO").detach()
+            nll = token_nll(outputs["forget"], answers)
+            ratio = answers.per_sequence(nll - token_nll(reference, answers))
+            values = -(2 / self.beta) * torch.nn.functional.logsigmoid(self.beta * ratio)
+            counts = (answers.counts(nll) > 0).to(values.dtype)
+            forget = Term(values * counts, counts, self.forget_weight)
+        return self.with_retain(forget, outputs, batch, reference_outputs)

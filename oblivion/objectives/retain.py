@@ -1,0 +1,156 @@
+"""The retain terms that forgetting objectives are combined with: NLL, and KL to the model before forgetting.
+
+Sources: GradDiff (Liu et al., 2022; Maini et al., 2024, TOFU) for the NLL term; the KL-minimisation
+baseline of Maini et al. (2024) for ``KL(p_reference || p_current)``.
+
+Deviation: OpenUnlearning divides the KL by every position of the padded batch, prompt and padding included.
+Here it is the mean over the labelled positions, those whose next token is an answer token. The two differ
+by a factor that depends on padding.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from oblivion.objectives.terms import Batch, Outputs, Role, Term, token_nll
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def check_number(name: str, value: float, *, above_zero: bool = False, signed: bool = False) -> None:
+    """Refuse a parameter that is not a finite number in the allowed range.
+
+    Parameters
+    ----------
+    name : str
+        The parameter, for the message.
+    value : float
+        What was given; a bool is not a number here.
+    above_zero : bool, default False
+        Whether zero is refused too.
+    signed : bool, default False
+        Whether negative values are allowed.
+
+    Raises
+    ------
+    ValueError
+        Saying the name, the value and what is allowed.
+    """
+    allowed = "a finite number" if signed else f"a finite number {'above' if above_zero else 'of at least'} 0"
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or (not signed and value < 0) or (above_zero and value == 0):
+        raise ValueError(f"{name} = {value!r} is not allowed; it must be {allowed}")
+
+
+def token_kl(logits: Tensor, reference: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of the current from the reference distribution, per token.
+
+    Parameters
+    ----------
+    logits, reference : Tensor (T, V)
+        Scores of the current and of the reference model. The reference is a constant: no gradient goes into
+        it.
+
+    Returns
+    -------
+    Tensor (T,)
+        ``sum_v p_ref(v) (log p_ref(v) - log p_cur(v))``, nats.
+    """
+    import torch
+
+    current = torch.log_softmax(logits, dim=-1)
+    target = torch.log_softmax(reference.detach(), dim=-1)
+    return torch.nn.functional.kl_div(current, target, reduction="none", log_target=True).sum(-1)
+
+
+def reference_for(role: Role, reference_outputs: Outputs, asker: str) -> Tensor:
+    """Return the reference logits of a role.
+
+    Raises
+    ------
+    ValueError
+        If they are not there.
+    """
+    if role not in reference_outputs:
+        raise ValueError(
+            f"{asker} needs the logits of the reference adapter for the {role} rows; none were given"
+        )
+    return reference_outputs[role]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForgetAndRetain:
+    """Parameters and retain term of the objectives that forget some rows and may keep others.
+
+    Attributes
+    ----------
+    forget_weight, retain_weight : float, default 1.0
+        Weights of the two terms (gamma and alpha in OpenUnlearning), at least 0.
+    retain_loss : str, default "nll"
+        ``"nll"``, or ``"kl"``, which needs the reference adapter.
+    """
+
+    forget_weight: float = 1.0
+    retain_weight: float = 1.0
+    retain_loss: Literal["nll", "kl"] = "nll"
+
+    accepts_retain: ClassVar[bool] = True
+    own_needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        check_number("forget_weight", self.forget_weight)
+        check_number("retain_weight", self.retain_weight)
+        if self.retain_loss not in ("nll", "kl"):
+            raise ValueError(f"retain_loss = {self.retain_loss!r} is not allowed; it must be 'nll' or 'kl'")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the objective needs besides forget rows; the KL adds ``reference``."""
+        return self.own_needs | ({"reference"} if self.retain_loss == "kl" else frozenset())
+
+    def with_retain(
+        self, forget: Term | None, outputs: Outputs, batch: Batch, reference_outputs: Outputs
+    ) -> dict[Role, Term]:
+        """Put the forget term and the retain term together.
+
+        Either role may be missing (with accumulated gradients one role can have fewer micro-batches than the
+        other), but not both.
+
+        Parameters
+        ----------
+        forget : Term or None
+            The forget term; None where the outputs have no forget rows.
+        outputs, batch, reference_outputs
+            As `Objective.loss` got them.
+
+        Returns
+        -------
+        dict of role to Term
+            The retain term is per labelled token; it is absent where the outputs have no retain rows.
+
+        Raises
+        ------
+        ValueError
+            If there is nothing to compute, or if a role that the objective needs is missing.
+        """
+        terms: dict[Role, Term] = {} if forget is None else {"forget": forget}
+        name = type(self).__name__
+        if "retain" in outputs:
+            logits, answers = outputs["retain"], batch["retain"]
+            if self.retain_loss == "kl":
+                values = token_kl(
+                    logits, reference_for("retain", reference_outputs, f"{name} with retain_loss 'kl'")
+                )
+            else:
+                values = token_nll(logits, answers)
+            terms["retain"] = Term(answers.per_sequence(values), answers.counts(values), self.retain_weight)
+        elif "retain" in self.needs:
+            raise ValueError(
+                f"{name} needs retain rows, and the batch has none; give the client rows to keep"
+            )
+        if not terms:
+            raise ValueError(f"{name} got neither forget nor retain rows")
+        return terms

@@ -1,0 +1,78 @@
+"""Simple negative preference optimisation (Fan et al., 2024, "Simplicity prevails", the SimNPO loss).
+
+``L_f = -(2/beta) E_i[log sigmoid(beta (mNLL_i - delta))]`` where ``mNLL_i`` is the mean NLL over the tokens
+of sequence i. There is no reference model.
+
+Deviation: the margin stands inside beta, as in OpenUnlearning. The paper writes ``log sigmoid(beta mNLL -
+gamma)``, so the paper's ``gamma`` is ``beta * delta`` here. What OpenUnlearning calls ``gamma`` (0.125) is
+another thing: the weight of the forget term, here `forget_weight`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from oblivion.objectives.retain import ForgetAndRetain, check_number
+from oblivion.objectives.terms import Batch, Outputs, Role, Term, token_nll
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimNPO(ForgetAndRetain):
+    """Push the forget rows' mean NLL per token above a margin, without a reference model.
+
+    Attributes
+    ----------
+    beta : float, default 4.5
+        Inverse temperature per mean nat, above 0.
+    delta : float, default 0.0
+        Margin in nats per token; the paper's ``gamma`` divided by ``beta``.
+    forget_weight, retain_weight, retain_loss
+        As in `ForgetAndRetain`; OpenUnlearning uses ``forget_weight = 0.125``.
+    """
+
+    beta: float = 4.5
+    delta: float = 0.0
+
+    reduction: ClassVar[Literal["token", "sequence"]] = "sequence"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("beta", self.beta, above_zero=True)
+        check_number("delta", self.delta, signed=True)
+
+    def loss(self, outputs: Outputs, batch: Batch, reference_outputs: Outputs) -> Mapping[Role, Term]:
+        """Compute the forget term, and the retain term where there are retain rows.
+
+        Parameters
+        ----------
+        outputs : mapping of role to Tensor (T, V)
+            Logits of the ``forget`` rows and, where there are any, of the ``retain`` rows.
+        batch : mapping of role to Answers
+            Their labels.
+        reference_outputs : mapping of role to Tensor (T, V)
+            Used for ``retain`` where `retain_loss` is ``"kl"``.
+
+        Returns
+        -------
+        mapping
+            ``forget``: one value per sequence (B,) with counts of one (zero for a sequence without labels).
+
+        Raises
+        ------
+        ValueError
+            If the reference is missing where it is needed.
+        """
+        import torch
+
+        forget: Term | None = None
+        if "forget" in outputs:
+            answers = batch["forget"]
+            nll = token_nll(outputs["forget"], answers)
+            tokens = answers.counts(nll)
+            mean = answers.per_sequence(nll) / tokens.clamp(min=1)
+            values = -(2 / self.beta) * torch.nn.functional.logsigmoid(self.beta * (mean - self.delta))
+            counts = (tokens > 0).to(values.dtype)
+            forget = Term(values * counts, counts, self.forget_weight)
+        return self.with_retain(forget, outputs, batch, reference_outputs)
