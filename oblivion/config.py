@@ -75,7 +75,10 @@ class FederationConfig(_Section):
     @classmethod
     def _joins(cls, joins: dict[str, int]) -> dict[str, int]:
         for client, first in joins.items():
-            check_client_id(client)
+            try:
+                check_client_id(client)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
             if first < 1:
                 raise ValueError(f"{client} joins at round {first}; rounds are counted from 1")
         return joins
@@ -180,9 +183,12 @@ def _known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
 def _explain(error: ValidationError, source: str) -> ConfigError:
     lines = []
     for item in error.errors():
-        key = ".".join(_kebab(str(part)) for part in item["loc"] if part not in ("int", "str", "literal['auto']"))
+        key = ".".join(str(part) for part in item["loc"] if part not in ("int", "str", "literal['auto']"))
         if item["type"] == "extra_forbidden":
-            lines.append(f"{source}: unknown key '{key}'; {nearest(key, _known_keys(RunConfig))}")
+            known = _known_keys(RunConfig)
+            section = key.rpartition(".")[0]
+            siblings = [k for k in known if k.rpartition(".")[0] == section] or known
+            lines.append(f"{source}: unknown key '{key}'; {nearest(key, siblings)}")
         elif key:
             value = json.dumps(item["input"], default=str)
             lines.append(f"{source}: {key} = {value}: {item['msg']}")
@@ -268,9 +274,7 @@ def load_config(
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{source}: not a TOML file: {error}") from None
     pairs = (
-        list(overrides.items())
-        if isinstance(overrides, Mapping)
-        else [parse_assignment(text) for text in overrides]
+        list(overrides.items()) if isinstance(overrides, Mapping) else [parse_assignment(text) for text in overrides]
     )
     for key, value in pairs:
         _assign(tree, key, value, "--set")

@@ -1,0 +1,1 @@
+"""The workflow, free of Flower, and the Flower ServerApp."""

@@ -1,0 +1,1 @@
+"""What connects Oblivion to Flower's grid and strategies."""

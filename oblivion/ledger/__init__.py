@@ -1,0 +1,1 @@
+"""What a federation remembers of its rounds."""

@@ -1,0 +1,26 @@
+"""Metrics and membership attacks, one per file, and the suites that compute them together in one pass."""
+
+from oblivion.registry import Registry
+
+metrics = Registry(
+    "metric",
+    {
+        "exact_memorization": "oblivion.metrics.exact_memorization:ExactMemorization",
+        "extraction_strength": "oblivion.metrics.extraction_strength:ExtractionStrength",
+        "forget_quality": "oblivion.metrics.forget_quality:ForgetQuality",
+        "ks_statistic": "oblivion.metrics.forget_quality:KSStatistic",
+        "mia_loss": "oblivion.metrics.mia_loss:LossAttack",
+        "mia_min_k": "oblivion.metrics.mia_min_k:MinKAttack",
+        "mia_min_k_plus_plus": "oblivion.metrics.mia_min_k_plus_plus:MinKPlusPlusAttack",
+        "mia_zlib": "oblivion.metrics.mia_zlib:ZlibAttack",
+        "model_utility": "oblivion.metrics.model_utility:ModelUtility",
+        "normalised_probability": "oblivion.metrics.normalised_probability:NormalisedProbability",
+        "privleak": "oblivion.metrics.privleak:PrivLeak",
+        "probability": "oblivion.metrics.probability:Probability",
+        "rouge": "oblivion.metrics.rouge:Rouge",
+        "truth_ratio": "oblivion.metrics.truth_ratio:TruthRatio",
+    },
+)
+suites = Registry("suite", {"tofu": "oblivion.metrics.suite_tofu:tofu"})
+get = metrics.get
+names = metrics.names

@@ -1,0 +1,48 @@
+"""The Flower ClientApp: one host per node. Every handler unpacks a message, lets the host answer, packs the reply."""
+
+from __future__ import annotations
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from clients.host import Host
+from oblivion.errors import OblivionError
+from oblivion.types import HostReply
+from oblivion.wire import pack_reply, unpack_request
+
+app = ClientApp()
+_host = Host()
+
+
+def _answer(message: Message) -> Message:
+    request = unpack_request(message.content)
+    try:
+        reply = _host.answer(request)
+    except OblivionError as error:
+        clients = [task.client_id for cohort in request.cohorts for task in cohort] or [request.host]
+        reply = HostReply(host=request.host, failures={client: str(error) for client in clients})
+    return Message(pack_reply(reply), reply_to=message)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Learning: train the cohorts of the message."""
+    return _answer(message)
+
+
+@app.train("unlearn")
+def unlearn(message: Message, context: Context) -> Message:
+    """Unlearning: the target client runs an unlearning objective."""
+    return _answer(message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Evaluation: every client of the message measures the adapter on its own rows."""
+    return _answer(message)
+
+
+@app.query("describe")
+def describe(message: Message, context: Context) -> Message:
+    """Say which clients this host serves."""
+    return _answer(message)

@@ -1,0 +1,145 @@
+"""A host: answers training and evaluation messages for the clients whose data it can see. Free of Flower.
+
+A host keeps only caches between messages (the base model, a client's tokens). Every message is complete, so any
+host that sees a client's data gives the same answer, and a repeated message gives the same answer again.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+from collections.abc import Sequence
+
+from oblivion.config import RunConfig, TrainConfig, config_from_mapping
+from oblivion.data import templates
+from oblivion.data.corpus import FederatedData
+from oblivion.data.federation import resolve
+from oblivion.data.tokens import Template, TokenRow
+from oblivion.models.resident import ResidentModel, load_resident
+from oblivion.objectives.terms import Role, objective_from
+from oblivion.training.batches import Tokens, tokenize
+from oblivion.training.cohort import train_cohort
+from oblivion.training.local import LocalTask
+from oblivion.types import ClientTask, ClientUpdate, HostReply, HostRequest, Sample
+
+Metrics = dict[str, dict[str, tuple[float, float]]]
+
+
+class Host:
+    """Serves clients from data that a run config names."""
+
+    def __init__(self) -> None:
+        self._tokens: dict[tuple[str, ...], Tokens] = {}
+
+    def answer(self, request: HostRequest) -> HostReply:
+        """Answer one message; exceeds its deadline only by ending the process, so that a hang can be retried."""
+        config = config_from_mapping(request.config, "message")
+        faulthandler.dump_traceback_later(config.simulation.deadline, exit=True, file=2)  # 2: standard error
+        try:
+            if request.kind == "query.describe":
+                return self._describe(request, config)
+            if request.kind == "evaluate":
+                return self._evaluate(request, config)
+            return self._train(request, config)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    def _describe(self, request: HostRequest, config: RunConfig) -> HostReply:
+        clients = {client: {"samples": len(rows)} for client, rows in resolve(config).clients.items()}
+        return HostReply(host=request.host, clients=clients)
+
+    def _train(self, request: HostRequest, config: RunConfig) -> HostReply:
+        assert request.info is not None and request.state is not None
+        data, resident = resolve(config), self._resident(config)
+        objective = objective_from(request.objective, request.parameters)
+        settings = unlearning_settings(config) if request.kind == "train.unlearn" else config.train
+        updates: list[ClientUpdate] = []
+        failures: dict[str, str] = {}
+        for cohort in request.cohorts:
+            tasks = [self._local_task(request, task, data, resident, config) for task in cohort]
+            done, failed = train_cohort(resident, request.state.adapter, tasks, objective, settings, request.info)
+            updates += done
+            failures |= failed
+        return HostReply(host=request.host, updates=tuple(updates), failures=failures)
+
+    def _local_task(
+        self, request: HostRequest, task: ClientTask, data: FederatedData, resident: ResidentModel, config: RunConfig
+    ) -> LocalTask:
+        tokens = self._client_tokens(task.client_id, data, resident, config)
+        own, skipped = tokens.rows, len(tokens.skipped)
+        excluded = set(task.excluded)
+        kept = [row for sample, row in own if sample not in excluded]
+        if request.kind != "train.unlearn":
+            return LocalTask(client_id=task.client_id, rows={"retain": kept}, skipped=skipped)
+        if task.forget is None:
+            forget, anchor = kept, self._public_rows(request.public, resident, config)
+        else:
+            asked = set(task.forget)
+            forget = [row for sample, row in own if sample in asked]
+            anchor = [row for sample, row in own if sample not in asked and sample not in excluded]
+        rows: dict[Role, Sequence[TokenRow]] = {"forget": forget}
+        if anchor and objective_from(request.objective, request.parameters).accepts_retain:
+            rows["retain"] = anchor
+        return LocalTask(client_id=task.client_id, rows=rows, skipped=skipped)
+
+    def _evaluate(self, request: HostRequest, config: RunConfig) -> HostReply:
+        from oblivion.metrics.evaluation import evaluate_client
+
+        assert request.state is not None
+        data, resident, template = resolve(config), self._resident(config), _template(config)
+        resident.write(request.state.adapter)
+        metrics: Metrics = {}
+        with resident.merged() as model:
+            for task in (task for cohort in request.cohorts for task in cohort):
+                for name, samples in _portions(task, data):
+                    metrics[name] = evaluate_client(
+                        model, resident.tokenizer, samples, template=template, max_length=resident.max_length
+                    )
+        return HostReply(host=request.host, metrics=metrics)
+
+    def _resident(self, config: RunConfig) -> ResidentModel:
+        import torch
+
+        torch.set_num_threads(config.train.threads)
+        return load_resident(config.model, config.lora, config.train.max_length)
+
+    def _client_tokens(self, client: str, data: FederatedData, resident: ResidentModel, config: RunConfig) -> Tokens:
+        key = (
+            client,
+            data.digest,
+            repr(config.data),
+            repr(config.model),
+            str(config.train.max_length),
+            str(config.seed),
+        )
+        if key not in self._tokens:
+            rows = data.clients[client]
+            self._tokens[key] = tokenize(rows, resident.tokenizer, _template(config), resident.max_length)
+        return self._tokens[key]
+
+    def _public_rows(self, public: Sequence[Sample], resident: ResidentModel, config: RunConfig) -> list[TokenRow]:
+        tokens = tokenize(public, resident.tokenizer, _template(config), resident.max_length)
+        return [row for _, row in tokens.rows]
+
+
+def _template(config: RunConfig) -> Template:
+    template: Template = templates.get(config.data.template)()
+    return template
+
+
+def _portions(task: ClientTask, data: FederatedData) -> list[tuple[str, list[Sample]]]:
+    """A client's own rows, in two parts where only some of them were forgotten."""
+    rows = list(data.clients[task.client_id])
+    if task.forget is None:
+        return [(task.client_id, rows)]
+    asked = set(task.forget)
+    return [
+        (f"{task.client_id} (forgotten)", [row for row in rows if row.id in asked]),
+        (f"{task.client_id} (kept)", [row for row in rows if row.id not in asked]),
+    ]
+
+
+def unlearning_settings(config: RunConfig) -> TrainConfig:
+    """Local training settings of an unlearning visit: those of ``forget`` in place of those of ``train``."""
+    return config.train.model_copy(
+        update={"local_epochs": config.forget.local_epochs, "learning_rate": config.forget.learning_rate}
+    )

@@ -1,0 +1,259 @@
+"""The command line. The only module of the library that imports the packages above it, and only inside functions."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from oblivion.errors import OblivionError
+
+app = typer.Typer(
+    name="oblivion",
+    help="Federated learning and unlearning of language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_INTERRUPTED = 130
+
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Engine = Annotated[str | None, typer.Option(help="ray or inline.")]
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _quiet_libraries() -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def _overrides(assignments: list[str] | None, engine: str | None) -> list[str]:
+    return [*(assignments or []), *([f"engine={engine}"] if engine else [])]
+
+
+@app.command()
+def run(
+    scenario: Annotated[str | None, typer.Argument(help="A TOML file, or the name of a built-in scenario.")] = None,
+    assignments: Set = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory; it must not exist.")] = None,
+    engine: Engine = None,
+    dry_run: Annotated[bool, typer.Option(help="Print the resolved config and an estimate, run nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Learn across clients, forget one, measure it, and write a report."""
+    from oblivion.config import load_config
+
+    _quiet_libraries()
+    from server.app import free_directory, scenario_path
+
+    path = scenario_path(scenario or "demo")
+    config = load_config(path, _overrides(assignments, engine))
+    if dry_run:
+        from server.estimate import estimate
+        from server.prepare import prepare
+
+        prepared, data = prepare(config)
+        expected = estimate(prepared, data)
+        _say(
+            json.dumps({"config": prepared.to_json(), "estimate": expected}, indent=1)
+            if as_json
+            else prepared.to_toml()
+        )
+        if not as_json:
+            _say("\n".join(f"# {key}: {value}" for key, value in expected.items()))
+        return
+    from simulations import simulate
+    from simulations.display import Display
+
+    with Display() as display:
+        result = simulate(config, out or free_directory(path.stem, Path("runs")), sinks=[display])
+    _finish(result.directory, as_json, {})
+
+
+def _finish(directory: Path, as_json: bool, more: dict[str, str]) -> None:
+    report = directory / "report.html"
+    if as_json:
+        _say(json.dumps({"run": str(directory), "report": str(report), **more}))
+    else:
+        for key, value in more.items():
+            _say(f"{key}: {value}")
+        _say(f"report: {report}")
+
+
+@app.command()
+def forget(
+    run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run.")],
+    client: Annotated[str, typer.Option(help="The client that asks.")],
+    method: Annotated[str, typer.Option(help="A removal; see `oblivion list removals`.")],
+    samples: Annotated[str, typer.Option(help="A file with one sample id a line; without it, the whole client.")] = "",
+    assignments: Set = None,
+    engine: Engine = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the plan and its checklist, run nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Try a removal on a request to forget. It changes nothing else in the run."""
+    from oblivion.config import config_from_mapping, parse_assignment
+
+    _quiet_libraries()
+    from server.run_directory import RunDirectory
+    from simulations.display import Display
+    from simulations.simulate import forget_in_run, plan_in_run
+
+    run, config = RunDirectory.open(run_directory)
+    tree = config.to_json()
+    if engine:
+        tree["engine"] = engine
+    for key, value in map(parse_assignment, assignments or []):
+        section, _, rest = key.partition(".")
+        if section != "forget" or not rest:
+            raise typer.BadParameter(f"--set {key}: after a run only forget.* can be set")
+        _set_in(tree["forget"], rest, value)
+    tree["forget"].update(client=client, samples=samples, methods=[method])
+    changed = config_from_mapping(tree, "--set")
+    if plan:
+        _show_plan(plan_in_run(run, changed), as_json)
+        return
+    with Display() as display:
+        names = forget_in_run(run, changed, [display])
+    _finish(run_directory, as_json, {"request": names["request"], "trial": names[method]})
+
+
+def _set_in(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+    tree[last] = value
+
+
+def _show_plan(plan: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _say(json.dumps(plan, indent=1))
+        return
+    _say(f"{plan['label']}: guarantee {plan['guarantee']}, {plan['client_steps']} client-steps")
+    _say(f"cost: {plan['fraction']:.2f} of retraining; first round with the data: {plan['from_round'] or 'none'}")
+    for touch in plan["touches"]:
+        _say(f"  {touch['status']:<12} {touch['item']}: {touch['why']}")
+
+
+@app.command()
+def evaluate(
+    target: Annotated[str, typer.Argument(help="A run, an adapter folder, a model folder, or a hub id.")],
+    suite: Annotated[str, typer.Option(help="Which metrics.")] = "tofu",
+    data: Annotated[str, typer.Option(help="A folder with the suite's files.")] = "",
+    split: Annotated[str, typer.Option(help="The forget split.")] = "forget10",
+    reference: Annotated[str, typer.Option(help="Results of the model that never saw the data: a run or a JSON.")] = "",
+    base: Annotated[str, typer.Option(help="The base model of an adapter folder.")] = "",
+    revision: Annotated[str, typer.Option(help="The pinned revision of a hub id.")] = "",
+    template: Annotated[str, typer.Option(help="How a question and an answer become text [default: plain].")] = "",
+    limit: Annotated[int, typer.Option(min=0, help="At most so many rows of each group; 0 for all.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="How far to generate.")] = 200,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows generated together.")] = 32,
+    out: Annotated[Path | None, typer.Option(help="Write OpenUnlearning's JSON layout here.")] = None,
+    text: Annotated[bool, typer.Option("--text", help="Keep questions, answers and generations in it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure any model, adapter or run."""
+    _quiet_libraries()
+    from oblivion.metrics import target as targets
+
+    result = targets.evaluate(
+        target,
+        suite=suite,
+        data=data,
+        split=split,
+        reference=reference,
+        base=base,
+        revision=revision,
+        template=template,
+        limit=limit,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        text=text,
+    )
+    written = json.dumps(result, indent=1)
+    if out is not None:
+        from server.run_directory import write_atomically
+
+        write_atomically(out, written.encode() + b"\n")
+    _say(written if as_json else targets.table(result))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="One or more runs.")],
+    out: Annotated[Path | None, typer.Option(help="The HTML file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the HTML report of one run, or compare several."""
+    from oblivion.report import write_report
+
+    written = write_report(runs, out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html")))
+    _say(json.dumps({"report": str(written)}) if as_json else f"report: {written}")
+
+
+@app.command("list")
+def list_parts(
+    kind: Annotated[str, typer.Argument(help="aggregators, objectives, removals, metrics, datasets, ...")],
+    as_json: Json = False,
+) -> None:
+    """List the parts of one kind, with what each is."""
+    from oblivion.aggregation import aggregators, schemes
+    from oblivion.data import datasets, partitions, templates
+    from oblivion.errors import ConfigError, nearest
+    from oblivion.metrics import metrics, suites
+    from oblivion.models import models
+    from oblivion.objectives import objectives
+    from oblivion.removal import removals
+
+    registries = (aggregators, schemes, datasets, partitions, templates, metrics, suites, models, objectives, removals)
+    tables = {registry.kind + "s": registry for registry in registries}
+    if kind not in tables:
+        raise ConfigError(f"there are no '{kind}' to list; {nearest(kind, tables)}")
+    described = tables[kind].describe()
+    width = max(map(len, described), default=0)
+    lines = "\n".join(f"{name:<{width}}  {text}" for name, text in described.items())
+    _say(json.dumps(described, indent=1) if as_json else lines)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say which versions, devices, ports, disk and code a run would use, and what is missing."""
+    from server.doctor import examine
+
+    facts = examine()
+    width = max(map(len, facts))
+    _say(json.dumps(facts, indent=1) if as_json else "\n".join(f"{k:<{width}}  {v}" for k, v in facts.items()))
+    if facts["missing"] != "nothing":
+        raise typer.Exit(1)
+
+
+def _end(error: OblivionError) -> NoReturn:
+    sys.stderr.write(f"error: {error}\n")
+    raise SystemExit(error.exit_code)
+
+
+def main() -> None:
+    """Run the command line; errors that a user can act on end without a traceback and with their exit code."""
+    try:
+        app()
+    except OblivionError as error:
+        _end(error)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        raise SystemExit(_INTERRUPTED) from None
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        _end(OblivionError(what))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""From a config to clients with rows: load, partition, check; and the same without what was forgotten."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from functools import lru_cache
+
+from oblivion.config import DataConfig, RunConfig
+from oblivion.data import datasets, partitions
+from oblivion.data.corpus import Corpus, FederatedData
+from oblivion.data.json_rows import digest_of_texts
+from oblivion.data.jsonl import load_rows
+from oblivion.errors import ConfigError, InputError, nearest
+from oblivion.types import Sample, check_client_id
+
+
+def resolve(config: RunConfig) -> FederatedData:
+    """Load the data that `config` names and give every row its owner.
+
+    The result of one config is kept, so that a host can ask with every message; it must not be changed. Files
+    that change while a process runs are not read again.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Of which ``data``, ``seed``, ``federation.clients`` and ``federation.joins`` decide.
+
+    Returns
+    -------
+    FederatedData
+        Clients sorted by id as strings. Rows of evaluation groups that are some client's rows
+        (``extras["source"]`` names the sample) carry its `client_id`.
+
+    Raises
+    ------
+    ConfigError
+        If a name or parameter is wrong, a client has no rows, a joining client does not exist, or a public
+        row is also a training or evaluation row.
+    InputError
+        If a file is missing or malformed.
+    """
+    key = {
+        "data": config.data.model_dump(mode="json"),
+        "clients": config.federation.clients,
+        "joins": sorted(config.federation.joins),
+        "seed": config.seed,
+    }
+    return _resolve(json.dumps(key, sort_keys=True))
+
+
+@lru_cache(maxsize=8)
+def _resolve(key: str) -> FederatedData:
+    values = json.loads(key)
+    data = DataConfig.model_validate(values["data"])
+    corpus: Corpus = datasets.get(data.name)(data, clients=values["clients"], seed=values["seed"])
+    clients = _partition(data, corpus.samples, values["clients"], values["seed"])
+    for client in values["joins"]:
+        if client not in clients:
+            raise ConfigError(f"federation.joins: there is no client '{client}'; {nearest(client, clients)}")
+    public, digest = _public(data, corpus)
+    federated = FederatedData(
+        clients=clients, groups=_owned_groups(corpus.groups, clients), public=public, digest=digest
+    )
+    _check_public(federated)
+    return federated
+
+
+def _partition(data: DataConfig, samples: tuple[Sample, ...], clients: int, seed: int) -> dict[str, tuple[Sample, ...]]:
+    part = partitions.get(data.partition)
+    parameters = {name.replace("-", "_"): value for name, value in data.partition_parameters.items()}
+    known = [name for name in inspect.signature(part).parameters if name not in ("samples", "clients", "seed")]
+    for name in parameters:
+        if name not in known:
+            raise ConfigError(
+                f"data.partition-parameters: '{data.partition}' has no parameter '{name}'; {nearest(name, known)}"
+            )
+    owned: dict[str, tuple[Sample, ...]] = part(samples, clients=clients, seed=seed, **parameters)
+    for client, rows in owned.items():
+        check_client_id(client)
+        if not rows:
+            raise ConfigError(
+                f"data.partition = '{data.partition}' leaves '{client}' without rows; lower "
+                "federation.clients or load more rows"
+            )
+        _check_ids(client, rows)
+    return dict(sorted(owned.items()))
+
+
+def _check_ids(client: str, rows: Iterable[Sample]) -> None:
+    texts: dict[str, tuple[str, str]] = {}
+    for row in rows:
+        text = (row.prompt, row.answer)
+        if texts.setdefault(row.id, text) != text:
+            raise InputError(f"'{client}' has two different rows with the id '{row.id}'; give each its own")
+
+
+def _owned_groups(
+    groups: Mapping[str, tuple[Sample, ...]], clients: Mapping[str, tuple[Sample, ...]]
+) -> dict[str, tuple[Sample, ...]]:
+    owners = {sample.id: client for client, rows in clients.items() for sample in rows}
+
+    def owned(row: Sample) -> Sample:
+        owner = owners.get(row.extras.get("source", ""))
+        return replace(row, client_id=owner) if owner else row
+
+    return {name: tuple(owned(row) for row in rows) for name, rows in groups.items()}
+
+
+def _public(data: DataConfig, corpus: Corpus) -> tuple[tuple[Sample, ...], str]:
+    """The server's public rows, and the digest of everything that was read."""
+    if not data.public:
+        return (), corpus.digest
+    if data.public == "dataset":
+        if not corpus.public:
+            raise ConfigError(
+                f"data.public = 'dataset', but '{data.name}' has no public rows; set it to the path of a file"
+            )
+        return corpus.public, corpus.digest
+    rows, digest = load_rows(data.public, data.columns if data.name == "jsonl" else {}, "public")
+    return rows, digest_of_texts((corpus.digest, digest))
+
+
+def _check_public(data: FederatedData) -> None:
+    places = {(row.prompt, row.answer): f"group '{name}'" for name, rows in data.groups.items() for row in rows}
+    for client, rows in data.clients.items():
+        places.update({(row.prompt, row.answer): f"the rows of '{client}'" for row in rows})
+    for row in data.public:
+        place = places.get((row.prompt, row.answer))
+        if place:
+            raise ConfigError(
+                f"data.public: row '{row.id}' ({row.prompt[:60]!r}) is also among {place}; public rows "
+                "must be nobody's training data and in no evaluation"
+            )
+
+
+def without(data: FederatedData, client_id: str, sample_ids: Collection[str] | None = None) -> FederatedData:
+    """Return the same federation without a client, or without some of its samples.
+
+    A filter of what `resolve` returned; nothing is partitioned again, so every other client keeps its rows.
+
+    Parameters
+    ----------
+    data : FederatedData
+        Is not changed.
+    client_id : str
+        Whose rows go.
+    sample_ids : collection of str or None
+        Which of them; None for the whole client.
+
+    Returns
+    -------
+    FederatedData
+        Rows of evaluation groups that are forgotten rows are gone too, so that nothing forgotten is counted
+        as retained. The digest is the one of `data`.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such client or sample, or nothing would be left.
+    """
+    check_client(data, client_id)
+    own = data.clients[client_id]
+    gone = {row.id for row in own} if sample_ids is None else set(sample_ids)
+    unknown = sorted(gone - {row.id for row in own})
+    if unknown:
+        raise ConfigError(f"'{client_id}' has no sample '{unknown[0]}'")
+    clients = dict(data.clients)
+    rest = tuple(row for row in own if row.id not in gone)
+    if rest:
+        clients[client_id] = rest
+    else:
+        del clients[client_id]
+    if not clients:
+        raise ConfigError(f"'{client_id}' is the only client; without it no data is left")
+
+    def stays(row: Sample) -> bool:
+        return row.client_id != client_id or not {row.id, row.extras.get("source")} & gone
+
+    groups = {name: tuple(row for row in rows if stays(row)) for name, rows in data.groups.items()}
+    return replace(data, clients=clients, groups=groups)
+
+
+def check_client(data: FederatedData, client_id: str) -> str:
+    """Return `client_id` if `data` has it.
+
+    Raises
+    ------
+    ConfigError
+        If not; names the nearest and the known ones.
+    """
+    if client_id not in data.clients:
+        raise ConfigError(f"there is no client '{client_id}'; {nearest(client_id, data.clients)}")
+    return client_id

@@ -1,0 +1,41 @@
+"""Which rows a suite's groups consist of in a federation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from oblivion.data.corpus import FederatedData
+from oblivion.types import ForgetRequest, Sample
+
+
+def evenly(samples: Sequence[Sample], limit: int) -> tuple[Sample, ...]:
+    """At most `limit` samples, spread evenly over the sequence; 0 for all."""
+    if not limit or len(samples) <= limit:
+        return tuple(samples)
+    return tuple(samples[i * len(samples) // limit] for i in range(limit))
+
+
+def central_groups(data: FederatedData, request: ForgetRequest | None, limit: int) -> dict[str, tuple[Sample, ...]]:
+    """The suite's groups as a federation has them.
+
+    ``forget`` are the rows of the request and ``retain`` the rows of everybody else (those with a paraphrase and
+    wrong answers, if there are any); the others are the server's own.
+    """
+    groups = {name: rows for name, rows in data.groups.items() if name != "retain"}
+    kept: list[Sample] = []
+    for client, rows in data.clients.items():
+        asked = asked_rows(rows, request) if request and client == request.client_id else ()
+        if asked:
+            groups["forget"] = asked
+        ids = {row.id for row in asked}
+        kept += [row for row in rows if row.id not in ids]
+    groups["retain"] = tuple([row for row in kept if row.paraphrase and row.wrong_answers] or kept)
+    return {name: evenly(rows, limit) for name, rows in sorted(groups.items()) if rows}
+
+
+def asked_rows(rows: Sequence[Sample], request: ForgetRequest) -> tuple[Sample, ...]:
+    """The rows of the client that a request is about."""
+    if request.sample_ids is None:
+        return tuple(rows)
+    asked = set(request.sample_ids)
+    return tuple(row for row in rows if row.id in asked)

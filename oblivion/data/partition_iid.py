@@ -1,0 +1,38 @@
+"""Every client draws from the same distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from oblivion.data.ownership import check_enough, own
+from oblivion.seeding import numpy_generator
+from oblivion.types import Sample
+
+
+def partition(samples: Sequence[Sample], *, clients: int, seed: int) -> dict[str, tuple[Sample, ...]]:
+    """Rows shuffled and cut into parts of equal size (McMahan et al., 2017, section 3).
+
+    Parameters
+    ----------
+    samples : sequence of Sample
+        Owners that they name are replaced.
+    clients : int
+        How many parts; their sizes differ by one at most.
+    seed : int
+        Of the run.
+
+    Returns
+    -------
+    dict of str to tuple of Sample
+        ``client-<k>`` to its rows in the order of the data.
+
+    Raises
+    ------
+    ConfigError
+        If there are fewer rows than clients.
+    """
+    import numpy as np
+
+    check_enough(samples, clients, "iid")
+    order = numpy_generator(seed, "partition.iid").permutation(len(samples))
+    return own(samples, [part.tolist() for part in np.array_split(order, clients)])

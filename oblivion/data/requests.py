@@ -1,0 +1,105 @@
+"""Which of a client's samples a forget request names."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from oblivion.data.corpus import FederatedData
+from oblivion.data.federation import check_client
+from oblivion.errors import ConfigError, InputError
+from oblivion.types import Sample
+
+AUTHORS = "authors:"
+
+
+def select_samples(data: FederatedData, client_id: str, spec: str) -> tuple[str, ...] | None:
+    """Resolve ``forget.samples`` (``--samples``) to sample ids.
+
+    Parameters
+    ----------
+    data : FederatedData
+        The resolved federation.
+    client_id : str
+        Who asks.
+    spec : str
+        "" for the whole client; ``authors:<fraction>`` for the last part of the client's authors (the
+        outermost part of `path`, in the order of the data, rounded down, at least one and never all); else
+        the path of a file with one sample id per line.
+
+    Returns
+    -------
+    tuple of str or None
+        Distinct ids in the order of the client's data; None for the whole client.
+
+    Raises
+    ------
+    ConfigError
+        If the client or a sample is unknown, the fraction is not between 0 and 1, or all samples are named.
+    InputError
+        If the file cannot be read or names nothing.
+    """
+    check_client(data, client_id)
+    rows = data.clients[client_id]
+    if not spec:
+        return None
+    chosen = _authors(rows, client_id, spec) if spec.startswith(AUTHORS) else _listed(data, client_id, spec)
+    ids = tuple(dict.fromkeys(row.id for row in rows))
+    selected = tuple(sample_id for sample_id in ids if sample_id in chosen)
+    if len(selected) == len(ids):
+        raise ConfigError(
+            f"forget.samples = '{spec}' names all samples of '{client_id}'; leave out --samples "
+            "(forget.samples) to forget the whole client"
+        )
+    return selected
+
+
+def _authors(rows: tuple[Sample, ...], client_id: str, spec: str) -> set[str]:
+    try:
+        fraction = float(spec.removeprefix(AUTHORS))
+    except ValueError:
+        fraction = 0.0
+    if not 0 < fraction < 1:
+        raise ConfigError(f"forget.samples = '{spec}': expected authors:<fraction>, between 0 and 1 ('authors:0.5')")
+    if not all(row.path for row in rows):
+        raise ConfigError(f"forget.samples = '{spec}': the rows of '{client_id}' have no authors; list ids in a file")
+    authors = list(dict.fromkeys(row.path[0] for row in rows))
+    if len(authors) == 1:
+        raise ConfigError(
+            f"forget.samples = '{spec}': '{client_id}' has one author only; leave it out to forget the whole "
+            "client, or list ids in a file"
+        )
+    last = set(authors[-max(1, int(fraction * len(authors))) :])
+    return {row.id for row in rows if row.path[0] in last}
+
+
+def _listed(data: FederatedData, client_id: str, spec: str) -> set[str]:
+    try:
+        lines = Path(spec).read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise InputError(
+            f"forget.samples = '{spec}': cannot be read ({error.strerror}); expected a file with one "
+            "sample id per line, or authors:<fraction>"
+        ) from None
+    except UnicodeDecodeError:
+        raise InputError(f"{spec}: not UTF-8 text; expected one sample id per line") from None
+    own = {row.id for row in data.clients[client_id]}
+    chosen = set()
+    for number, line in enumerate(lines, start=1):
+        sample_id = line.strip()
+        if sample_id and sample_id not in own:
+            raise ConfigError(f"{spec}:{number}: {_unknown(data, client_id, sample_id)}")
+        if sample_id:
+            chosen.add(sample_id)
+    if not chosen:
+        raise InputError(f"{spec}: names no sample; expected one sample id per line")
+    return chosen
+
+
+def _unknown(data: FederatedData, client_id: str, sample_id: str) -> str:
+    for other, rows in data.clients.items():
+        if any(row.id == sample_id for row in rows):
+            return f"sample '{sample_id}' belongs to '{other}', not to '{client_id}'"
+    own = sorted({row.id for row in data.clients[client_id]})
+    close = difflib.get_close_matches(sample_id, own, n=1, cutoff=0)
+    return f"'{client_id}' has no sample '{sample_id}'; the nearest of its {len(own)} is '{close[0]}'"

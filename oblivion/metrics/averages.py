@@ -1,0 +1,70 @@
+"""The mean of a metric over rows, with its 95 % interval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from oblivion.errors import InputError
+from oblivion.metrics.context import AnswerScore, EvaluationContext
+from oblivion.types import MetricResult
+
+Z95 = 1.959963984540054
+"""The 97.5 % quantile of the standard normal distribution."""
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """95 % interval of the mean by the normal approximation, ``m +- 1.96 s / sqrt(n)``; None below two rows."""
+    if len(values) < 2:
+        return None
+    numbers = np.asarray(values, dtype=np.float64)
+    half = Z95 * float(numbers.std(ddof=1)) / float(np.sqrt(len(numbers)))
+    mean = float(numbers.mean())
+    return mean - half, mean + half
+
+
+def mean_result(values: Mapping[int, float], per_example: Mapping[int, Mapping[str, Any]]) -> MetricResult:
+    """Average one value per row.
+
+    Parameters
+    ----------
+    values : mapping of int to float
+        Row position to the number that is averaged; at least one.
+    per_example : mapping of int to mapping
+        Row position to what is shown for the row.
+
+    Returns
+    -------
+    MetricResult
+        Mean in fp64, with a 95 % interval over the rows.
+    """
+    numbers = list(values.values())
+    return MetricResult(
+        value=float(np.mean(np.asarray(numbers, dtype=np.float64))),
+        per_example={str(index): shown for index, shown in per_example.items()},
+        n=len(numbers),
+        interval=mean_interval(numbers),
+    )
+
+
+def mean_of_answers(
+    context: EvaluationContext, group: str, measure: Callable[[AnswerScore], float | None], *kinds: str
+) -> MetricResult:
+    """Average what `measure` says about each answer of a group; rows where it says None are left out.
+
+    Raises
+    ------
+    InputError
+        If no row is left.
+    """
+    values = {}
+    for row in context.select(group, "answer", *kinds):
+        assert row.answer is not None
+        value = measure(row.answer)
+        if value is not None:
+            values[row.index] = value
+    if not values:
+        raise InputError(f"no answer of group '{group}' has a token before its end")
+    return mean_result(values, {index: {"score": value} for index, value in values.items()})

@@ -1,0 +1,51 @@
+"""Extraction strength (Wang et al., 2025, after Carlini et al., 2021): how short a prefix gives the rest away.
+
+``1 - k / T``, where k is the smallest number of answer tokens after which greedy decoding (teacher-forced) gets
+all others right.
+
+As in open-unlearning: the last token (EOS) does not count, and k is at most T - 1, so that the floor is ``1 / T``
+and not 0 (short answers have a high floor). Deviation: an answer without a token before EOS is left out, where
+open-unlearning counts it as 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from oblivion.metrics.averages import mean_of_answers
+from oblivion.metrics.context import AnswerScore, EvaluationContext
+from oblivion.types import MetricResult
+
+
+def extraction_strength(answer: AnswerScore) -> float | None:
+    """``1 - k / T`` over the tokens before EOS; None if there is none."""
+    body = answer.matches[:-1]
+    if not len(body):
+        return None
+    wrong = np.flatnonzero(~body)
+    prefix = min(int(wrong[-1]) + 1, len(body) - 1) if len(wrong) else 0
+    return 1 - prefix / len(body)
+
+
+@dataclass(frozen=True)
+class ExtractionStrength:
+    """Mean share of an answer that the model completes by itself.
+
+    Parameters
+    ----------
+    group : str, default "forget"
+        Whose rows.
+    """
+
+    group: str = "forget"
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """The scores of the answers."""
+        return frozenset({f"{self.group}.answer"})
+
+    def compute(self, context: EvaluationContext) -> MetricResult:
+        """Per row ``score``."""
+        return mean_of_answers(context, self.group, extraction_strength)

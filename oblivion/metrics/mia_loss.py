@@ -1,0 +1,17 @@
+"""Membership by loss (Yeom et al., 2018): the mean negative log-likelihood per token, EOS counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from oblivion.metrics.context import AnswerScore
+from oblivion.metrics.membership import MembershipAttack
+
+
+@dataclass(frozen=True)
+class LossAttack(MembershipAttack):
+    """Membership AUC of the loss."""
+
+    def score(self, answer: AnswerScore) -> float | None:
+        """Loss in nats per token."""
+        return answer.loss

@@ -1,0 +1,26 @@
+"""Membership by loss against compressibility (Carlini et al., 2021, Extracting training data from LLMs).
+
+The mean loss per token, EOS counted, over the length in bytes of the zlib-compressed answer. The paper scores whole
+texts; as in open-unlearning the prompt counts in neither of the two numbers.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+from oblivion.metrics.context import AnswerScore
+from oblivion.metrics.membership import MembershipAttack
+
+
+@dataclass(frozen=True)
+class ZlibAttack(MembershipAttack):
+    """Membership AUC of the loss divided by the compressed length."""
+
+    def kinds(self) -> tuple[str, ...]:
+        """The answer's text as its tokens decode."""
+        return ("text",)
+
+    def score(self, answer: AnswerScore) -> float | None:
+        """Loss per compressed byte."""
+        return answer.loss / len(zlib.compress(answer.text.encode("utf-8")))

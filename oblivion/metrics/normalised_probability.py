@@ -1,0 +1,41 @@
+"""Probability of the right answer among all answers (Maini et al., 2024, TOFU).
+
+``P(a) / (P(a) + sum_i P(wrong_i) + 1e-10)`` with length-normalised P; the 1e-10 is open-unlearning's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from oblivion.metrics.averages import mean_result
+from oblivion.metrics.context import EvaluationContext
+from oblivion.types import MetricResult
+
+EPSILON = 1e-10
+
+
+@dataclass(frozen=True)
+class NormalisedProbability:
+    """Mean share of the right answer in the probability of all answers, as on real authors and world facts.
+
+    Parameters
+    ----------
+    group : str, default "ra"
+        Whose rows.
+    """
+
+    group: str = "ra"
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """The scores of the answer and of the wrong answers."""
+        return frozenset({f"{self.group}.answer", f"{self.group}.wrong"})
+
+    def compute(self, context: EvaluationContext) -> MetricResult:
+        """Per row ``prob``, the share."""
+        values = {}
+        for row in context.select(self.group, "answer", "wrong"):
+            assert row.answer is not None
+            right = row.answer.probability
+            values[row.index] = right / (right + sum(score.probability for score in row.wrong) + EPSILON)
+        return mean_result(values, {index: {"prob": value} for index, value in values.items()})

@@ -1,0 +1,51 @@
+"""Probability of an answer (Maini et al., 2024, TOFU): ``P(a|q)^(1/T)``, EOS counted.
+
+The geometric mean of the T token probabilities, ``exp(-loss)``. Over wrong answers a row's value is the mean of
+theirs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from oblivion.metrics.averages import mean_result
+from oblivion.metrics.context import EvaluationContext
+from oblivion.types import MetricResult
+
+
+@dataclass(frozen=True)
+class Probability:
+    """Mean length-normalised probability of the answers, their paraphrases or the wrong answers of a group.
+
+    Parameters
+    ----------
+    group : str, default "forget"
+        Whose rows.
+    answers : {"answer", "paraphrase", "wrong"}, default "answer"
+        Which answers.
+    """
+
+    group: str = "forget"
+    answers: Literal["answer", "paraphrase", "wrong"] = "answer"
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """The scores of these answers."""
+        return frozenset({f"{self.group}.{self.answers}"})
+
+    def compute(self, context: EvaluationContext) -> MetricResult:
+        """Per row ``prob`` and ``avg_loss`` (nats per token), or lists of them for wrong answers."""
+        values: dict[int, float] = {}
+        shown: dict[int, dict[str, Any]] = {}
+        for row in context.select(self.group, self.answers):
+            if self.answers == "wrong":
+                probabilities = [score.probability for score in row.wrong]
+                values[row.index] = sum(probabilities) / len(probabilities)
+                shown[row.index] = {"prob": probabilities, "avg_loss": [score.loss for score in row.wrong]}
+                continue
+            score = row.answer if self.answers == "answer" else row.paraphrase
+            assert score is not None
+            values[row.index] = score.probability
+            shown[row.index] = {"prob": score.probability, "avg_loss": score.loss}
+        return mean_result(values, shown)

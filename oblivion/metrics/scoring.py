@@ -1,0 +1,128 @@
+"""One teacher-forced pass over all answers: what every likelihood-based metric needs, each row forwarded once.
+
+Rows are sorted by length, so that a batch holds little padding, and logits are made at answer positions only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oblivion.data.tokens import TokenRow
+from oblivion.errors import InputError
+from oblivion.metrics.context import AnswerScore
+from oblivion.models.forward import answer_logits
+from oblivion.training.batches import collate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_MAX_LOGITS = 1 << 27  # numbers, 512 MiB in fp32: on a vocabulary of 128 k this is 1024 answer tokens a batch
+_CHUNK = 1 << 24  # numbers that are normalised at a time; each takes a handful of temporaries
+
+
+def score_rows(
+    model: Any,
+    rows: Sequence[TokenRow],
+    *,
+    pad_id: int,
+    max_tokens: int = 4096,
+    moments: Collection[int] = (),
+) -> list[AnswerScore]:
+    """Score every row's labels.
+
+    Parameters
+    ----------
+    model : transformers or peft model
+        Any causal LM, in evaluation mode.
+    rows : sequence of TokenRow
+        Prompts with answers; a row's numbers do not depend on the others beyond rounding (about 1e-6).
+    pad_id : int
+        Any id of the vocabulary; no answer can see the padding after it.
+    max_tokens : int, default 4096
+        The most tokens in a batch, padding included (a longer row goes alone).
+    moments : collection of int
+        Positions in `rows` whose mean and variance over the vocabulary are wanted.
+
+    Returns
+    -------
+    list of AnswerScore
+        One per row, in order, without texts.
+
+    Raises
+    ------
+    InputError
+        If the model gives a log-probability that is not finite.
+    """
+    import torch
+
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])
+    scores: list[AnswerScore | None] = [None] * len(rows)
+    with torch.inference_mode():
+        for batch in _batches(rows, max_tokens, max(1, _MAX_LOGITS // vocabulary)):
+            padded = collate([rows[index] for index in batch], pad_id, model.device)
+            # Padding is on the right, where a causal model never looks: without a mask attention is cheaper.
+            everything = torch.ones_like(padded.mask)
+            logits = answer_logits(model, padded.ids, everything, padded.answers.rows, padded.positions)
+            wanted = any(index in moments for index in batch)
+            numbers = _statistics(logits, padded.answers.labels, wanted)
+            start = 0
+            for index in batch:
+                stop = start + len(rows[index].labels)
+                scores[index] = _slice(numbers, slice(start, stop), index in moments)
+                start = stop
+    return [score for score in scores if score is not None]
+
+
+def _batches(rows: Sequence[TokenRow], max_tokens: int, max_answers: int) -> Iterator[list[int]]:
+    """Positions of rows in batches of similar length, within both budgets."""
+    batch: list[int] = []
+    answers = 0
+    for index in sorted(range(len(rows)), key=lambda i: (len(rows[i].ids), i)):
+        row = rows[index]
+        if batch and ((len(batch) + 1) * len(row.ids) > max_tokens or answers + len(row.labels) > max_answers):
+            yield batch
+            batch, answers = [], 0
+        batch.append(index)
+        answers += len(row.labels)
+    if batch:
+        yield batch
+
+
+def _statistics(logits: Tensor, labels: Tensor, moments: bool) -> NDArray[np.float64]:
+    """Rows of (log-probability, greedy match, mean, variance) for T labels: array (T, 4) float64."""
+    import torch
+
+    parts = []
+    step = max(1, _CHUNK // logits.shape[-1])
+    for start in range(0, len(labels), step):
+        chunk, target = logits[start : start + step], labels[start : start + step, None]
+        logs = chunk.log_softmax(-1)
+        own = logs.gather(-1, target)[:, 0]
+        matches = chunk.argmax(-1) == target[:, 0]
+        mean = variance = torch.zeros_like(own)
+        if moments:
+            probabilities = logs.exp()
+            mean = (probabilities * logs).sum(-1)
+            variance = (probabilities * (logs - mean[:, None]).square()).sum(-1)
+        parts.append(torch.stack([own.double(), matches.double(), mean.double(), variance.double()], dim=1))
+    numbers: NDArray[np.float64] = torch.cat(parts).cpu().numpy()
+    if not np.isfinite(numbers).all():
+        raise InputError(
+            "the model gives log-probabilities that are not finite; its weights are damaged or its precision "
+            "overflows (try model.dtype = 'float32')"
+        )
+    return numbers
+
+
+def _slice(numbers: NDArray[np.float64], tokens: slice, moments: bool) -> AnswerScore:
+    own, matches, mean, variance = numbers[tokens].T
+    return AnswerScore(
+        log_probs=own.copy(),
+        matches=matches.astype(bool),
+        mean=mean.copy() if moments else None,
+        variance=variance.copy() if moments else None,
+    )

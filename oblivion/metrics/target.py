@@ -1,0 +1,236 @@
+"""Evaluate whatever a person points at: a run, an adapter folder, a model folder or a hub id."""
+
+from __future__ import annotations
+
+import contextlib
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from oblivion.config import LoraConfig, ModelConfig, RunConfig, config_from_mapping
+from oblivion.data import templates
+from oblivion.data.federation import resolve
+from oblivion.data.groups import central_groups, evenly
+from oblivion.data.requests import select_samples
+from oblivion.data.tofu import evaluation_groups
+from oblivion.errors import InputError
+from oblivion.metrics.evaluation import evaluate_model, read_reference, to_open_unlearning
+from oblivion.models.loading import load_base, model_digest
+from oblivion.models.resident import CONFIG, load_resident, read_adapter_folder
+from oblivion.types import Adapter, ForgetRequest, Sample
+
+_TABLE_NAMES = 34
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What is evaluated: a base model, an adapter on it if there is one, and the run it comes from if there is one."""
+
+    name: str
+    model: ModelConfig
+    lora: LoraConfig | None = None
+    adapter: Adapter | None = None
+    run: RunConfig | None = None
+
+
+def _read_run(folder: Path) -> RunConfig:
+    try:
+        values = tomllib.loads((folder / "config.toml").read_text("utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{folder}/config.toml: cannot be read: {error}") from None
+    return config_from_mapping(values, f"{folder}/config.toml")
+
+
+def find_target(target: Any, base: str = "", revision: str = "") -> Target:
+    """Recognise a target.
+
+    Parameters
+    ----------
+    target : str, Path, or a result of a run
+        A run directory, a PEFT adapter folder, a model folder, a hub id, or an object with ``directory`` and
+        ``adapter_folder``.
+    base : str, default ""
+        The base model of an adapter folder; by default the one that the adapter names.
+    revision : str, default ""
+        The pinned revision of a hub id.
+
+    Raises
+    ------
+    InputError
+        If it is none of these, or an adapter's base is not known.
+    """
+    folder = Path(getattr(target, "adapter_folder", target))
+    run_folder = Path(getattr(target, "directory", folder))
+    run = _read_run(run_folder) if (run_folder / "config.toml").is_file() else None
+    if run is not None and run_folder == folder:
+        folder = run_folder / "adapters" / "original"
+    if (folder / CONFIG).is_file():
+        adapter, lora, named = read_adapter_folder(folder)
+        model = run.model if run and not base else ModelConfig(name=base or named, revision=revision)
+        if not model.name:
+            raise InputError(f"{folder} does not name its base model; give it with --base")
+        return Target(name=str(folder), model=model, lora=lora, adapter=adapter, run=run)
+    if run is not None:
+        raise InputError(f"{run_folder} has no adapters/original; its learning did not finish")
+    return Target(name=str(target), model=ModelConfig(name=str(target), revision=revision))
+
+
+@contextlib.contextmanager
+def _opened(target: Target) -> Iterator[tuple[Any, Any, int]]:
+    """The plain model with any adapter merged, its tokenizer and its context."""
+    if target.adapter is None:
+        base = load_base(target.model)
+        yield base.model, base.tokenizer, base.max_length
+        return
+    assert target.lora is not None
+    resident = load_resident(target.model, target.lora)
+    resident.write(target.adapter)
+    with resident.merged() as model:
+        yield model, resident.tokenizer, resident.max_length
+
+
+def _groups(target: Target, suite: str, data: str, split: str, limit: int) -> dict[str, tuple[Sample, ...]]:
+    if data:
+        return {name: rows[:limit] if limit else rows for name, rows in evaluation_groups(data, split).items()}
+    if target.run is None:
+        raise InputError(f"suite '{suite}' needs rows: give a folder with its files with --data")
+    federated = resolve(target.run)
+    forget = target.run.forget
+    request = None
+    if forget.client:
+        samples = select_samples(federated, forget.client, forget.samples)
+        request = ForgetRequest(id="evaluate", client_id=forget.client, sample_ids=samples)
+    return {name: evenly(rows, limit) for name, rows in central_groups(federated, request, 0).items()}
+
+
+def evaluate(
+    target: Any,
+    *,
+    suite: str = "tofu",
+    data: str = "",
+    split: str = "forget10",
+    reference: Any = None,
+    base: str = "",
+    revision: str = "",
+    template: str = "",
+    limit: int = 0,
+    max_new_tokens: int = 200,
+    batch_size: int = 32,
+    text: bool = False,
+) -> dict[str, Any]:
+    """Run a suite on a target.
+
+    Parameters
+    ----------
+    target : str, Path, or a result of a run
+        See `find_target`.
+    suite : str, default "tofu"
+        A registered suite.
+    data : str, default ""
+        A folder with the suite's files; for a run, its own rows if empty.
+    split : str, default "forget10"
+        The forget split of that folder.
+    reference : str, Path or a result of a run, optional
+        The model that never saw the forget rows: the JSON of its evaluation, or the model itself, which is then
+        evaluated first.
+    base, revision : str
+        See `find_target`.
+    template : str, default ""
+        A registered template; by default the run's own, else ``plain``.
+    limit : int, default 0
+        At most so many rows of each group; 0 for all.
+    max_new_tokens, batch_size : int
+        Generation.
+    text : bool, default False
+        Whether the result holds questions, answers and generations beside the numbers.
+
+    Returns
+    -------
+    dict
+        OpenUnlearning's JSON layout, plus ``manifest``.
+    """
+    found = find_target(target, base, revision)
+    groups = _groups(found, suite, data, split, limit)
+    chosen = template or (found.run.data.template if found.run else "plain")
+    known = _reference(reference, found, base, groups, chosen, suite, max_new_tokens, batch_size)
+    manifest = {
+        "target": found.name,
+        "model": found.model.name,
+        "model_digest": model_digest(found.model),
+        "suite": suite,
+        "data": data or found.name,
+        "split": split if data else "",
+        "template": chosen,
+        "limit": limit,
+        "max_new_tokens": max_new_tokens,
+        "rows": {name: len(rows) for name, rows in groups.items()},
+        "versions": {name: version(name) for name in ("oblivion-fl", "torch", "transformers", "peft")},
+    }
+    return _run(found, groups, chosen, suite, max_new_tokens, batch_size, known, manifest, text)
+
+
+def _reference(
+    reference: Any,
+    found: Target,
+    base: str,
+    groups: Mapping[str, Sequence[Sample]],
+    template: str,
+    suite: str,
+    max_new_tokens: int,
+    batch_size: int,
+) -> Mapping[str, Any] | None:
+    if not reference:
+        return None
+    if isinstance(reference, str | Path) and Path(reference).is_file():
+        return read_reference(reference)
+    other = find_target(reference, base)
+    if other.run is None and found.run is not None:
+        other = replace(other, run=found.run)
+    return _run(other, groups, template, suite, max_new_tokens, batch_size, None, {}, False)
+
+
+def _run(
+    target: Target,
+    groups: Mapping[str, Sequence[Sample]],
+    template: str,
+    suite: str,
+    max_new_tokens: int,
+    batch_size: int,
+    reference: Mapping[str, Any] | None,
+    manifest: Mapping[str, Any],
+    text: bool,
+) -> dict[str, Any]:
+    import torch
+
+    torch.set_num_threads(target.run.train.threads if target.run else 1)
+    with _opened(target) as (model, tokenizer, max_length):
+        evaluation = evaluate_model(
+            model,
+            tokenizer,
+            groups,
+            template=templates.get(template)(),
+            max_length=max_length,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            reference=reference,
+            suite=suite,
+        )
+    return to_open_unlearning(evaluation, manifest, text=text)
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """A result as lines of text: metric, value, 95 % interval, rows."""
+    lines = [f"{'metric':<{_TABLE_NAMES}} {'value':>12}  {'95 % interval':<22} rows"]
+    for name, entry in result.items():
+        if name == "manifest":
+            continue
+        value = "-" if entry["agg_value"] is None else f"{entry['agg_value']:.6g}"
+        interval = "[{:.4g}, {:.4g}]".format(*entry["interval"]) if entry.get("interval") else ""
+        lines.append(f"{name:<{_TABLE_NAMES}} {value:>12}  {interval:<22} {entry.get('n', '')}")
+    skipped = result.get("manifest", {}).get("skipped", [])
+    if skipped:
+        lines.append(f"{len(skipped)} rows are longer than the model's context and were left out whole")
+    return "\n".join(lines)

@@ -1,0 +1,78 @@
+"""Truth ratio (Maini et al., 2024, TOFU): how much likelier wrong answers are than the right one.
+
+``R = exp(-mean_i loss(wrong_i)) / (exp(-loss(right)) + 1e-10)`` with losses per token, EOS counted.
+
+Deviations from the paper, as in its code and in open-unlearning: the mean over wrong answers is one of losses, so
+it is a geometric mean of probabilities, where the text has an arithmetic one; and there is the 1e-10.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from oblivion.metrics.averages import mean_result
+from oblivion.metrics.context import EvaluationContext
+from oblivion.types import MetricResult
+
+EPSILON = 1e-10
+
+Aggregation = Literal["closer_to_1_better", "true_better", "prob_mean"]
+
+
+def truth_ratio(right: float, wrong: Sequence[float]) -> float:
+    """R from the right answer's loss and the wrong answers' losses (nats per token)."""
+    return float(np.exp(-np.mean(wrong)) / (np.exp(-right) + EPSILON))
+
+
+def truth_share(right: float, wrong: Sequence[float]) -> float:
+    """``c / (c + w)`` with the right answer's probability c and the wrong answers' geometric mean w."""
+    c, w = np.exp(-right), np.exp(-np.mean(wrong))
+    return float(c / (c + w + EPSILON))
+
+
+@dataclass(frozen=True)
+class TruthRatio:
+    """How a group's wrong answers compare with the right one, in one of three aggregations.
+
+    Parameters
+    ----------
+    group : str, default "forget"
+        Whose rows.
+    aggregation : str
+        ``closer_to_1_better``: mean of ``min(R, 1 / (R + 1e-10))``, TOFU's on forget rows, to be compared with the
+        reference's value and not maximised. ``true_better``: mean of ``max(0, 1 - R)``, TOFU's on the others.
+        ``prob_mean``: mean of ``c / (c + w + 1e-10)``.
+    right : {"paraphrase", "answer"}, default "paraphrase"
+        What counts as the right answer; TOFU takes the answer itself where there is no paraphrase (real authors,
+        world facts).
+    """
+
+    group: str = "forget"
+    aggregation: Aggregation = "closer_to_1_better"
+    right: Literal["paraphrase", "answer"] = "paraphrase"
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """The scores of the right and the wrong answers."""
+        return frozenset({f"{self.group}.{self.right}", f"{self.group}.wrong"})
+
+    def compute(self, context: EvaluationContext) -> MetricResult:
+        """Per row ``score``: R itself, or for ``prob_mean`` the share."""
+        scores, values = {}, {}
+        for row in context.select(self.group, self.right, "wrong"):
+            right = row.paraphrase if self.right == "paraphrase" else row.answer
+            assert right is not None
+            wrong = [score.loss for score in row.wrong]
+            if self.aggregation == "prob_mean":
+                scores[row.index] = values[row.index] = truth_share(right.loss, wrong)
+                continue
+            ratio = scores[row.index] = truth_ratio(right.loss, wrong)
+            if self.aggregation == "closer_to_1_better":
+                values[row.index] = min(ratio, 1 / (ratio + EPSILON))
+            else:
+                values[row.index] = max(0.0, 1 - ratio)
+        return mean_result(values, {index: {"score": score} for index, score in scores.items()})

@@ -1,0 +1,63 @@
+"""The forward pass with logits at chosen positions only.
+
+Most positions of a training row are prompt or padding; on a large vocabulary their logits would cost more
+than the whole network. The decoder runs once over the batch and the head only where a label is predicted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_PROBE_IDS = (1, 2, 3, 4)
+
+
+def _plain(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _head_is_linear(model: Any) -> bool:
+    """Whether head(decoder(x)) is the model's logits; models that scale or cap their logits say no."""
+    import torch
+
+    known = getattr(model, "_oblivion_linear_head", None)
+    if known is None:
+        decoder, head = model.get_decoder(), model.get_output_embeddings()
+        known = decoder is not None and decoder is not model and head is not None
+        if known:
+            ids = torch.tensor([_PROBE_IDS], device=model.device)
+            with torch.no_grad():
+                logits = model(input_ids=ids, use_cache=False).logits
+                known = torch.equal(head(decoder(input_ids=ids, use_cache=False).last_hidden_state), logits)
+        model._oblivion_linear_head = known
+    return bool(known)
+
+
+def answer_logits(model: Any, ids: Tensor, mask: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+    """Logits of a causal LM at chosen positions.
+
+    Parameters
+    ----------
+    model : transformers or peft model
+        Any causal LM.
+    ids, mask : Tensor (B, L) int64
+        Right-padded token ids and their attention mask.
+    rows, positions : Tensor (T,) int64
+        Where logits are wanted: row and position in the row.
+
+    Returns
+    -------
+    Tensor (T, V)
+        At least fp32.
+    """
+    import torch
+
+    plain = _plain(model)
+    if _head_is_linear(plain):
+        hidden = plain.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        logits: Tensor = plain.get_output_embeddings()(hidden[rows, positions])
+    else:
+        logits = plain(input_ids=ids, attention_mask=mask, use_cache=False).logits[rows, positions]
+    return logits if logits.dtype == torch.float64 else logits.float()

@@ -1,0 +1,188 @@
+"""Load a base model and its tokenizer: the built-in tiny one, a folder, or a hub id with a pinned revision."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from oblivion.config import ModelConfig
+from oblivion.errors import ConfigError, InputError
+
+TINY = Path(__file__).parent / "tiny"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_BF16_MIN_WIDTH = 512
+
+
+@dataclass(frozen=True)
+class Base:
+    """A causal language model with its tokenizer.
+
+    Attributes
+    ----------
+    model : transformers.PreTrainedModel
+        In evaluation mode, on `device`, every parameter frozen.
+    tokenizer : transformers tokenizer
+        With EOS and padding tokens.
+    max_length : int
+        The context in tokens.
+    dtype : str
+        ``"float32"`` or ``"bfloat16"``.
+    """
+
+    model: Any
+    tokenizer: Any
+    max_length: int
+    dtype: str
+
+
+def locate(config: ModelConfig) -> str:
+    """Where the model is: a folder, or a hub id.
+
+    Raises
+    ------
+    InputError
+        If it is neither ``tiny``, nor a folder with a model, nor a hub id.
+    ConfigError
+        If it is a hub id without a pinned revision.
+    """
+    if config.name == "tiny":
+        return str(TINY)
+    folder = Path(config.name).expanduser()
+    if folder.is_dir():
+        _check_folder(folder)
+        return str(folder)
+    if folder.is_absolute() or config.name.startswith(".") or not _HUB_ID.fullmatch(config.name):
+        raise InputError(f"model.name = {config.name!r}: there is no such folder, and it is no hub id 'owner/name'")
+    if not config.revision:
+        raise ConfigError(
+            f"model.name = {config.name!r} is a hub id; set model.revision to a commit, so that the run can be repeated"
+        )
+    return config.name
+
+
+def _check_folder(folder: Path) -> None:
+    missing = []
+    if not (folder / "config.json").is_file():
+        missing.append("config.json")
+    if not any(folder.glob("*.safetensors")):
+        missing.append("weights (*.safetensors)")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        missing.append("a tokenizer (tokenizer.json)")
+    if missing:
+        raise InputError(f"model folder {folder} has no {', no '.join(missing)}")
+
+
+def resolve_dtype(config: ModelConfig) -> str:
+    """Choose the weights' dtype: bfloat16 pays only on wide models and on hardware made for it.
+
+    Returns
+    -------
+    str
+        ``config.dtype``, or for ``auto`` bfloat16 from a width of 512 on where a GPU or AMX is there.
+    """
+    if config.dtype != "auto":
+        return config.dtype
+    from transformers import AutoConfig
+
+    where = locate(config)
+    try:
+        width = AutoConfig.from_pretrained(where, revision=config.revision or None).hidden_size
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"model {config.name!r}: its config.json cannot be used: {_first_line(error)}") from None
+    return "bfloat16" if width >= _BF16_MIN_WIDTH and _fast_bfloat16() else "float32"
+
+
+def _fast_bfloat16() -> bool:
+    import torch
+
+    if torch.cuda.is_available():
+        return True
+    cpu = Path("/proc/cpuinfo")
+    return cpu.is_file() and "amx_bf16" in cpu.read_text(errors="replace")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def load_base(config: ModelConfig, max_length: int = 0) -> Base:
+    """Load the model and tokenizer that a config names; safetensors only, no remote code.
+
+    Parameters
+    ----------
+    config : ModelConfig
+        Name, revision, dtype.
+    max_length : int, default 0
+        A shorter context than the model's own; 0 for the model's own.
+
+    Raises
+    ------
+    InputError
+        If weights or tokenizer are missing, malformed or unusable.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    where, revision = locate(config), config.revision or None
+    dtype = resolve_dtype(config)
+    tokenizer = load_tokenizer(config)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            where, revision=revision, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+        )
+    except Exception as error:
+        raise InputError(f"model {config.name!r} could not be loaded: {_first_line(error)}") from error
+    model.requires_grad_(False)
+    model.eval()
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    context = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
+    return Base(model, tokenizer, min(context, max_length or context), dtype)
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """Load the tokenizer alone; the padding token falls back to EOS, whose positions are always masked.
+
+    Raises
+    ------
+    InputError
+        If there is none, or it has no EOS token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            locate(config), revision=config.revision or None, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"tokenizer of {config.name!r} could not be loaded: {_first_line(error)}") from None
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"tokenizer of {config.name!r} has no EOS token, so answers would have no end")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def model_digest(config: ModelConfig) -> str:
+    """SHA-256 over the names and bytes of config, weights and tokenizer; a hub id gives itself with its revision."""
+    where = locate(config)
+    if not Path(where).is_dir():
+        return f"{where}@{config.revision}"
+    digest = hashlib.sha256()
+    for path in _model_files(Path(where)):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _model_files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".safetensors", ".model", ".txt", ".jinja") and path.is_file():
+            yield path

@@ -1,0 +1,206 @@
+"""One base model that stays in memory, with one LoRA adapter whose values are copied in and out.
+
+Nothing is rebuilt per client visit: `ResidentModel.write` overwrites the adapter in place. `merged` folds the
+adapter into the base for evaluation and restores the base bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from oblivion.config import LoraConfig, ModelConfig
+from oblivion.errors import ConfigError, InputError, IntegrityError
+from oblivion.models.loading import Base, load_base
+from oblivion.seeding import torch_generator
+from oblivion.types import Adapter
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Parameter
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+
+class ResidentModel:
+    """A base model with a LoRA adapter attached through peft.
+
+    Parameters
+    ----------
+    base : Base
+        The loaded model; it is changed by attaching the adapter.
+    lora : LoraConfig
+        Rank, alpha, dropout and targets.
+
+    Raises
+    ------
+    ConfigError
+        If no layer of the model matches the targets.
+    """
+
+    def __init__(self, base: Base, lora: LoraConfig) -> None:
+        import peft
+
+        self.base = base
+        targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+        settings = peft.LoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
+        )
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        try:
+            self.model = peft.get_peft_model(base.model, settings)
+        except ValueError as error:
+            raise ConfigError(f"lora.targets = {targets!r}: {str(error).splitlines()[0]}") from None
+        self.model.eval()
+        trainable = ((n.replace(".default.", "."), p) for n, p in self.model.named_parameters() if p.requires_grad)
+        self.parameters: dict[str, Parameter] = dict(sorted(trainable))
+
+    @property
+    def tokenizer(self) -> Any:
+        """The base model's tokenizer."""
+        return self.base.tokenizer
+
+    @property
+    def max_length(self) -> int:
+        """The context in tokens."""
+        return self.base.max_length
+
+    def initial_adapter(self, seed: int) -> Adapter:
+        """The adapter before any training: A uniform as in Hu et al. (2021), B zero.
+
+        The values depend on `seed` and the tensor's name alone, never on data.
+        """
+        import torch
+
+        adapter = {}
+        for name, parameter in self.parameters.items():
+            if ".lora_A." in name:
+                bound = 1 / math.sqrt(parameter.shape[1])  # Kaiming uniform with a = sqrt(5)
+                generator = torch_generator(seed, f"lora/{name}")
+                adapter[name] = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
+            elif ".lora_B." in name:
+                adapter[name] = torch.zeros(parameter.shape)
+            else:
+                adapter[name] = parameter.detach().to("cpu", torch.float32, copy=True)
+        return adapter
+
+    def read(self) -> Adapter:
+        """Copy the adapter's present values out: fp32, on the CPU."""
+        import torch
+
+        return {n: p.detach().to("cpu", torch.float32, copy=True) for n, p in self.parameters.items()}
+
+    def write(self, adapter: Adapter) -> None:
+        """Overwrite the adapter in place.
+
+        Raises
+        ------
+        IntegrityError
+            If names or shapes are not exactly those of this model's adapter.
+        """
+        import torch
+
+        check_adapter(adapter, self.parameters)
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(adapter[name])
+
+    @contextlib.contextmanager
+    def merged(self) -> Iterator[Any]:
+        """Fold the adapter into the base weights, yield the plain model, restore the base exactly."""
+        import torch
+
+        layers = [m for m in self.model.modules() if hasattr(m, "merge") and hasattr(m, "base_layer")]
+        saved = [layer.base_layer.weight.detach().clone() for layer in layers]
+        try:
+            for layer in layers:
+                layer.merge()
+            yield self.model.get_base_model()
+        finally:
+            for layer, weight in zip(layers, saved, strict=True):
+                if layer.merged:
+                    layer.unmerge()
+                with torch.no_grad():
+                    layer.base_layer.weight.copy_(weight)
+
+    def save(self, adapter: Adapter, folder: Path, base_name: str) -> None:
+        """Write an adapter in PEFT format; it loads in peft and transformers as it is.
+
+        The folder appears whole or not at all.
+        """
+        from safetensors.torch import save
+
+        check_adapter(adapter, self.parameters)
+        staging = folder.with_name(folder.name + ".partial")
+        staging.mkdir(parents=True, exist_ok=True)
+        settings = self.model.peft_config["default"].to_dict()
+        settings.update(base_model_name_or_path=base_name, inference_mode=True)
+        text = json.dumps(settings, indent=2, default=lambda v: sorted(v) if isinstance(v, set) else str(v))
+        (staging / CONFIG).write_text(text + "\n", encoding="utf-8")
+        (staging / WEIGHTS).write_bytes(save({n: t.contiguous() for n, t in adapter.items()}, {"format": "pt"}))
+        os.replace(staging, folder)
+
+
+def check_adapter(adapter: Adapter, like: Adapter | dict[str, Parameter]) -> None:
+    """Compare an adapter's names and shapes with what a model expects.
+
+    Raises
+    ------
+    IntegrityError
+        Naming the first tensor that is missing, unknown or of another shape.
+    """
+    for name in sorted(adapter.keys() | like.keys()):
+        if name not in adapter:
+            raise IntegrityError(f"adapter tensor {name!r} is missing")
+        if name not in like:
+            raise IntegrityError(f"adapter tensor {name!r} is unknown to this model")
+        if adapter[name].shape != like[name].shape:
+            raise IntegrityError(
+                f"adapter tensor {name!r} has shape {tuple(adapter[name].shape)}, "
+                f"the model expects {tuple(like[name].shape)}"
+            )
+
+
+def read_adapter_folder(folder: Path) -> tuple[Adapter, LoraConfig, str]:
+    """Read a PEFT adapter folder: its tensors, its LoRA settings, and the base model it names.
+
+    Raises
+    ------
+    InputError
+        If a file is missing or is not what PEFT writes.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder} is not a PEFT adapter folder: {name} is missing")
+    try:
+        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        targets = settings["target_modules"]
+        lora = LoraConfig(
+            rank=settings["r"],
+            alpha=settings["lora_alpha"],
+            targets=targets if isinstance(targets, str) else tuple(targets),
+        )
+        tensors: dict[str, Tensor] = load_file(folder / WEIGHTS)
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise InputError(f"{folder}: not a LoRA adapter in PEFT format: {error}") from None
+    adapter = {name: tensors[name].float() for name in sorted(tensors)}
+    if not any(bool(t.any()) for n, t in adapter.items() if ".lora_A." not in n):
+        raise InputError(f"{folder}: every B of this adapter is zero, so it changes nothing; was it ever trained?")
+    return adapter, lora, str(settings.get("base_model_name_or_path") or "")
+
+
+@functools.lru_cache(maxsize=1)
+def load_resident(model: ModelConfig, lora: LoraConfig, max_length: int = 0) -> ResidentModel:
+    """Load a base model and attach a LoRA adapter; a process keeps the last one, so that nobody holds a second copy."""
+    return ResidentModel(load_base(model, max_length), lora)

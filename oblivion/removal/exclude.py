@@ -1,0 +1,44 @@
+"""Exclude: drop the forgotten data and go on training. The baseline that every method must beat at equal cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, approximate_touches, cost_fraction, from_round
+from oblivion.types import ForgetRequest
+
+
+@dataclass(frozen=True)
+class Exclude:
+    """Go on for some rounds without the forgotten data (guarantee none; the baseline).
+
+    Parameters
+    ----------
+    recovery_rounds : int, default 2
+        Rounds to go on for.
+    """
+
+    recovery_rounds: int = 2
+    requires: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.recovery_rounds < 0:
+            raise ValueError(f"recovery_rounds = {self.recovery_rounds}; it must be at least 0")
+
+    def plan(self, request: ForgetRequest, situation: Situation) -> RemovalPlan:
+        """Plan `recovery_rounds` more rounds from the head, the rule's state as it stands."""
+        first, last = situation.rounds + 1, situation.rounds + self.recovery_rounds
+        steps = situation.rounds_cost(first, last)
+        return RemovalPlan(
+            method="exclude",
+            label=f"exclude + {self.recovery_rounds} rounds",
+            guarantee="none",
+            from_round=from_round(request, situation),
+            phases=(LearnPhase(start="continue", first=first, last=last),),
+            touches=approximate_touches(
+                situation, ("not covered", "what was learned from the data is only trained over"), reset=False
+            ),
+            client_steps=steps,
+            fraction=cost_fraction(steps, situation),
+        )

@@ -1,0 +1,235 @@
+"""The page: all that a run says about its requests, in one HTML file without network and scripts."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from oblivion.config import RunConfig
+from oblivion.errors import InputError
+from oblivion.report.comparison import Comparison, Standing, compare
+from oblivion.report.drawing import icon, marks
+from oblivion.report.formatting import count, plural
+from oblivion.report.picture_clients import clients_picture, shown_clients
+from oblivion.report.picture_costs import costs_picture
+from oblivion.report.picture_curves import branches, curves_picture
+from oblivion.report.picture_tradeoff import tradeoff_picture
+from oblivion.report.reading import Run, Touch, flatten, read_run
+from oblivion.report.tables import (
+    MEASURES,
+    RUNS_HEAD,
+    clients_table,
+    everything_table,
+    methods_table,
+    runs_table,
+)
+from oblivion.report.wording import answer, hurt, learned, noise, opening, request_facts, request_title
+
+MOST_WARNINGS = 30
+_HERE = Path(__file__).parent
+
+
+def _touches(standing: Standing) -> dict[str, Any]:
+    touches: tuple[Touch, ...] = standing.model.touches
+    open_items = sum(1 for touch in touches if touch.status == "not covered")
+    summary = f"{plural(len(touches), 'item')}, " + (f"{open_items} not covered" if open_items else "all covered")
+    return {"label": standing.label, "summary": summary, "touches": touches}
+
+
+def _request_view(comparison: Comparison, anchor: str) -> dict[str, Any]:
+    request = comparison.request
+    looks = marks([standing.key for standing in comparison.standings])
+    clients = clients_table(comparison)
+    # The picture names its rows itself; whoever is left out of it is in the table below.
+    notes: list[Markup | str] = list(hurt(comparison))
+    left_out = len(clients) - len(shown_clients(comparison))
+    if left_out:
+        notes.append(f"{plural(left_out, 'client')} that changed less: only in the table below.")
+    return {
+        "anchor": anchor,
+        "answer": answer(comparison),
+        "title": request_title(request),
+        "id": request.id,
+        "facts": request_facts(request),
+        "head": [
+            {
+                "label": standing.label,
+                "reference": standing is comparison.oracle,
+                "swatch": icon(looks[standing.key]),
+            }
+            for standing in comparison.standings
+        ],
+        "methods": methods_table(comparison),
+        "noise": noise(comparison),
+        "clients": clients,
+        "everything": everything_table(comparison),
+        "hurt": notes,
+        "touches": [_touches(standing) for standing in comparison.methods if standing.model.touches],
+        "clients_picture": clients_picture(comparison, f"{anchor}-clients"),
+        "tradeoff_picture": tradeoff_picture(comparison, f"{anchor}-tradeoff"),
+        "costs_picture": costs_picture(comparison, f"{anchor}-costs"),
+    }
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html")
+
+
+def _or_dash(value: float | None) -> str:
+    return "–" if value is None else count(value)
+
+
+def _settings(run: Run) -> list[tuple[str, str, bool]] | None:
+    if run.config is None:
+        return None
+    defaults = dict(flatten(RunConfig().to_json()))
+    return [(key, value, defaults.get(key) != value) for key, value in run.config]
+
+
+def _run_view(run: Run, comparisons: Sequence[Comparison], name: str, anchor: str) -> dict[str, Any]:
+    warnings = list(run.events.warnings.items()) if run.events else []
+    return {
+        "anchor": anchor,
+        "name": name,
+        "learned": learned(run.metrics),
+        "requests": [
+            _request_view(comparison, f"{anchor}-request-{index}")
+            for index, comparison in enumerate(comparisons, start=1)
+        ],
+        "curves_picture": curves_picture(run.metrics, f"{anchor}-curves"),
+        "branches": [
+            {
+                "name": branch.name,
+                "rounds": f"{branch.rounds[0].round}–{branch.rounds[-1].round}",
+                "refused": _or_dash(branch.total("refused")),
+                "failed": _or_dash(branch.total("failed")),
+                "seconds": _or_dash(branch.total("seconds")),
+            }
+            for branch in branches(run.metrics)
+        ],
+        "events": run.events,
+        "warnings": warnings[:MOST_WARNINGS],
+        "more_warnings": max(0, len(warnings) - MOST_WARNINGS),
+        "manifest": None if run.manifest is None else [(key, value, False) for key, value in run.manifest],
+        "config": _settings(run),
+    }
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    names = [run.metrics.scenario or run.name for run in runs]
+    if len(set(names)) < len(names):
+        names = [f"{name} ({run.name})" if name != run.name else name for name, run in zip(names, runs, strict=True)]
+    return [
+        f"{name}, {names[: index + 1].count(name)}" if names.count(name) > 1 else name
+        for index, name in enumerate(names)
+    ]
+
+
+def build_report(runs: Sequence[Path]) -> str:
+    """Make the report of one or several runs.
+
+    Reads the run directories and nothing else; the same directories give the same page, byte for byte.
+
+    Parameters
+    ----------
+    runs : sequence of Path
+        Run directories, each with ``metrics.json``; ``config.toml``, ``manifest.json`` and ``events.jsonl``
+        are shown where they are there.
+
+    Returns
+    -------
+    str
+        A whole HTML document: styles and pictures are inside, there is no script, and a content security
+        policy forbids every request. Text from the runs is escaped.
+
+    Raises
+    ------
+    InputError
+        If there is no run, or a file is missing or malformed; the message names the file and what to do.
+    """
+    if not runs:
+        raise InputError("no run directory was given; name at least one, such as runs/demo")
+    read = [read_run(Path(path)) for path in runs]
+    names = _names(read)
+    compared = [[compare(request) for request in run.metrics.requests] for run in read]
+    title = (
+        f"Forgetting in {names[0]}"
+        if len(read) == 1 and compared[0]
+        else f"Learning in {names[0]}"
+        if len(read) == 1
+        else f"{count(len(read))} runs compared"
+    )
+    return _template().render(
+        title=title,
+        # Our own file, the only text that goes into the page unescaped.
+        css=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
+        opening=opening([run.metrics for run in read]),
+        measures=MEASURES,
+        runs_head=RUNS_HEAD,
+        runs_rows=runs_table(list(zip(names, compared, strict=True))),
+        runs=[
+            _run_view(run, comparisons, name, f"run-{index}")
+            for index, (run, comparisons, name) in enumerate(zip(read, compared, names, strict=True), start=1)
+        ],
+    )
+
+
+def write_report(runs: Sequence[Path], out: Path) -> Path:
+    """Write the report of one or several runs to one HTML file.
+
+    The file appears whole or not at all: it is written beside its place and then moved there.
+
+    Parameters
+    ----------
+    runs : sequence of Path
+        Run directories, as in `build_report`.
+    out : Path
+        Where the file goes; its folder is made if it is not there.
+
+    Returns
+    -------
+    Path
+        `out`.
+
+    Raises
+    ------
+    InputError
+        As in `build_report`, or if `out` cannot be written.
+    """
+    out = Path(out)
+    page = build_report(runs)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}-", suffix=".tmp")
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another place with --out") from None
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(page)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files for their owner alone; a report is made to be read.
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, out)
+    except OSError as error:
+        Path(temporary).unlink(missing_ok=True)
+        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another place with --out") from None
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return out

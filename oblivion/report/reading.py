@@ -1,0 +1,267 @@
+"""A run directory as the report sees it: checked numbers, ids and settings, never the text of a data set."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from oblivion.errors import InputError
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+COUNTED_EVENTS = ("refused", "failed", "skipped")
+
+
+def clean(text: str) -> str:
+    """Replace characters that no HTML file may hold; everything else is left to the escaping of the page."""
+    return CONTROL.sub("\ufffd", text)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _finite_pair(value: Any) -> Any:
+    if isinstance(value, list | tuple) and any(part is None or _finite(part) is None for part in value):
+        return None
+    return value
+
+
+Text = Annotated[str, BeforeValidator(lambda value: clean(value) if isinstance(value, str) else value)]
+Number = Annotated[float | None, BeforeValidator(_finite)]
+Interval = Annotated[tuple[float, float] | None, BeforeValidator(_finite_pair)]
+
+
+class _Record(BaseModel):
+    # Unknown keys are passed over: a newer writer may add some, and the report shows what it knows.
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Measure(_Record):
+    """One number: `value` is None where it was not measured; its 95 % interval, and its rows `n`."""
+
+    value: Number = None
+    interval: Interval = None
+    n: Number = None
+
+
+class ModelCost(_Record):
+    """What it took to make a model; `fraction` is in units of retraining (None for the original)."""
+
+    client_steps: Number = None
+    tokens: Number = None
+    bytes_up: Number = None
+    bytes_down: Number = None
+    fraction: Number = None
+
+
+class Touch(_Record):
+    """One line of a removal's checklist."""
+
+    item: Text
+    status: Text
+    why: Text = ""
+
+
+class ModelRecord(_Record):
+    """One model of a request: the original, an oracle, or what a removal made."""
+
+    label: Text = ""
+    guarantee: Text | None = None
+    central: dict[Text, Measure] = {}
+    clients: dict[Text, dict[Text, Measure]] = {}
+    cost: ModelCost = ModelCost()
+    touches: tuple[Touch, ...] = ()
+
+
+class RequestRecord(_Record):
+    """One request to forget, and the models that belong to it."""
+
+    id: Text
+    client: Text
+    samples: int | None = None
+    rows: int | None = None
+    t_u: int | None = None
+    models: dict[Text, ModelRecord] = {}
+
+    def label(self, key: str) -> str:
+        """What readers call the model `key`."""
+        return self.models[key].label or key
+
+
+class RoundRecord(_Record):
+    """One committed round; `loss` is the mean over its clients, in nats per token."""
+
+    branch: Text
+    round: int
+    loss: Number = None
+    clients: Number = None
+    refused: Number = None
+    failed: Number = None
+    seconds: Number = None
+
+
+class Metrics(_Record):
+    """The file ``metrics.json``."""
+
+    format: Literal[1]
+    scenario: Text = ""
+    requests: tuple[RequestRecord, ...] = ()
+    history: tuple[RoundRecord, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Events:
+    """What the report tells of ``events.jsonl``.
+
+    Attributes
+    ----------
+    counts : mapping of str to int
+        How often something was refused, failed or skipped.
+    warnings : mapping of str to int
+        Text of a warning, to how often it came; in order of first appearance.
+    unreadable : int
+        Lines that are not JSON (a killed run may leave one).
+    """
+
+    counts: Mapping[str, int]
+    warnings: Mapping[str, int]
+    unreadable: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run directory; `manifest` and `config` are (dotted key, value) rows, None for a missing file."""
+
+    name: str
+    metrics: Metrics
+    manifest: tuple[tuple[str, str], ...] | None
+    config: tuple[tuple[str, str], ...] | None
+    events: Events | None
+
+
+def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested tables as (dotted key, value as text) rows, in the order of the file."""
+    if isinstance(value, Mapping) and value:
+        return [
+            row for key, inner in value.items() for row in flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+        ]
+    shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return [(clean(prefix), clean(shown))]
+
+
+def _read(path: Path, remedy: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
+
+
+def _read_metrics(directory: Path) -> Metrics:
+    path = directory / "metrics.json"
+    remedy = "give a finished run's directory, or finish this one with 'oblivion run --resume --out DIR'"
+    try:
+        return Metrics.model_validate_json(_read(path, remedy))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "json_invalid":
+            raise InputError(f"{path}: not JSON: {first['msg']}; {remedy}") from None
+        if where == "format":
+            raise InputError(
+                f"{path}: format is {first['input']!r:.60}, this version reads format 1; "
+                "make the report with the version of oblivion that made the run"
+            ) from None
+        raise InputError(
+            f"{path}: {where or 'top level'}: {first['msg']}, found {first['input']!r:.60}; {remedy}"
+        ) from None
+
+
+def _read_manifest(directory: Path) -> tuple[tuple[str, str], ...] | None:
+    path = directory / "manifest.json"
+    if not path.exists():
+        return None
+    remedy = "restore the file that the run wrote"
+    try:
+        manifest = json.loads(_read(path, remedy))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON: {error}; {remedy}") from None
+    if not isinstance(manifest, dict):
+        raise InputError(f"{path}: expected an object, found {type(manifest).__name__}; {remedy}")
+    return tuple(flatten(manifest)) if manifest else ()
+
+
+def _read_config(directory: Path) -> tuple[tuple[str, str], ...] | None:
+    path = directory / "config.toml"
+    if not path.exists():
+        return None
+    remedy = "restore the file that the run wrote"
+    try:
+        config = tomllib.loads(_read(path, remedy).decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a TOML file: {error}; {remedy}") from None
+    return tuple(flatten(config)) if config else ()
+
+
+def _read_events(directory: Path) -> Events | None:
+    path = directory / "events.jsonl"
+    if not path.exists():
+        return None
+    counts: Counter[str] = Counter(dict.fromkeys(COUNTED_EVENTS, 0))
+    warnings: Counter[str] = Counter()
+    unreadable = 0
+    for line in _read(path, "restore the file that the run wrote").splitlines():
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError:
+            unreadable += 1
+            continue
+        if not isinstance(record, dict):
+            unreadable += 1
+            continue
+        # "refused" and "update.refused" are the same kind of event.
+        kind = str(record.get("event", "")).rsplit(".", 1)[-1]
+        if kind in counts:
+            counts[kind] += 1
+        elif kind == "warning":
+            text = next((record[key] for key in ("message", "text", "note") if record.get(key)), "(no text)")
+            warnings[clean(str(text))] += 1
+    return Events(counts=dict(counts), warnings=dict(warnings), unreadable=unreadable)
+
+
+def read_run(directory: Path) -> Run:
+    """Read what a run left behind.
+
+    Parameters
+    ----------
+    directory : Path
+        A run directory. ``metrics.json`` must be there; the other files are shown if they are.
+
+    Returns
+    -------
+    Run
+        Everything the report shows, checked.
+
+    Raises
+    ------
+    InputError
+        Naming the file, what is wrong with it, and what to do.
+    """
+    directory = Path(directory)
+    return Run(
+        name=clean(directory.resolve().name),
+        metrics=_read_metrics(directory),
+        manifest=_read_manifest(directory),
+        config=_read_config(directory),
+        events=_read_events(directory),
+    )

@@ -1,0 +1,258 @@
+"""The tables: every measure of every model beside the oracle's, every client, every number there is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from oblivion.report.comparison import (
+    FORGET_PROBABILITY,
+    MODEL_UTILITY,
+    Comparison,
+    Standing,
+    client_names,
+    client_probability,
+    own_entries,
+)
+from oblivion.report.formatting import NOT_MEASURED, number, percent, power_of_ten, scientific, signed
+from oblivion.report.reading import Measure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A measure of the table: its name in the file, what readers call it, and what is good."""
+
+    metric: str
+    title: str
+    meaning: str
+    logarithmic: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A value, its difference to the oracle, its interval; `level`: it lies inside the oracle's interval."""
+
+    value: str
+    difference: str = ""
+    interval: str = ""
+    level: bool = False
+    measured: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line: a title and a cell per model; `strong` marks what the request is about."""
+
+    title: str
+    cells: tuple[Cell, ...]
+    strong: bool = False
+
+
+OTHERS, COST, GUARANTEE = "others", "cost", "guarantee"
+MEASURES = (
+    Column(
+        metric=FORGET_PROBABILITY,
+        title="Probability",
+        meaning="how likely the model finds the forgotten answers. As close to the oracle as possible.",
+    ),
+    Column(
+        metric="forget_Q_A_ROUGE",
+        title="ROUGE",
+        meaning="how much of the forgotten answer it writes by itself. As close to the oracle as possible.",
+    ),
+    Column(
+        metric="forget_TR__closer_to_1_better",
+        title="Truth ratio",
+        meaning="whether wrong answers look as likely as the true one (1: they do). "
+        "As close to the oracle as possible.",
+    ),
+    Column(
+        metric="forget_quality",
+        title="Forget quality",
+        meaning="how well the truth ratios agree with the oracle’s (p-value; differences as powers of ten). "
+        "High is good, but a few questions can hardly give a low one.",
+        logarithmic=True,
+    ),
+    Column(
+        metric=MODEL_UTILITY,
+        title="Model utility",
+        meaning="what the model is still good for, on data that nobody withdrew. Not below the oracle.",
+    ),
+    Column(
+        metric="extraction_strength",
+        title="Extraction strength",
+        meaning="how much of a forgotten answer follows from its start. As close to the oracle as possible.",
+    ),
+    Column(
+        metric="mia_min_k",
+        title="Membership AUC (min-k)",
+        meaning="how well an attacker tells forgotten rows from rows never seen; 0.5 is guessing. "
+        "As close to the oracle as possible.",
+    ),
+    Column(
+        metric="privleak",
+        title="PrivLeak",
+        meaning="the same attack, in percent off the oracle. 0 is ideal; negative: it remembers, "
+        "positive: it overdid the forgetting.",
+    ),
+    Column(
+        metric=OTHERS,
+        title="Other clients’ probability",
+        meaning="mean over the clients that stay, each counting the same. Not below the oracle.",
+    ),
+    Column(
+        metric=COST,
+        title="Cost",
+        meaning="client-steps in units of training again without the data. Low is good.",
+    ),
+    Column(
+        metric=GUARANTEE,
+        title="Guarantee",
+        meaning="exact: as if never trained on; certified: a proven bound; approximate: measured only; "
+        "none: just no longer used; suppression: hidden, the model still contains it.",
+    ),
+)
+
+
+def _interval(measure: Measure) -> str:
+    return f"[{number(measure.interval[0])}, {number(measure.interval[1])}]" if measure.interval else ""
+
+
+def _difference(value: float, reference: float, logarithmic: bool) -> str:
+    if not logarithmic:
+        return signed(value - reference)
+    if value <= 0 or reference <= 0:
+        return ""
+    decades = math.log10(value / reference)
+    return "±0" if abs(decades) < 0.05 else f"×\u00a0{power_of_ten(decades)}"
+
+
+def _measure(standing: Standing, column: Column) -> Measure:
+    if column.metric == OTHERS:
+        return Measure(value=standing.others)
+    if column.metric == FORGET_PROBABILITY:
+        return standing.forget
+    return standing.model.central.get(column.metric, Measure())
+
+
+def _cell(standing: Standing, column: Column, comparison: Comparison) -> Cell:
+    if column.metric == GUARANTEE:
+        return Cell(value=standing.model.guarantee or "–")
+    if column.metric == COST:
+        fraction = standing.model.cost.fraction
+        return Cell(value="–" if fraction is None else f"{number(fraction)}\u00a0×")
+    measure = _measure(standing, column)
+    if measure.value is None:
+        return Cell(value=NOT_MEASURED, measured=False)
+    shown = scientific(measure.value) if column.logarithmic else number(measure.value)
+    oracle = comparison.oracle
+    if oracle is None or standing is oracle:
+        return Cell(value=shown, interval=_interval(measure))
+    reference = _measure(oracle, column)
+    if reference.value is None:
+        return Cell(value=shown, interval=_interval(measure))
+    inside = reference.interval is not None and reference.interval[0] <= measure.value <= reference.interval[1]
+    return Cell(
+        value=shown,
+        difference=_difference(measure.value, reference.value, column.logarithmic),
+        interval=_interval(measure),
+        level=inside,
+    )
+
+
+def methods_table(comparison: Comparison) -> tuple[Row, ...]:
+    """One row per measure, one cell per model (original, oracles, methods), each beside the oracle."""
+    return tuple(
+        Row(
+            title=column.title,
+            cells=tuple(_cell(standing, column, comparison) for standing in comparison.standings),
+            strong=column.metric == FORGET_PROBABILITY,
+        )
+        for column in MEASURES
+    )
+
+
+def clients_table(comparison: Comparison) -> tuple[Row, ...]:
+    """One row per client: the probability of its own answers under each model, beside the oracle."""
+    rows, oracle = [], comparison.oracle
+    for name in client_names(comparison.request):
+        reference = client_probability(oracle.model, name) if oracle else None
+        cells = []
+        for standing in comparison.standings:
+            value = client_probability(standing.model, name)
+            if value is None:
+                cells.append(Cell(value=NOT_MEASURED, measured=False))
+            elif standing is oracle or reference is None:
+                cells.append(Cell(value=number(value)))
+            else:
+                cells.append(Cell(value=number(value), difference=signed(value - reference)))
+        rows.append(Row(title=name, cells=tuple(cells), strong=name in own_entries(comparison.request)[:2]))
+    return tuple(rows)
+
+
+def everything_table(comparison: Comparison) -> tuple[Row, ...]:
+    """One row per central measurement that any model has, under its name in the file."""
+    names = sorted({name for standing in comparison.standings for name in standing.model.central})
+    rows = []
+    for name in names:
+        cells = []
+        for standing in comparison.standings:
+            measure = standing.model.central.get(name, Measure())
+            show = scientific if name == "forget_quality" else number
+            cells.append(Cell(value=show(measure.value), measured=measure.value is not None))
+        rows.append(Row(title=name, cells=tuple(cells)))
+    return tuple(rows)
+
+
+RUNS_HEAD = (
+    "Forget probability",
+    "Off the oracle",
+    "Gap closed",
+    "Utility",
+    "Other clients",
+    "Cost",
+    "Guarantee",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRow:
+    """One method of one request of one run, in the table that compares runs."""
+
+    run: str
+    request: str
+    client: str
+    label: str
+    cells: tuple[str, ...]
+
+
+def runs_table(runs: Sequence[tuple[str, Sequence[Comparison]]]) -> tuple[RunRow, ...]:
+    """Every model of every request of every run: the table in front of a page with several runs."""
+    rows = []
+    for run, comparisons in runs:
+        for comparison in comparisons:
+            for standing in comparison.standings:
+                closed = standing.closed if standing in comparison.methods else None
+                off = "–" if standing is comparison.oracle or standing.distance is None else signed(standing.distance)
+                fraction = standing.model.cost.fraction
+                note = " (collapsed)" if standing.collapsed else ""
+                cells = (
+                    number(standing.forget.value),
+                    off,
+                    "–" if closed is None else "went below" if standing.below else percent(min(closed, 1.0)),
+                    number(standing.utility) + note,
+                    number(standing.others),
+                    "–" if fraction is None else f"{number(fraction)}\u00a0×",
+                    standing.model.guarantee or "–",
+                )
+                rows.append(
+                    RunRow(
+                        run=run,
+                        request=comparison.request.id,
+                        client=comparison.request.client,
+                        label=standing.label,
+                        cells=cells,
+                    )
+                )
+    return tuple(rows)

@@ -1,0 +1,69 @@
+"""Who takes part in a round, and which clients are trained together. Both are pure functions.
+
+Neither depends on the number of hosts or on the order in which anything arrives, and taking a client out of the
+population changes the selection only in rounds that had selected it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from oblivion.seeding import derive_seed
+
+
+def population(clients: Sequence[str], joins: Mapping[str, int], round: int) -> tuple[str, ...]:
+    """Clients that have joined by `round` (counted from 1), sorted by id."""
+    return tuple(sorted(client for client in clients if joins.get(client, 1) <= round))
+
+
+def select_clients(population: Sequence[str], count: int, seed: int, round: int) -> tuple[str, ...]:
+    """The `count` clients whose keyed hash of (seed, round, client) is smallest, sorted by id."""
+    ranked = sorted(population, key=lambda client: (derive_seed(seed, "selection", round, client), client))
+    return tuple(sorted(ranked[:count]))
+
+
+def resolve_cohort_size(cohort: int | Literal["auto"]) -> int:
+    """How many clients a cohort holds; ``auto`` is 1 for as long as a cohort is trained one after another."""
+    return 1 if cohort == "auto" else cohort
+
+
+def form_cohorts(selected: Sequence[str], sizes: Mapping[str, int], count: int) -> tuple[tuple[str, ...], ...]:
+    """Group clients of similar size: sorted by (rows, id) from the largest, cut into cohorts of `count`."""
+    ordered = sorted(selected, key=lambda client: (-sizes[client], client))
+    return tuple(tuple(ordered[i : i + count]) for i in range(0, len(ordered), count))
+
+
+def assign(
+    cohorts: Sequence[Sequence[str]], sizes: Mapping[str, int], serves: Mapping[str, Sequence[str]]
+) -> dict[str, list[tuple[str, ...]]]:
+    """Give whole cohorts to hosts: largest first, each to the least loaded host that serves all its clients.
+
+    Parameters
+    ----------
+    cohorts : sequence of sequence of str
+        As `form_cohorts` makes them; a cohort that no single host serves is split into single clients.
+    sizes : mapping of str to int
+        Rows per client.
+    serves : mapping of str to sequence of str
+        Client id to the hosts that serve it.
+
+    Returns
+    -------
+    dict
+        Host to its cohorts. Results do not depend on this assignment, only the time does.
+    """
+    whole: list[tuple[str, ...]] = []
+    for cohort in cohorts:
+        if set.intersection(*(set(serves[client]) for client in cohort)):
+            whole.append(tuple(cohort))
+        else:
+            whole += [(client,) for client in cohort]
+    load: dict[str, int] = {host: 0 for hosts in serves.values() for host in hosts}
+    given: dict[str, list[tuple[str, ...]]] = {host: [] for host in load}
+    for cohort in sorted(whole, key=lambda c: (-sum(sizes[x] for x in c), c)):
+        able = set.intersection(*(set(serves[client]) for client in cohort))
+        host = min(able, key=lambda h: (load[h], h))
+        given[host].append(cohort)
+        load[host] += sum(sizes[client] for client in cohort)
+    return {host: mine for host, mine in sorted(given.items()) if mine}

@@ -1,0 +1,107 @@
+"""Token rows, batches of them, and the order in which a client sees its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from oblivion.data.tokens import Template, TokenRow, encode
+from oblivion.objectives.terms import Answers
+from oblivion.types import Sample
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+_WINDOW = 8
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A client's rows as tokens, and the ids of the samples that were too long for the model's context."""
+
+    rows: tuple[tuple[str, TokenRow], ...]
+    skipped: tuple[str, ...]
+
+
+def tokenize(samples: Sequence[Sample], tokenizer: Any, template: Template, max_length: int) -> Tokens:
+    """Encode samples; a row that is longer than `max_length` is left out whole and named, never cut."""
+    rows, skipped = [], []
+    for sample in samples:
+        row = encode(tokenizer, template, sample.prompt, sample.answer, max_length)
+        if row is None:
+            skipped.append(sample.id)
+        else:
+            rows.append((sample.id, row))
+    return Tokens(tuple(rows), tuple(skipped))
+
+
+@dataclass(frozen=True)
+class PaddedBatch:
+    """A right-padded batch, and where its labels are predicted from.
+
+    Attributes
+    ----------
+    ids, mask : Tensor (B, L) int64
+        Token ids and attention mask.
+    positions : Tensor (T,) int64
+        Position from which each label is predicted (label position - 1).
+    answers : Answers
+        The T labels and their rows.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    positions: Tensor
+    answers: Answers
+
+    @property
+    def tokens(self) -> int:
+        """Tokens forwarded, without padding."""
+        return int(self.mask.sum())
+
+
+def collate(rows: Sequence[TokenRow], pad_id: int, device: Any = "cpu") -> PaddedBatch:
+    """Pad rows to the longest of them."""
+    import torch
+
+    length = max(len(row.ids) for row in rows)
+    ids = torch.full((len(rows), length), pad_id)
+    mask = torch.zeros_like(ids)
+    positions: list[int] = []
+    labels: list[int] = []
+    owners: list[int] = []
+    for index, row in enumerate(rows):
+        ids[index, : len(row.ids)] = torch.tensor(row.ids)
+        mask[index, : len(row.ids)] = 1
+        positions += range(row.prompt_length - 1, len(row.ids) - 1)
+        labels += row.labels
+        owners += [index] * len(row.labels)
+    answers = Answers(torch.tensor(labels, device=device), torch.tensor(owners, device=device), len(rows))
+    return PaddedBatch(ids.to(device), mask.to(device), torch.tensor(positions, device=device), answers)
+
+
+def epochs(
+    rows: Sequence[TokenRow], batch_size: int, count: int, generator: np.random.Generator
+) -> Iterator[list[TokenRow]]:
+    """Yield the batches of `count` passes over `rows`.
+
+    Every pass is shuffled; within windows of eight batches rows are sorted by length, so that a batch holds rows
+    of similar length, and the batches are shuffled again. The last batch of a pass may be smaller.
+    """
+    for _ in range(count):
+        order = generator.permutation(len(rows)).tolist()
+        batches: list[list[TokenRow]] = []
+        for start in range(0, len(order), batch_size * _WINDOW):
+            window = sorted(order[start : start + batch_size * _WINDOW], key=lambda i: len(rows[i].ids))
+            batches += [[rows[i] for i in window[j : j + batch_size]] for j in range(0, len(window), batch_size)]
+        for index in generator.permutation(len(batches)).tolist():
+            yield batches[index]
+
+
+def steps_per_visit(rows: int, batch_size: int, count: int) -> int:
+    """Optimizer steps of `count` passes over `rows` rows."""
+    window = batch_size * _WINDOW
+    full, rest = divmod(rows, window)
+    return count * (full * _WINDOW + -(-rest // batch_size))

@@ -1,0 +1,194 @@
+"""One client's visit: copy the global adapter in, take optimizer steps on local rows, return the difference.
+
+Local SGD or AdamW as in FedAvg (McMahan et al., 2017, Algorithm 1, ClientUpdate); the proximal term is that of
+FedProx (Li et al., 2020, equation 2), ``mu / 2 * ||w - w_global||^2``, added as its gradient.
+The optimizer is new at every visit, so that a visit is a pure function of what the message holds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from oblivion.config import TrainConfig
+from oblivion.data.tokens import TokenRow
+from oblivion.models.forward import answer_logits
+from oblivion.models.resident import ResidentModel
+from oblivion.objectives.terms import Objective, Role
+from oblivion.seeding import derive_seed, numpy_generator
+from oblivion.training.batches import PaddedBatch, collate, epochs
+from oblivion.types import Adapter, ClientUpdate, RoundInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalTask:
+    """One client's rows by role.
+
+    Attributes
+    ----------
+    client_id : str
+        The client.
+    rows : mapping of role to TokenRow sequence
+        Learning has the one role ``retain``; unlearning has ``forget`` and, where there is an anchor, ``retain``.
+    skipped : int
+        Rows of the client that are too long for the model's context.
+    """
+
+    client_id: str
+    rows: Mapping[Role, Sequence[TokenRow]]
+    skipped: int = 0
+
+    @property
+    def leading(self) -> Sequence[TokenRow]:
+        """The rows whose passes are counted: those to forget, or else those to learn."""
+        return self.rows.get("forget") or self.rows["retain"]
+
+
+Micro = dict[Role, PaddedBatch]
+
+
+def _steps(task: LocalTask, settings: TrainConfig, info: RoundInfo, pad_id: int, device: Any) -> Iterator[list[Micro]]:
+    """Yield, per optimizer step, its micro-batches by role; anchors are cycled through beside the leading rows."""
+
+    def batches(role: Role, count: int) -> Iterator[list[TokenRow]]:
+        generator = numpy_generator(info.seed, f"batches/{role}", info.round, task.client_id)
+        return epochs(task.rows[role], settings.batch_size, count, generator)
+
+    leading: Role = "forget" if task.rows.get("forget") else "retain"
+    anchors = batches("retain", 1 << 30) if leading == "forget" and task.rows.get("retain") else None
+    for rows in batches(leading, settings.local_epochs):
+        by_role: dict[Role, list[TokenRow]] = {leading: rows}
+        if anchors is not None:
+            by_role["retain"] = next(anchors)
+        count = min(settings.accumulation, *(len(chosen) for chosen in by_role.values()))
+        yield [
+            {role: collate(chosen[i::count], pad_id, device) for role, chosen in by_role.items()} for i in range(count)
+        ]
+
+
+def _logits(resident: ResidentModel, micro: Micro) -> dict[Role, Tensor]:
+    return {
+        role: answer_logits(resident.model, batch.ids, batch.mask, batch.answers.rows, batch.positions)
+        for role, batch in micro.items()
+    }
+
+
+def _denominators(micros: Sequence[Micro], objective: Objective) -> dict[Role, float]:
+    totals: dict[Role, float] = {}
+    for micro in micros:
+        for role, batch in micro.items():
+            per_sequence = role == "forget" and objective.reduction == "sequence"
+            count = batch.answers.size if per_sequence else batch.answers.labels.shape[0]
+            totals[role] = totals.get(role, 0.0) + count
+    return totals
+
+
+def train_client(
+    resident: ResidentModel,
+    start: Adapter,
+    task: LocalTask,
+    objective: Objective,
+    settings: TrainConfig,
+    info: RoundInfo,
+) -> ClientUpdate:
+    """Train one client from the global adapter.
+
+    Parameters
+    ----------
+    resident : ResidentModel
+        The base model in memory; its adapter is overwritten before and after.
+    start : Adapter
+        The global adapter, also the anchor of the proximal term and the reference of objectives that need one.
+    task : LocalTask
+        The client and its rows.
+    objective : Objective
+        The local loss.
+    settings : TrainConfig
+        Batch size, epochs, optimizer.
+    info : RoundInfo
+        The round, which with the client id decides all randomness.
+
+    Returns
+    -------
+    ClientUpdate
+        ``delta`` = adapter after minus adapter before; `metrics` has ``loss`` (mean over steps) and ``tokens``.
+    """
+    import torch
+
+    resident.write(start)
+    names, parameters = list(resident.parameters), list(resident.parameters.values())
+    device = parameters[0].device
+    anchor = [start[name].to(device) for name in names]
+    optimizer = make_optimizer(parameters, settings)
+    needs_reference = "reference" in objective.needs
+    losses: list[float] = []
+    tokens = steps = 0
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(info.seed, "dropout", info.round, task.client_id))
+        resident.model.train()
+        for micros in _steps(task, settings, info, resident.tokenizer.pad_token_id, device):
+            denominators = _denominators(micros, objective)
+            optimizer.zero_grad(set_to_none=True)
+            total = 0.0
+            for micro in micros:
+                reference = _reference_logits(resident, start, micro) if needs_reference else {}
+                answers = {role: batch.answers for role, batch in micro.items()}
+                terms = objective.loss(_logits(resident, micro), answers, reference)
+                loss = torch.stack([t.weight * t.sums.sum() / denominators[role] for role, t in terms.items()]).sum()
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += float(loss.detach())
+                tokens += sum(batch.tokens for batch in micro.values()) * (2 if needs_reference else 1)
+            if settings.proximal_mu:
+                _add_proximal_gradient(parameters, anchor, settings.proximal_mu)
+            torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+            optimizer.step()
+            losses.append(total)
+            steps += 1
+        resident.model.eval()
+    optimizer.zero_grad(set_to_none=True)
+    after = resident.read()
+    return ClientUpdate(
+        client_id=task.client_id,
+        round=info.round,
+        delta={name: after[name] - start[name] for name in names},
+        num_examples=len(task.leading),
+        steps=steps,
+        metrics={"loss": math.fsum(losses) / len(losses), "tokens": float(tokens), "skipped": float(task.skipped)},
+    )
+
+
+def _reference_logits(resident: ResidentModel, reference: Adapter, micro: Micro) -> dict[Role, Tensor]:
+    """Logits of the adapter before training, by copying it in and out: a reference is never a second model."""
+    import torch
+
+    now = resident.read()
+    training = resident.model.training
+    resident.model.eval()
+    resident.write(reference)
+    with torch.no_grad():
+        logits = _logits(resident, micro)
+    resident.write(now)
+    resident.model.train(training)
+    return logits
+
+
+def _add_proximal_gradient(parameters: Sequence[Any], anchor: Sequence[Tensor], mu: float) -> None:
+    import torch
+
+    with torch.no_grad():
+        for parameter, start in zip(parameters, anchor, strict=True):
+            parameter.grad.add_(parameter - start, alpha=mu)
+
+
+def make_optimizer(parameters: Sequence[Any], settings: TrainConfig) -> Any:
+    """AdamW (Loshchilov and Hutter, 2019) or plain SGD, at a constant rate."""
+    import torch
+
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)

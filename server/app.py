@@ -1,0 +1,75 @@
+"""The Flower ServerApp: ``flwr run .`` runs the same workflow as ``oblivion run``.
+
+Its two config keys are ``scenario`` (a name in the installed distribution, or an absolute path) and ``set``
+(space-separated ``key=value`` pairs). The run directory is made under ``runs/`` in the ServerApp's working folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from importlib.resources import files
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from oblivion.config import load_config
+from oblivion.errors import InputError, nearest
+from server.events import Event, Observer
+from server.main import run_scenario
+from server.manifest import make_manifest
+from server.prepare import prepare
+from server.run_directory import RunDirectory
+from strategies.grid_hosts import GridHosts
+
+app = ServerApp()
+_log = logging.getLogger("flwr")
+
+
+def scenario_path(name: str) -> Path:
+    """The file of a scenario: a path, or a name among those of the installed distribution.
+
+    Raises
+    ------
+    InputError
+        If there is none; the message lists the known names.
+    """
+    if name.endswith(".toml"):
+        return Path(name)
+    folder = Path(str(files("simulations") / "scenarios"))
+    path = folder / f"{name}.toml"
+    if not path.is_file():
+        known = [p.stem for p in folder.glob("*.toml")]
+        raise InputError(f"unknown scenario '{name}'; {nearest(name, known)}, or give a path that ends in .toml")
+    return path
+
+
+def free_directory(name: str, parent: Path) -> Path:
+    """The first of ``name``, ``name-2``, ... that does not exist in `parent`."""
+    number = 1
+    while True:
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        if not path.exists():
+            return path
+        number += 1
+
+
+def _log_event(event: Event) -> None:
+    if event["event"] in ("phase", "warning"):
+        _log.info("%s", event["text"])
+    elif event["event"] == "round_committed":
+        _log.info("%s round %s/%s loss %.3f", event["branch"], event["round"], event["rounds"], event["loss"])
+    elif event["event"] == "finished":
+        _log.info("report: %s", event["report"])
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run a scenario on the nodes of a Flower federation."""
+    path = scenario_path(str(context.run_config["scenario"]))
+    config, data = prepare(load_config(path, shlex.split(str(context.run_config["set"]))))
+    root = free_directory(path.stem, Path.cwd() / "runs")
+    run = RunDirectory.create(root, config, make_manifest(config, data))
+    hosts = GridHosts(grid, config.simulation.deadline)
+    run_scenario(config, hosts, run, Observer(run.log, _log_event))

@@ -1,0 +1,49 @@
+"""What this machine and installation look like to a run."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import socket
+from pathlib import Path
+
+import oblivion
+from oblivion.fingerprint import code_fingerprint
+from oblivion.models.loading import TINY
+from server.manifest import package_version
+
+_NEEDED = ("flwr", "ray", "torch", "transformers", "peft", "numpy", "scipy", "sklearn", "rouge_score", "safetensors")
+_SUPERLINK_PORT = 39091
+
+
+def examine() -> dict[str, str]:
+    """Facts by name; ``missing`` is ``"nothing"`` if a run can start."""
+    import torch
+
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if not (TINY / "model.safetensors").is_file():
+        missing.append("the built-in model (rebuild it: python -m oblivion.models.tiny_recipe)")
+    names = ("oblivion-fl", "flwr", "ray", "torch", "transformers", "peft")
+    return {
+        "python": platform.python_version(),
+        **{name: package_version(name) for name in names},
+        "code": str(Path(oblivion.__file__).parent),
+        "fingerprint": code_fingerprint(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "free disk": f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB",
+        "flower home": os.environ.get("FLWR_HOME", str(Path.home() / ".flwr")),
+        f"port {_SUPERLINK_PORT}": _port(_SUPERLINK_PORT),
+        "missing": ", ".join(missing) or "nothing",
+    }
+
+
+def _port(number: int) -> str:
+    with socket.socket() as probe:
+        probe.settimeout(0.5)
+        taken = probe.connect_ex(("127.0.0.1", number)) == 0
+    if taken:
+        return "in use (a local SuperLink? `flwr run` would attach to it; set FLWR_LOCAL_SUPERLINK_HTTP_API_PORT)"
+    return "free (Flower's default for `flwr run`)"

@@ -1,0 +1,54 @@
+"""What happens in a run, told as it happens: to ``events.jsonl`` and to whoever watches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from oblivion.ledger.memory import RoundRecord
+
+Event = dict[str, Any]
+Sink = Callable[[Event], None]
+
+
+class Observer:
+    """Passes every event on to its sinks and keeps the history of rounds for the report.
+
+    Parameters
+    ----------
+    sinks : Sink
+        Called with every event, in order. Events hold ids and numbers, never text of samples.
+    """
+
+    def __init__(self, *sinks: Sink) -> None:
+        self._sinks = sinks
+        self._since = time.monotonic()
+        self.history: list[Event] = []
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Tell that something happened."""
+        if name == "round_started":
+            self._since = time.monotonic()
+        event = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": name, **fields}
+        for sink in self._sinks:
+            sink(event)
+
+    def round_committed(self, record: RoundRecord, rounds: int) -> None:
+        """Tell that a round is over, and remember it."""
+        entry: Event = {
+            "branch": record.branch,
+            "round": record.round,
+            "loss": record.loss,
+            "clients": len(record.accepted),
+            "refused": len(record.refused),
+            "failed": len(record.failed),
+            "seconds": round(time.monotonic() - self._since, 3),
+        }
+        self.history.append(entry)
+        self.event("round_committed", rounds=rounds, **entry)
+        for client, reason in record.refused.items():
+            self.event("update_refused", branch=record.branch, round=record.round, client=client, reason=reason)
+        for client, reason in record.failed.items():
+            self.event("client_failed", branch=record.branch, round=record.round, client=client, reason=reason)

@@ -1,0 +1,90 @@
+"""Measure one adapter: centrally on the server's rows, and on every client for its own rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from oblivion.metrics.evaluation import Evaluation, evaluate_model
+
+from oblivion.config import RunConfig
+from oblivion.data import templates
+from oblivion.models.resident import ResidentModel
+from oblivion.selection import assign
+from oblivion.types import Adapter, ClientTask, ForgetRequest, GlobalState, HostRequest, Sample
+from server.rounds import Federation
+
+
+def measure_centrally(
+    adapter: Adapter,
+    resident: ResidentModel,
+    groups: Mapping[str, Sequence[Sample]],
+    config: RunConfig,
+    reference: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """Run the suite on the merged adapter, all metrics from one pass."""
+    import torch
+
+    torch.set_num_threads(config.train.threads)
+    resident.write(adapter)
+    with resident.merged() as model:
+        return evaluate_model(
+            model,
+            resident.tokenizer,
+            groups,
+            template=templates.get(config.data.template)(),
+            max_length=resident.max_length,
+            max_new_tokens=config.evaluate.max_new_tokens,
+            batch_size=config.evaluate.batch_size,
+            reference=reference,
+            suite=config.evaluate.suite,
+        )
+
+
+def measure_clients(
+    adapter: Adapter, federation: Federation, request: ForgetRequest | None
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Let every client measure the adapter on its own rows; numbers come back, never text.
+
+    Returns
+    -------
+    dict
+        Client (in two parts where only some of its rows are asked for) to metric to ``{"value", "n"}``.
+    """
+    clients = sorted(federation.sizes)
+    given = assign([(client,) for client in clients], federation.sizes, federation.serves)
+    config = federation.config.to_json()
+    state = GlobalState(adapter=adapter)
+    requests = [
+        HostRequest(
+            kind="evaluate",
+            host=host,
+            config=config,
+            state=state,
+            cohorts=tuple((_task(client, request),) for (client,) in mine),
+        )
+        for host, mine in given.items()
+    ]
+    measured: dict[str, dict[str, dict[str, float | None]]] = {}
+    for reply in federation.hosts.ask(requests):
+        for client, metrics in reply.metrics.items():
+            measured[client] = {
+                name: {"value": total / weight if weight else None, "n": weight}
+                for name, (total, weight) in metrics.items()
+            }
+        for client, reason in reply.failures.items():
+            federation.observer.event("warning", text=f"{client} could not be measured: {reason}", client=client)
+    return dict(sorted(measured.items()))
+
+
+def _task(client: str, request: ForgetRequest | None) -> ClientTask:
+    asked = request.sample_ids if request and request.client_id == client else None
+    return ClientTask(client_id=client, forget=asked)
+
+
+def summary(evaluation: Evaluation) -> dict[str, Any]:
+    """Metric name to ``{"value", "interval", "n"}``."""
+    return {
+        name: {"value": result.value, "interval": result.interval, "n": result.n}
+        for name, result in evaluation.results.items()
+    }

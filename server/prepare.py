@@ -1,0 +1,103 @@
+"""Everything that is checked, loaded and resolved before a run writes anything."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from oblivion.aggregation import aggregators, schemes
+from oblivion.config import RunConfig
+from oblivion.data import datasets, partitions, templates
+from oblivion.data.corpus import FederatedData
+from oblivion.data.federation import resolve
+from oblivion.data.requests import select_samples
+from oblivion.data.tokens import encode_prompt
+from oblivion.errors import ConfigError, nearest
+from oblivion.metrics import suites
+from oblivion.models.loading import load_tokenizer, locate, resolve_dtype
+from oblivion.objectives import objectives
+from oblivion.objectives.terms import objective_from
+from oblivion.parameters import build
+from oblivion.registry import Registry
+from oblivion.removal import removals
+from oblivion.selection import resolve_cohort_size
+
+
+def check_names(config: RunConfig) -> None:
+    """Check every name and every parameter of a rule or objective, without loading data or a model.
+
+    Raises
+    ------
+    ConfigError
+        Naming the key, the value and what is known.
+    """
+    named: list[tuple[str, str, Registry]] = [
+        ("data.name", config.data.name, datasets),
+        ("data.partition", config.data.partition, partitions),
+        ("data.template", config.data.template, templates),
+        ("lora.scheme", config.lora.scheme, schemes),
+        ("federation.aggregator", config.federation.aggregator, aggregators),
+        ("forget.objective", config.forget.objective, objectives),
+        ("evaluate.suite", config.evaluate.suite, suites),
+        *(("forget.methods", method, removals) for method in config.forget.methods),
+    ]
+    for key, name, registry in named:
+        if name not in registry.names():
+            raise ConfigError(f"{key} = '{name}': unknown {registry.kind}; {nearest(name, registry.names())}")
+    build(aggregators, config.federation.aggregator, config.federation.parameters, "federation.parameters")
+    objective_from(config.forget.objective, config.forget.parameters)
+
+
+def absolute_paths(config: RunConfig) -> RunConfig:
+    """Make paths independent of the folder a process runs in: hosts are other processes."""
+
+    def absolute(text: str) -> str:
+        path = Path(text).expanduser()
+        return str(path.resolve()) if text and path.exists() else text
+
+    data = config.data.model_copy(
+        update={
+            "path": absolute(config.data.path),
+            "public": config.data.public if config.data.public == "dataset" else absolute(config.data.public),
+        }
+    )
+    model = config.model
+    if model.name != "tiny" and Path(model.name).expanduser().is_dir():
+        model = model.model_copy(update={"name": absolute(model.name)})
+    forget = config.forget.model_copy(update={"samples": absolute(config.forget.samples)})
+    return config.model_copy(update={"data": data, "model": model, "forget": forget})
+
+
+def prepare(config: RunConfig) -> tuple[RunConfig, FederatedData]:
+    """Validate a config against the data and model that it names, and resolve what is ``auto``.
+
+    Returns
+    -------
+    RunConfig
+        With absolute paths, dtype, cohort size and number of hosts resolved.
+    FederatedData
+        The clients' rows.
+
+    Raises
+    ------
+    OblivionError
+        Whatever is wrong, before anything was written.
+    """
+    check_names(config)
+    config = absolute_paths(config)
+    data = resolve(config)
+    locate(config.model)
+    tokenizer = load_tokenizer(config.model)
+    encode_prompt(tokenizer, templates.get(config.data.template)(), "?")
+    if config.forget.client:
+        select_samples(data, config.forget.client, config.forget.samples)
+    hosts = config.simulation.hosts
+    if hosts == "auto":
+        hosts = max(1, min(len(os.sched_getaffinity(0)), len(data.clients)))
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"dtype": resolve_dtype(config.model)}),
+            "train": config.train.model_copy(update={"cohort": resolve_cohort_size(config.train.cohort)}),
+            "simulation": config.simulation.model_copy(update={"hosts": hosts}),
+        }
+    ), data

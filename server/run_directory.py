@@ -1,0 +1,180 @@
+"""The run directory: everything a run leaves on disk, each file whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from oblivion.aggregation.gate import GateState
+from oblivion.config import RunConfig, config_from_mapping
+from oblivion.errors import ConfigError, InputError, OblivionError
+from oblivion.ledger.memory import RoundRecord, RoundState
+from oblivion.types import Cost, GlobalState
+
+_STATE = "ledger/head.safetensors"
+_ROUNDS = "ledger/rounds.json"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it is either the old one or the new one, also after a crash.
+
+    Raises
+    ------
+    OblivionError
+        If the disk is full or cannot be written; the old file is still there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(path.name + ".partial")
+    try:
+        with staging.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(staging, path)
+    except OSError as error:
+        staging.unlink(missing_ok=True)
+        raise OblivionError(
+            f"{path} could not be written: {error.strerror}; free some space or choose another --out"
+        ) from None
+
+
+def to_json(value: Any) -> bytes:
+    """JSON text; a float that is not finite becomes null, as JSON has no such numbers."""
+    return (json.dumps(_finite(value), indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+class RunDirectory:
+    """Paths and files of one run."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @classmethod
+    def create(cls, root: Path, config: RunConfig, manifest: Mapping[str, Any]) -> RunDirectory:
+        """Begin a run: its config and manifest are written first.
+
+        Raises
+        ------
+        ConfigError
+            If the directory exists already; a run is never overwritten.
+        """
+        if root.exists():
+            raise ConfigError(f"{root} exists already; choose another --out, or remove it")
+        run = cls(root)
+        write_atomically(root / "config.toml", config.to_toml().encode())
+        write_atomically(root / "manifest.json", to_json(manifest))
+        return run
+
+    @classmethod
+    def open(cls, root: Path) -> tuple[RunDirectory, RunConfig]:
+        """Open a finished run.
+
+        Raises
+        ------
+        InputError
+            If it is no run directory, or its learning has not finished.
+        """
+        run = cls(root)
+        try:
+            config = config_from_mapping(
+                tomllib.loads((root / "config.toml").read_text("utf-8")), f"{root}/config.toml"
+            )
+        except OSError:
+            raise InputError(f"{root} is not a run directory: it has no config.toml") from None
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"{root}/config.toml: {error}") from None
+        if not (root / _ROUNDS).is_file():
+            raise InputError(f"{root}: the run did not finish learning, so there is nothing to forget or evaluate")
+        return run, config
+
+    def log(self, event: Mapping[str, Any]) -> None:
+        """Append one event to ``events.jsonl``."""
+        with (self.root / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(_finite(event), ensure_ascii=False) + "\n")
+
+    def read_json(self, name: str, default: Any) -> Any:
+        """Read one of the run's JSON files; `default` where there is none.
+
+        Raises
+        ------
+        InputError
+            If the file is not JSON.
+        """
+        path = self.root / name
+        if not path.is_file():
+            return default
+        try:
+            return json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path}: not JSON: {error}") from None
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write one of the run's JSON files."""
+        write_atomically(self.root / name, to_json(value))
+
+    def save_head(self, head: RoundState, records: Sequence[RoundRecord]) -> None:
+        """Keep what later removals start from: the state after the last round, and who took part."""
+        from safetensors.torch import save
+
+        tensors = {f"adapter|{n}": t for n, t in head.state.adapter.items()}
+        tensors |= {f"rule|{n}": t.contiguous() for n, t in head.rule_state.items()}
+        write_atomically(self.root / _STATE, save(tensors))
+        rounds = {
+            "round": head.round,
+            "norms": head.gate_state.norms,
+            "records": [dataclasses.asdict(record) for record in records],
+        }
+        self.write_json(_ROUNDS, rounds)
+
+    def load_head(self) -> tuple[RoundState, list[RoundRecord]]:
+        """Read back what `save_head` wrote.
+
+        Raises
+        ------
+        InputError
+            If it is missing or malformed.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        rounds = self.read_json(_ROUNDS, {})
+        try:
+            tensors = load_file(self.root / _STATE)
+            parts: dict[str, dict[str, Any]] = {"adapter": {}, "rule": {}}
+            for name in sorted(tensors):
+                part, _, rest = name.partition("|")
+                parts[part][rest] = tensors[name]
+            records = [_record(entry) for entry in rounds["records"]]
+            norms = tuple(tuple((str(c), float(n)) for c, n in row) for row in rounds["norms"])
+            head = RoundState(
+                round=int(rounds["round"]),
+                state=GlobalState(adapter=parts["adapter"]),
+                rule_state=parts["rule"],
+                gate_state=GateState(norms=norms),
+            )
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+            raise InputError(f"{self.root}/ledger: not what a finished run keeps there: {error}") from None
+        return head, records
+
+
+def _record(entry: Mapping[str, Any]) -> RoundRecord:
+    values = dict(entry)
+    values["selected"], values["accepted"] = tuple(values["selected"]), tuple(values["accepted"])
+    values["loss"] = math.nan if values["loss"] is None else values["loss"]
+    return RoundRecord(**{**values, "cost": Cost(**values["cost"])})

@@ -1,0 +1,34 @@
+"""The inline engine: hosts are objects in this process. No Flower, no Ray: the reference, and the debugger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from clients.host import Host
+from oblivion.config import RunConfig
+from oblivion.types import HostReply, HostRequest
+from server.rounds import Hosts
+
+T = TypeVar("T")
+
+
+class InlineHosts:
+    """Hosts that answer one after another where they are asked."""
+
+    def __init__(self, count: int) -> None:
+        self._hosts = {f"host-{index}": Host() for index in range(count)}
+
+    def names(self) -> tuple[str, ...]:
+        """``host-0``, ``host-1``, ..."""
+        return tuple(sorted(self._hosts))
+
+    def ask(self, requests: Sequence[HostRequest]) -> list[HostReply]:
+        """Answer every request in order."""
+        return [self._hosts[request.host].answer(request) for request in requests]
+
+
+def run(config: RunConfig, work: Callable[[Hosts], T]) -> T:
+    """Run `work` with inline hosts."""
+    assert config.simulation.hosts != "auto"
+    return work(InlineHosts(config.simulation.hosts))

@@ -1,0 +1,129 @@
+"""The Ray engine: a Flower simulation, driven in this process. Everything that depends on Ray is in this file.
+
+``flwr.simulation.run_simulation`` is used because it is the only way to reach two things that a federation cannot do
+without: the actors' restarts (a killed actor comes back and its message is handled again) and Ctrl-C. Flower marks
+it as deprecated; the version is pinned and a test holds what is relied on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, TypeVar
+
+from oblivion.config import RunConfig
+from oblivion.errors import FederationError
+from server.rounds import Hosts
+
+T = TypeVar("T")
+_RESTARTS = 5
+_INTERRUPTED = 130
+
+
+def _quiet() -> None:
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    logging.getLogger("flwr").setLevel(logging.CRITICAL)
+
+
+def run(config: RunConfig, work: Callable[[Hosts], T]) -> T:
+    """Run `work` as the ServerApp of a Flower simulation with `simulation.hosts` nodes, one actor each.
+
+    Raises
+    ------
+    FederationError
+        If the simulation ends without a result.
+    """
+    _quiet()
+    from flwr.app import Context
+    from flwr.serverapp import Grid, ServerApp
+    from flwr.simulation import run_simulation
+
+    from clients.app import app as client_app
+    from strategies.grid_hosts import GridHosts
+
+    _quiet()  # importing Flower sets its logger up again
+    assert config.simulation.hosts != "auto"
+    hosts = config.simulation.hosts
+    stop = threading.Event()
+    results: list[T] = []
+    errors: list[BaseException] = []
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        try:
+            results.append(work(GridHosts(grid, 2 * config.simulation.deadline, hosts, stop)))
+        except BaseException as error:
+            errors.append(error)
+
+    backend: dict[str, dict[str, Any]] = {
+        "init_args": {"num_cpus": hosts, "log_to_driver": False, "logging_level": "error"},
+        "client_resources": {
+            "num_cpus": 1,
+            "num_gpus": _gpu_share(hosts),
+            "max_restarts": _RESTARTS,
+            "max_task_retries": _RESTARTS,
+        },
+    }
+    with _Interrupt(stop):
+        run_simulation(server_app, client_app, num_supernodes=hosts, backend_config=backend)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise FederationError("the simulation ended without a result; see the messages above")
+    return results[0]
+
+
+def _gpu_share(hosts: int) -> float:
+    import torch
+
+    return torch.cuda.device_count() / hosts if torch.cuda.is_available() else 0.0
+
+
+class _Interrupt:
+    """Ctrl-C and SIGTERM end the process and everything it started, with exit code 130."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._interrupted)
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+        for other in self._before:
+            signal.signal(other, signal.SIG_IGN)
+        self._stop.set()
+        # Threads inside ray.get never return, so the process cannot end in the ordinary way.
+        children = _descendants(os.getpid())
+        sys.stderr.write("interrupted\n")
+        sys.stderr.flush()
+        for child in children:
+            _kill(child)
+        os._exit(_INTERRUPTED)
+
+
+def _descendants(pid: int) -> list[int]:
+    import psutil
+
+    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return

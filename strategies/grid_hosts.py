@@ -1,0 +1,97 @@
+"""Ask hosts through a Flower grid."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from oblivion.errors import FederationError, IntegrityError
+from oblivion.types import HostReply, HostRequest
+from oblivion.wire import pack_request, unpack_reply
+
+_TICK = 0.01
+_START_TIMEOUT = 120.0
+_SETTLE = 1.0
+
+
+class GridHosts:
+    """Flower nodes as hosts; a host's name is its node id.
+
+    Parameters
+    ----------
+    grid : Grid
+        Of the ServerApp.
+    deadline : float
+        Seconds within which a host must answer one message.
+    expected : int, default 0
+        Nodes to wait for; 0 to wait until their number no longer changes.
+    stop : threading.Event, optional
+        Set from outside to end a wait.
+
+    Raises
+    ------
+    FederationError
+        If the nodes do not come.
+    """
+
+    def __init__(self, grid: Grid, deadline: float, expected: int = 0, stop: threading.Event | None = None) -> None:
+        self._grid = grid
+        self._deadline = deadline
+        self._stop = stop or threading.Event()
+        self._nodes = {str(node): node for node in sorted(self._wait_for_nodes(expected))}
+
+    def _wait_for_nodes(self, expected: int) -> list[int]:
+        end = time.monotonic() + _START_TIMEOUT
+        nodes: list[int] = []
+        since = time.monotonic()
+        while time.monotonic() < end:
+            now = list(self._grid.get_node_ids())
+            if len(now) != len(nodes):
+                nodes, since = now, time.monotonic()
+            settled = time.monotonic() - since > _SETTLE
+            if nodes and (len(nodes) >= expected if expected else settled):
+                return nodes
+            self._pause()
+        raise FederationError(f"{len(nodes)} of {expected or 'at least 1'} hosts came within {_START_TIMEOUT:.0f} s")
+
+    def _pause(self) -> None:
+        if self._stop.wait(_TICK):
+            raise KeyboardInterrupt
+
+    def names(self) -> tuple[str, ...]:
+        """The nodes, sorted."""
+        return tuple(self._nodes)
+
+    def ask(self, requests: Sequence[HostRequest]) -> list[HostReply]:
+        """Send one message to each host and wait for the replies; a host without a usable one is left out."""
+        messages = [
+            Message(pack_request(request), dst_node_id=self._nodes[request.host], message_type=request.kind)
+            for request in requests
+        ]
+        sent = list(self._grid.push_messages(messages))
+        asked = dict(zip(sent, requests, strict=True))
+        waiting = set(sent)
+        replies: list[HostReply] = []
+        end = time.monotonic() + self._deadline
+        while waiting and time.monotonic() < end:
+            for message in self._grid.pull_messages(waiting):
+                request = asked[message.metadata.reply_to_message_id]
+                waiting.discard(message.metadata.reply_to_message_id)
+                replies.append(_read(message, request))
+            self._pause()
+        return replies
+
+
+def _read(message: Message, request: HostRequest) -> HostReply:
+    clients = [task.client_id for cohort in request.cohorts for task in cohort]
+    if message.has_error():
+        reason = f"its host failed: {message.error.reason}"
+        return HostReply(host=request.host, failures=dict.fromkeys(clients or [request.host], reason))
+    try:
+        return unpack_reply(message.content)
+    except IntegrityError as error:
+        return HostReply(host=request.host, failures=dict.fromkeys(clients or [request.host], str(error)))
