@@ -107,6 +107,7 @@ class Host:
             client,
             data.digest,
             repr(config.data),
+            str(config.federation.clients),
             repr(config.model),
             str(config.train.max_length),
             str(config.seed),

@@ -52,7 +52,7 @@ def _open(records: RecordDict) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         message = json.loads(str(records.config_records[_MESSAGE]["json"]))
         arrays = {name: array.numpy() for name, array in records.array_records[_ARRAYS].items()}
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, EOFError, RecursionError) as error:
         raise IntegrityError(f"a message is not of the form that both sides agree on: {error}") from None
     return message, arrays
 
@@ -105,7 +105,7 @@ def unpack_request(records: RecordDict) -> HostRequest:
             parameters=message["parameters"],
             public=tuple(_sample(sample) for sample in message["public"]),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise IntegrityError(f"a request is not of the form that both sides agree on: {error}") from None
 
 
@@ -169,9 +169,12 @@ def unpack_reply(records: RecordDict) -> HostReply:
         return HostReply(
             host=message["host"],
             updates=updates,
-            failures=message["failures"],
+            failures={str(client): str(reason) for client, reason in message["failures"].items()},
             metrics=metrics,
-            clients=message["clients"],
+            clients={
+                client: {name: int(value) for name, value in facts.items()}
+                for client, facts in message["clients"].items()
+            },
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise IntegrityError(f"a reply is not of the form that both sides agree on: {error}") from None
@@ -184,7 +187,7 @@ def _update(index: int, values: Mapping[str, Any], arrays: Mapping[str, Any]) ->
         delta=_unpack_adapter(f"{index}{_SEPARATOR}delta", arrays),
         num_examples=values["num_examples"],
         steps=values["steps"],
-        metrics=values["metrics"],
+        metrics={name: float(value) for name, value in values["metrics"].items()},
         extras={
             name: _unpack_adapter(f"{index}{_SEPARATOR}extra{_SEPARATOR}{name}", arrays) for name in values["extras"]
         },

@@ -131,8 +131,10 @@ class Federation:
             if host not in answered:
                 failed |= {client: "no reply from its host" for cohort in mine for client in cohort}
         for reply in replies:
-            failed |= reply.failures
-        return replies, failed
+            failed |= {client: reason for client, reason in reply.failures.items() if client in tasks}
+        heard = failed.keys() | {update.client_id for reply in replies for update in reply.updates}
+        failed |= {client: "its host answered without it" for client in tasks if client not in heard}
+        return replies, dict(sorted(failed.items()))
 
     def run_round(
         self, branch: str, absence: Absence, rounds: int, seed: int, replayed: RoundRecord | None = None
@@ -178,7 +180,8 @@ class Federation:
                 )
         accepted, refused, gate_state = self._admit(replies, asked, number, head)
         failed = {c: r for c, r in failed.items() if c not in {u.client_id for u in accepted}}
-        self._check_quorum(accepted, asked, number, failed, refused)
+        if asked or not replayed:  # a replayed round may have nobody left; it then changes nothing
+            self._check_quorum(accepted, asked, number, failed, refused)
         for update in accepted:
             self.ledger.append(branch, update)
         state, rule_state = self.rule.apply(
@@ -209,7 +212,7 @@ class Federation:
 
     def _warn_of_skipped(self, accepted: Sequence[ClientUpdate]) -> None:
         for update in accepted:
-            count = int(update.metrics.get("skipped", 0))
+            count = _count(update, "skipped")
             if count and update.client_id not in self._warned:
                 self._warned.add(update.client_id)
                 text = f"{count} of {update.client_id}'s rows are longer than the context and are left out whole"
@@ -290,14 +293,19 @@ def apply_unlearning(head: RoundState, update: ClientUpdate, phase: UnlearnPhase
 
 def _mean_loss(accepted: Sequence[ClientUpdate]) -> float:
     weight = sum(update.num_examples for update in accepted)
-    return math.fsum(u.metrics.get("loss", math.nan) * u.num_examples for u in accepted) / weight
+    return sum(u.metrics.get("loss", math.nan) * u.num_examples for u in accepted) / weight if weight else math.nan
+
+
+def _count(update: ClientUpdate, name: str) -> int:
+    value = update.metrics.get(name, 0.0)  # the gate does not look at metrics, and a client may send anything
+    return int(value) if math.isfinite(value) else 0
 
 
 def _cost(accepted: Sequence[ClientUpdate], adapter: Adapter, asked: int) -> Cost:
     size = sum(tensor.numel() * tensor.element_size() for tensor in adapter.values())
     return Cost(
         client_steps=sum(update.steps for update in accepted),
-        tokens=int(sum(update.metrics.get("tokens", 0) for update in accepted)),
+        tokens=sum(_count(update, "tokens") for update in accepted),
         bytes_up=size * len(accepted),
         bytes_down=size * asked,
     )

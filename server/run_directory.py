@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -29,16 +30,17 @@ def write_atomically(path: Path, data: bytes) -> None:
     OblivionError
         If the disk is full or cannot be written; the old file is still there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(path.name + ".partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with staging.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(staging, path)
     except OSError as error:
-        staging.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            staging.unlink(missing_ok=True)
         raise OblivionError(
             f"{path} could not be written: {error.strerror}; free some space or choose another --out"
         ) from None
@@ -97,7 +99,7 @@ class RunDirectory:
             )
         except OSError:
             raise InputError(f"{root} is not a run directory: it has no config.toml") from None
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"{root}/config.toml: {error}") from None
         if not (root / _ROUNDS).is_file():
             raise InputError(f"{root}: the run did not finish learning, so there is nothing to forget or evaluate")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Sequence
@@ -92,6 +93,6 @@ def _read(message: Message, request: HostRequest) -> HostReply:
         reason = f"its host failed: {message.error.reason}"
         return HostReply(host=request.host, failures=dict.fromkeys(clients or [request.host], reason))
     try:
-        return unpack_reply(message.content)
+        return dataclasses.replace(unpack_reply(message.content), host=request.host)
     except IntegrityError as error:
         return HostReply(host=request.host, failures=dict.fromkeys(clients or [request.host], str(error)))

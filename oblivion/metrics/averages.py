@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,17 +16,31 @@ Z95 = 1.959963984540054
 """The 97.5 % quantile of the standard normal distribution."""
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """95 % interval of the mean by the normal approximation, ``m +- 1.96 s / sqrt(n)``; None below two rows."""
+SHARE = (0.0, 1.0)
+"""The range of probabilities, recalls and ratios."""
+
+ANY = (-math.inf, math.inf)
+"""The range of scores without bounds."""
+
+
+def mean_interval(values: Sequence[float], bounds: tuple[float, float]) -> tuple[float, float] | None:
+    """95 % interval of the mean by the normal approximation, cut to the range that a value can have.
+
+    ``m +- 1.96 s / sqrt(n)`` with the sample's standard deviation s; None below two rows.
+    """
     if len(values) < 2:
         return None
     numbers = np.asarray(values, dtype=np.float64)
     half = Z95 * float(numbers.std(ddof=1)) / float(np.sqrt(len(numbers)))
     mean = float(numbers.mean())
-    return mean - half, mean + half
+    return max(bounds[0], mean - half), min(bounds[1], mean + half)
 
 
-def mean_result(values: Mapping[int, float], per_example: Mapping[int, Mapping[str, Any]]) -> MetricResult:
+def mean_result(
+    values: Mapping[int, float],
+    per_example: Mapping[int, Mapping[str, Any]],
+    bounds: tuple[float, float] = SHARE,
+) -> MetricResult:
     """Average one value per row.
 
     Parameters
@@ -34,6 +49,8 @@ def mean_result(values: Mapping[int, float], per_example: Mapping[int, Mapping[s
         Row position to the number that is averaged; at least one.
     per_example : mapping of int to mapping
         Row position to what is shown for the row.
+    bounds : tuple of float, default `SHARE`
+        The range that a value can have.
 
     Returns
     -------
@@ -45,12 +62,16 @@ def mean_result(values: Mapping[int, float], per_example: Mapping[int, Mapping[s
         value=float(np.mean(np.asarray(numbers, dtype=np.float64))),
         per_example={str(index): shown for index, shown in per_example.items()},
         n=len(numbers),
-        interval=mean_interval(numbers),
+        interval=mean_interval(numbers, bounds),
     )
 
 
 def mean_of_answers(
-    context: EvaluationContext, group: str, measure: Callable[[AnswerScore], float | None], *kinds: str
+    context: EvaluationContext,
+    group: str,
+    measure: Callable[[AnswerScore], float | None],
+    *kinds: str,
+    bounds: tuple[float, float] = SHARE,
 ) -> MetricResult:
     """Average what `measure` says about each answer of a group; rows where it says None are left out.
 
@@ -67,4 +88,4 @@ def mean_of_answers(
             values[row.index] = value
     if not values:
         raise InputError(f"no answer of group '{group}' has a token before its end")
-    return mean_result(values, {index: {"score": value} for index, value in values.items()})
+    return mean_result(values, {index: {"score": value} for index, value in values.items()}, bounds)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from oblivion.metrics.auc import auc, auc_interval
-from oblivion.metrics.averages import mean_of_answers
+from oblivion.metrics.averages import ANY, mean_of_answers
 from oblivion.metrics.context import AnswerScore, DetailedResult, EvaluationContext
 from oblivion.types import MetricResult
 
@@ -39,7 +39,10 @@ class MembershipAttack:
 
     def compute(self, context: EvaluationContext) -> MetricResult:
         """The AUC; `parts` hold the mean score and the score per row on both groups."""
-        parts = {group: mean_of_answers(context, group, self.score, *self.kinds()) for group in ("forget", "holdout")}
+        parts = {
+            group: mean_of_answers(context, group, self.score, *self.kinds(), bounds=ANY)
+            for group in ("forget", "holdout")
+        }
         members, others = ([row["score"] for row in parts[g].per_example.values()] for g in ("forget", "holdout"))
         area = auc(members, others)
         return DetailedResult(

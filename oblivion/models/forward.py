@@ -28,9 +28,12 @@ def _head_is_linear(model: Any) -> bool:
         known = decoder is not None and decoder is not model and head is not None
         if known:
             ids = torch.tensor([_PROBE_IDS], device=model.device)
+            training = model.training
+            model.eval()  # with dropout the two passes would differ, and would draw from the visit's randomness
             with torch.no_grad():
                 logits = model(input_ids=ids, use_cache=False).logits
                 known = torch.equal(head(decoder(input_ids=ids, use_cache=False).last_hidden_state), logits)
+            model.train(training)
         model._oblivion_linear_head = known
     return bool(known)
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+_VARIANTS = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
+"""PEFT settings that change what the stored tensors mean."""
 
 
 class ResidentModel:
@@ -185,6 +187,9 @@ def read_adapter_folder(folder: Path) -> tuple[Adapter, LoraConfig, str]:
             raise InputError(f"{folder} is not a PEFT adapter folder: {name} is missing")
     try:
         settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        variants = [key for key in _VARIANTS if settings.get(key)]
+        if variants:
+            raise InputError(f"{folder}: only plain LoRA can be read; this adapter's {CONFIG} sets {variants[0]!r}")
         targets = settings["target_modules"]
         lora = LoraConfig(
             rank=settings["r"],
@@ -192,7 +197,7 @@ def read_adapter_folder(folder: Path) -> tuple[Adapter, LoraConfig, str]:
             targets=targets if isinstance(targets, str) else tuple(targets),
         )
         tensors: dict[str, Tensor] = load_file(folder / WEIGHTS)
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise InputError(f"{folder}: not a LoRA adapter in PEFT format: {error}") from None
     adapter = {name: tensors[name].float() for name in sorted(tensors)}
     if not any(bool(t.any()) for n, t in adapter.items() if ".lora_A." not in n):

@@ -44,7 +44,8 @@ def train_cohort(
         try:
             update = train_client(resident, start, task, objective, settings, info)
         except (OblivionError, RuntimeError) as error:
-            failures[task.client_id] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            resident.model.eval()
+            failures[task.client_id] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
             continue
         updates.append(dataclasses.replace(update, fingerprint=code_fingerprint()))
     return updates, failures

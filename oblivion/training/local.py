@@ -46,7 +46,7 @@ class LocalTask:
     @property
     def leading(self) -> Sequence[TokenRow]:
         """The rows whose passes are counted: those to forget, or else those to learn."""
-        return self.rows.get("forget") or self.rows["retain"]
+        return self.rows["forget"] if "forget" in self.rows else self.rows["retain"]
 
 
 Micro = dict[Role, PaddedBatch]
@@ -59,7 +59,7 @@ def _steps(task: LocalTask, settings: TrainConfig, info: RoundInfo, pad_id: int,
         generator = numpy_generator(info.seed, f"batches/{role}", info.round, task.client_id)
         return epochs(task.rows[role], settings.batch_size, count, generator)
 
-    leading: Role = "forget" if task.rows.get("forget") else "retain"
+    leading: Role = "forget" if "forget" in task.rows else "retain"
     anchors = batches("retain", 1 << 30) if leading == "forget" and task.rows.get("retain") else None
     for rows in batches(leading, settings.local_epochs):
         by_role: dict[Role, list[TokenRow]] = {leading: rows}

@@ -340,11 +340,11 @@ def test_reading_cleans_flattens_and_counts(tmp_path: Path) -> None:
 
 
 def test_infinite_numbers_count_as_not_measured(tmp_path: Path) -> None:
-    measure = '{"value": Infinity, "interval": [NaN, 1.0], "n": 3}'
-    model = '{"central": {"privleak": %s}}' % measure
-    (tmp_path / "metrics.json").write_text(
-        '{"format": 1, "requests": [{"id": "r", "client": "c", "models": {"original": %s}}]}' % model, encoding="utf-8"
-    )
+    measure = {"value": math.inf, "interval": [math.nan, 1.0], "n": 3}
+    models = {"original": {"central": {"privleak": measure}}}
+    content = {"format": 1, "requests": [{"id": "r", "client": "c", "models": models}]}
+    # Python writes Infinity and NaN, which are not JSON but stand in files.
+    (tmp_path / "metrics.json").write_text(json.dumps(content), encoding="utf-8")
     read = read_run(tmp_path).metrics.requests[0].models["original"].central["privleak"]
     assert (read.value, read.interval, read.n) == (None, None, 3)
 

@@ -1,0 +1,97 @@
+"""Batches by hand, and the order in which rows are seen."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from oblivion.config import ModelConfig
+from oblivion.data import templates
+from oblivion.data.tokens import TokenRow
+from oblivion.models.loading import load_tokenizer
+from oblivion.seeding import numpy_generator
+from oblivion.training.batches import collate, epochs, steps_per_visit, tokenize
+from oblivion.types import Sample
+
+
+def row(index: int, length: int = 3) -> TokenRow:
+    return TokenRow((index, *[9] * (length - 1)), 1)
+
+
+def test_collate_by_hand() -> None:
+    # Row 0: prompt 5 6, answer 7 8 (predicted at positions 1 and 2). Row 1: prompt 5, answer 9 (at position 0).
+    batch = collate([TokenRow((5, 6, 7, 8), 2), TokenRow((5, 9), 1)], pad_id=0)
+    assert batch.ids.tolist() == [[5, 6, 7, 8], [5, 9, 0, 0]]
+    assert batch.mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert batch.positions.tolist() == [1, 2, 0]
+    assert batch.answers.labels.tolist() == [7, 8, 9]
+    assert batch.answers.rows.tolist() == [0, 0, 1]
+    assert batch.answers.size == 2 and batch.tokens == 6
+    assert {t.dtype for t in (batch.ids, batch.mask, batch.positions, batch.answers.labels)} == {torch.int64}
+
+
+def test_labels_are_the_token_after_their_position() -> None:
+    rows = [TokenRow(tuple(range(10, 10 + n)), p) for n, p in ((5, 2), (9, 8), (2, 1))]
+    batch = collate(rows, pad_id=3)
+    assert torch.equal(batch.ids[batch.answers.rows, batch.positions + 1], batch.answers.labels)
+    assert batch.answers.labels.shape[0] == sum(len(r.labels) for r in rows)
+
+
+def test_padding_that_is_eos_is_still_masked() -> None:
+    batch = collate([TokenRow((5, 6, 2), 1), TokenRow((5, 2), 1)], pad_id=2)
+    assert batch.mask.tolist() == [[1, 1, 1], [1, 1, 0]] and batch.answers.labels.tolist() == [6, 2, 2]
+
+
+def test_every_pass_sees_every_row_once() -> None:
+    rows = [row(i, 2 + i % 7) for i in range(21)]
+    batches = list(epochs(rows, 4, 3, numpy_generator(0, "x")))
+    per_pass = steps_per_visit(21, 4, 1)
+    assert per_pass == 6 and len(batches) == 18
+    for start in range(0, 18, per_pass):
+        part = batches[start : start + per_pass]
+        assert sorted(r.ids[0] for batch in part for r in batch) == list(range(21))
+        assert Counter(len(batch) for batch in part) == {4: 5, 1: 1}
+
+
+def test_order_is_a_function_of_the_generator() -> None:
+    rows = [row(i) for i in range(12)]
+
+    def order(seed: int) -> list[list[int]]:
+        return [[r.ids[0] for r in batch] for batch in epochs(rows, 4, 2, numpy_generator(seed, "x"))]
+
+    assert order(0) == order(0) and order(0) != order(1)
+    assert order(0)[:3] != order(0)[3:], "each pass is shuffled anew"
+
+
+def test_batches_hold_rows_of_similar_length() -> None:
+    rows = [row(i, 2 + i) for i in range(16)]
+    batches = list(epochs(rows, 2, 1, numpy_generator(0, "x")))
+    spans = [max(len(r.ids) for r in b) - min(len(r.ids) for r in b) for b in batches]
+    assert spans == [1] * 8  # one window of 8 batches, sorted: neighbours
+
+
+@pytest.mark.parametrize(("rows", "size", "count", "steps"), [(1, 8, 4, 4), (8, 8, 1, 1), (9, 8, 2, 4), (64, 8, 1, 8)])
+def test_steps_by_hand(rows: int, size: int, count: int, steps: int) -> None:
+    assert steps_per_visit(rows, size, count) == steps
+
+
+def test_too_long_rows_are_left_out_whole_and_named(micro_model: Path) -> None:
+    tokenizer = load_tokenizer(ModelConfig(name=str(micro_model)))
+    template = templates.get("plain")()
+    samples = [
+        Sample(id="short", prompt="q", answer="a"),
+        Sample(id="long", prompt="q", answer="a" * 300),
+        Sample(id="also short", prompt="q", answer="b"),
+    ]
+    tokens = tokenize(samples, tokenizer, template, 100)
+    assert [name for name, _ in tokens.rows] == ["short", "also short"] and tokens.skipped == ("long",)
+    # the boundary: exactly as long as the context is kept, one less is not
+    exact = len(tokens.rows[0][1].ids)
+    assert tokenize(samples[:1], tokenizer, template, exact).skipped == ()
+    assert tokenize(samples[:1], tokenizer, template, exact - 1).skipped == ("short",)
+    whole = tokens.rows[0][1]
+    assert whole.ids[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(list(whole.labels), skip_special_tokens=True).strip() == "a"

@@ -1,0 +1,152 @@
+"""What a run tells while it runs, and what it leaves on disk."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from oblivion.aggregation.gate import GateState
+from oblivion.config import RunConfig, load_config
+from oblivion.errors import ConfigError, InputError
+from oblivion.ledger.memory import RoundRecord, RoundState
+from oblivion.types import Cost, GlobalState
+from server.events import Event, Observer
+from server.run_directory import RunDirectory, to_json, write_atomically
+
+RECORD = RoundRecord(
+    branch="main",
+    round=2,
+    selected=("a", "b", "c"),
+    accepted=("a",),
+    refused={"b": "too large"},
+    failed={"c": "no reply"},
+    loss=1.5,
+    cost=Cost(client_steps=3, tokens=40, bytes_up=5, bytes_down=6),
+)
+
+
+def head(**changes: Any) -> RoundState:
+    generator = torch.Generator().manual_seed(0)
+    adapter = {"x.lora_A": torch.randn(2, 3, generator=generator), "x|odd": torch.tensor([-0.0, 1e-45, 1 / 3])}
+    values: dict[str, Any] = {
+        "round": 2,
+        "state": GlobalState(adapter=adapter),
+        "rule_state": {"m/x.lora_A": torch.randn(3, 2, generator=generator).t()},
+        "gate_state": GateState(norms=((("a", 0.1), ("b", 1 / 3)), ())),
+    }
+    return RoundState(**{**values, **changes})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    return RunDirectory.create(tmp_path / "run", RunConfig(), {"version": 1})
+
+
+def test_observer_tells_every_sink_and_keeps_the_history() -> None:
+    first: list[Event] = []
+    second: list[Event] = []
+    observer = Observer(first.append, second.append)
+    observer.event("round_started", round=2, clients=3)
+    observer.round_committed(RECORD, rounds=5)
+    assert first == second
+    assert [e["event"] for e in first] == ["round_started", "round_committed", "update_refused", "client_failed"]
+    assert first[2] | {"time": ""} == {
+        "time": "",
+        "event": "update_refused",
+        "branch": "main",
+        "round": 2,
+        "client": "b",
+        "reason": "too large",
+    }
+    assert first[3]["client"] == "c" and first[3]["reason"] == "no reply"
+    assert datetime.fromisoformat(first[0]["time"]).tzinfo is not None
+    entry = observer.history[0]
+    assert (entry["round"], entry["clients"], entry["refused"], entry["failed"]) == (2, 1, 1, 1)
+    assert entry["loss"] == 1.5 and entry["seconds"] >= 0 and first[1]["rounds"] == 5
+
+
+def test_create_writes_config_and_manifest_first(tmp_path: Path) -> None:
+    config = load_config(None, {"federation.rounds": 3, "federation.joins.client-1": 2})
+    run = RunDirectory.create(tmp_path / "deep" / "run", config, {"loss": math.inf, "n": (1, 2)})
+    assert load_config(run.root / "config.toml") == config
+    assert json.loads((run.root / "manifest.json").read_text()) == {"loss": None, "n": [1, 2]}
+    assert sorted(p.name for p in run.root.iterdir()) == ["config.toml", "manifest.json"]
+
+
+def test_open_refuses_what_is_no_finished_run(tmp_path: Path, run: RunDirectory) -> None:
+    with pytest.raises(InputError, match="no config.toml"):
+        RunDirectory.open(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="did not finish learning"):
+        RunDirectory.open(run.root)
+    run.save_head(head(), [RECORD])
+    opened, config = RunDirectory.open(run.root)
+    assert opened.root == run.root and config == RunConfig()
+
+
+@pytest.mark.parametrize("content", [b"seed = ", b"\xff\xfe\x00"])
+def test_open_with_a_garbled_config(run: RunDirectory, content: bytes) -> None:
+    (run.root / "config.toml").write_bytes(content)
+    with pytest.raises(InputError, match=r"config\.toml"):
+        RunDirectory.open(run.root)
+
+
+def test_open_with_a_config_of_another_version(run: RunDirectory) -> None:
+    (run.root / "config.toml").write_text("sede = 3\n")
+    with pytest.raises(ConfigError, match="unknown key 'sede'; did you mean 'seed'"):
+        RunDirectory.open(run.root)
+
+
+def test_head_round_trip_is_exact(run: RunDirectory) -> None:
+    unknown = RoundRecord(branch="main", round=1, selected=("a",), accepted=())
+    run.save_head(head(), [unknown, RECORD])
+    back, records = run.load_head()
+    expected = head()
+    for mine, other in ((back.state.adapter, expected.state.adapter), (back.rule_state, expected.rule_state)):
+        assert list(mine) == sorted(other)
+        assert all(mine[n].numpy().tobytes() == other[n].contiguous().numpy().tobytes() for n in other)
+    assert back.round == 2 and back.gate_state == expected.gate_state
+    assert records[1] == RECORD and math.isnan(records[0].loss)
+    assert records[0].selected == ("a",) and records[0].cost == Cost()
+
+
+def test_events_are_one_json_object_a_line(run: RunDirectory) -> None:
+    run.log({"event": "x", "loss": math.nan, "text": "é\n"})
+    run.log({"event": "y", "nested": {"a": [math.inf, 1]}})
+    lines = (run.root / "events.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"event": "x", "loss": None, "text": "é\n"},
+        {"event": "y", "nested": {"a": [None, 1]}},
+    ]
+
+
+def test_to_json_has_only_what_json_has() -> None:
+    value = {1: math.nan, "a": (1, [2.5, -math.inf]), "b": {"c": None, "d": True}}
+    text = to_json(value)
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "1": None,
+        "a": [1, [2.5, None]],
+        "b": {"c": None, "d": True},
+    }
+    assert text.endswith(b"\n")
+
+
+def test_read_json_of_nothing_and_of_nonsense(run: RunDirectory) -> None:
+    assert run.read_json("metrics.json", {"default": 1}) == {"default": 1}
+    run.write_json("a/b.json", {"x": 1})
+    assert run.read_json("a/b.json", None) == {"x": 1}
+    (run.root / "bad.json").write_text("{")
+    with pytest.raises(InputError, match=r"bad\.json: not JSON"):
+        run.read_json("bad.json", None)
+
+
+def test_write_atomically_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    write_atomically(path, b"one")
+    write_atomically(path, b"two")
+    assert path.read_bytes() == b"two" and [p.name for p in path.parent.iterdir()] == ["file"]

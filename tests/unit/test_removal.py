@@ -1,0 +1,204 @@
+"""Plans: phases, refusals, the checklist, and costs worked out by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from oblivion.aggregation.fedadam import FedAdam
+from oblivion.aggregation.fedavg import FedAvg
+from oblivion.config import ForgetConfig
+from oblivion.errors import ConfigError, PlanRefusedError
+from oblivion.ledger.memory import RoundRecord
+from oblivion.removal import removal_from, removals
+from oblivion.removal.exclude import Exclude
+from oblivion.removal.local import Local
+from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, UnlearnPhase
+from oblivion.removal.retrain import Retrain
+from oblivion.selection import population, select_clients
+from oblivion.types import ForgetRequest
+
+WHOLE = ForgetRequest(id="r1", client_id="c")
+SOME = ForgetRequest(id="r2", client_id="c", sample_ids=("s1",))
+
+
+def situation(**changes: Any) -> Situation:
+    """Four rounds; a and b from the start, c from round 2, d from round 4; c is to be forgotten."""
+    joins = {"c": 2, "d": 4}
+    records = [
+        RoundRecord(
+            branch="main",
+            round=number,
+            selected=population(["a", "b", "c", "d"], joins, number),
+            accepted=population(["a", "b", "c", "d"], joins, number),
+        )
+        for number in range(1, 5)
+    ]
+    values: dict[str, Any] = {
+        "records": records,
+        "aggregator": FedAvg(),
+        "scheme": "fedit",
+        "seed": 0,
+        "clients_per_round": 8,
+        "joins": joins,
+        "steps": {"a": 2, "b": 3, "d": 5},
+        "unlearn_steps": 4,
+    }
+    return Situation(**{**values, **changes})
+
+
+def status(plan: RemovalPlan) -> dict[str, str]:
+    return {touch.item: touch.status for touch in plan.touches}
+
+
+def test_retrain_repeats_every_round_from_the_initial_adapter() -> None:
+    # rounds 1 to 3: a and b, 2 + 3 steps each; round 4 also d: 5. In all 3 * 5 + 10 = 25
+    plan = Retrain().plan(WHOLE, situation())
+    assert plan.phases == (LearnPhase(start="initial", first=1, last=4, replay=True),)
+    assert plan.client_steps == 25 and plan.fraction == 1.0
+    assert (plan.method, plan.guarantee, plan.from_round) == ("retrain", "exact", 2)
+
+
+def test_exclude_goes_on_without_the_client() -> None:
+    # rounds 5 and 6: a, b, d: 2 + 3 + 5 = 10 each; 20 of 25
+    plan = Exclude(recovery_rounds=2).plan(WHOLE, situation())
+    assert plan.phases == (LearnPhase(start="continue", first=5, last=6),)
+    assert plan.client_steps == 20 and plan.fraction == pytest.approx(0.8)
+    assert (plan.guarantee, plan.label) == ("none", "exclude + 2 rounds")
+    assert status(plan)["global adapter"] == "not covered"
+
+
+def test_local_unlearns_once_and_recovers() -> None:
+    # the visit: 4 steps, in round 5; rounds 6 and 7: 10 each; 24 of 25
+    plan = Local(objective="npo", parameters={"beta": 0.5}).plan(WHOLE, situation())
+    assert plan.phases == (
+        UnlearnPhase(
+            round=5, objective="npo", parameters={"beta": 0.5}, scale=1.0, max_norm=100.0, anchor="none"
+        ),
+        LearnPhase(start="continue", first=6, last=7, reset_rule_state=True),
+    )
+    assert plan.client_steps == 24 and plan.fraction == pytest.approx(24 / 25)
+    assert (plan.guarantee, plan.from_round) == ("approximate", 2)
+
+
+def test_local_without_recovery_is_the_visit_alone() -> None:
+    plan = Local(recovery_rounds=0).plan(WHOLE, situation())
+    assert [type(phase) for phase in plan.phases] == [UnlearnPhase]
+    assert plan.client_steps == 4 and plan.fraction == pytest.approx(0.16)
+
+
+def test_samples_keep_the_client_in_the_rounds() -> None:
+    # c stays with its other rows, 1 step: rounds 1..4 cost 5, 6, 6, 11 = 28; rounds 5 and 6: 11 each
+    here = situation(steps={"a": 2, "b": 3, "c": 1, "d": 5})
+    assert Retrain().plan(SOME, here).client_steps == 28
+    plan = Exclude().plan(SOME, here)
+    assert plan.client_steps == 22 and plan.fraction == pytest.approx(22 / 28)
+
+
+def test_cost_follows_the_keyed_selection() -> None:
+    steps = {"a": 1, "b": 10, "d": 100}
+    here = situation(steps=steps, joins={}, clients_per_round=1, seed=3)
+    chosen = [select_clients(sorted(steps), 1, 3, number)[0] for number in range(1, 5)]
+    assert Retrain().plan(WHOLE, here).client_steps == sum(steps[c] for c in chosen)
+    assert len(set(chosen)) > 1
+
+
+def test_a_client_that_was_never_selected_has_no_first_round() -> None:
+    request = ForgetRequest(id="r", client_id="never")
+    for removal in (Retrain(), Exclude(), Local()):
+        assert removal.plan(request, situation()).from_round == 0
+
+
+def test_fraction_of_a_federation_without_steps_is_finite() -> None:
+    assert Exclude().plan(WHOLE, situation(steps={"d": 5}, joins={"d": 5})).fraction == 10.0
+
+
+def test_graddiff_on_a_whole_client_needs_public_rows() -> None:
+    removal = Local(objective="grad_diff")
+    with pytest.raises(PlanRefusedError, match=r"needs rows to keep, but c leaves altogether.*data\.public") as caught:
+        removal.plan(WHOLE, situation())
+    assert caught.value.exit_code == 5
+
+
+@pytest.mark.parametrize("objective", ["grad_diff", "npo", "simnpo"])
+def test_public_rows_anchor_through_kl(objective: str) -> None:
+    phase = Local(objective=objective).plan(WHOLE, situation(public=True)).phases[0]
+    assert isinstance(phase, UnlearnPhase)
+    assert phase.anchor == "public" and phase.parameters == {"retain_loss": "kl"}
+
+
+@pytest.mark.parametrize("key", ["retain_loss", "retain-loss"])
+def test_a_chosen_retain_loss_stays(key: str) -> None:
+    from oblivion.objectives.terms import objective_from
+
+    phase = Local(parameters={key: "nll"}).plan(WHOLE, situation(public=True)).phases[0]
+    assert isinstance(phase, UnlearnPhase) and phase.anchor == "public"
+    assert "reference" in objective_from("simnpo", {"retain_loss": "kl"}).needs
+    assert objective_from("simnpo", phase.parameters).needs == frozenset()
+
+
+@pytest.mark.parametrize("objective", ["grad_diff", "npo"])
+@pytest.mark.parametrize("public", [False, True])
+def test_samples_are_anchored_by_the_clients_own_other_rows(objective: str, public: bool) -> None:
+    phase = Local(objective=objective).plan(SOME, situation(public=public)).phases[0]
+    assert isinstance(phase, UnlearnPhase) and phase.anchor == "retained" and phase.parameters == {}
+
+
+def test_gradient_ascent_takes_no_anchor() -> None:
+    for request in (WHOLE, SOME):
+        phase = Local(objective="grad_ascent").plan(request, situation(public=True)).phases[0]
+        assert isinstance(phase, UnlearnPhase) and phase.anchor == "none"
+
+
+@pytest.mark.parametrize(("objective", "parameters"), [("lm", {}), ("nop", {}), ("npo", {"betta": 1})])
+def test_learning_and_unknown_objectives_are_refused(objective: str, parameters: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Local(objective=objective, parameters=parameters).plan(WHOLE, situation())
+    assert caught.value.exit_code == 2 and objective in str(caught.value)
+
+
+def test_every_method_fills_in_the_same_checklist() -> None:
+    for aggregator in (FedAvg(), FedAdam()):
+        plans = [r.plan(WHOLE, situation(aggregator=aggregator)) for r in (Retrain(), Exclude(), Local())]
+        items = [[touch.item for touch in plan.touches] for plan in plans]
+        assert items[0] == items[1] == items[2] and len(set(items[0])) == len(items[0]) == 8
+        assert all(touch.why for plan in plans for touch in plan.touches)
+
+
+def test_rule_state_is_named_and_cleaned_where_it_is() -> None:
+    here = situation(aggregator=FedAdam())
+    expected = {"retrain": "cleaned", "exclude": "not covered", "local": "cleaned"}
+    for removal in (Retrain(), Exclude(), Local()):
+        plan = removal.plan(WHOLE, here)
+        touch = next(t for t in plan.touches if t.item == "server rule state")
+        assert touch.status == expected[plan.method]
+        assert "first moment m" in touch.why and "second moment v" in touch.why
+        plain = next(t for t in removal.plan(WHOLE, situation()).touches if t.item == "server rule state")
+        assert plain.status == "unaffected"
+
+
+def test_approximate_methods_do_not_claim_the_others_later_updates() -> None:
+    for removal, claimed in ((Exclude(), "not covered"), (Local(), "not covered"), (Retrain(), "cleaned")):
+        assert status(removal.plan(WHOLE, situation()))["other clients' later updates"] == claimed
+
+
+def test_removals_take_their_settings_from_the_config() -> None:
+    forget = ForgetConfig(
+        objective="simnpo", parameters={"beta": 2.0}, scale=0.5, max_norm=7.0, recovery_rounds=3
+    )
+    assert removal_from("local", forget) == Local(
+        objective="simnpo", parameters={"beta": 2.0}, scale=0.5, max_norm=7.0, recovery_rounds=3
+    )
+    assert removal_from("exclude", forget) == Exclude(recovery_rounds=3)
+    assert removal_from("retrain", forget) == Retrain()
+    with pytest.raises(ConfigError, match="did you mean 'retrain'"):
+        removal_from("retrian", forget)
+    with pytest.raises(ValueError, match="at least 0"):
+        Exclude(recovery_rounds=-1)
+
+
+def test_requirements_are_known_words() -> None:
+    known = {"target_online", "updates", "norms", "checkpoints", "public_data"}
+    assert all(removals.get(name).requires <= known for name in removals.names())
+    assert removals.get("local").requires == {"target_online"} and not removals.get("retrain").requires

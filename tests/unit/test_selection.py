@@ -1,0 +1,87 @@
+"""Selection, cohorts and assignment by hand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+
+from oblivion.fingerprint import code_fingerprint
+from oblivion.selection import assign, form_cohorts, population, resolve_cohort_size, select_clients
+
+CLIENTS = [f"client-{k}" for k in range(12)]
+
+
+def test_population_counts_rounds_from_one() -> None:
+    joins = {"b": 3}
+    assert population(["c", "a", "b"], joins, 2) == ("a", "c")
+    assert population(["c", "a", "b"], joins, 3) == ("a", "b", "c")
+
+
+def test_ids_are_ordered_as_strings() -> None:
+    assert population(["client-2", "client-10"], {}, 1) == ("client-10", "client-2")
+
+
+def test_selected_are_those_with_the_smallest_hash() -> None:
+    # the same hash written out: SHA-256 over the canonical JSON of (seed, purpose, round, client)
+    def key(client: str) -> bytes:
+        return hashlib.sha256(json.dumps([5, "selection", 2, client], separators=(",", ":")).encode()).digest()
+
+    assert select_clients(CLIENTS, 4, 5, 2) == tuple(sorted(sorted(CLIENTS, key=key)[:4]))
+
+
+def test_seed_and_round_change_the_selection() -> None:
+    chosen = {select_clients(CLIENTS, 4, seed, round) for seed in range(3) for round in range(1, 4)}
+    assert len(chosen) > 6
+    assert select_clients(CLIENTS, 12, 0, 1) == tuple(sorted(CLIENTS))
+    assert select_clients([], 4, 0, 1) == ()
+
+
+def test_every_client_is_selected_about_equally_often() -> None:
+    # 600 rounds of 4 out of 12: binomial with mean 200 and standard deviation 11.5; 5 deviations are 58
+    counts = dict.fromkeys(CLIENTS, 0)
+    for round in range(1, 601):
+        for client in select_clients(CLIENTS, 4, 0, round):
+            counts[client] += 1
+    assert sum(counts.values()) == 2400 and all(abs(n - 200) < 58 for n in counts.values())
+
+
+def test_cohorts_by_hand() -> None:
+    sizes = {"a": 1, "b": 9, "c": 5, "d": 5, "e": 2}
+    assert form_cohorts(["a", "b", "c", "d", "e"], sizes, 2) == (("b", "c"), ("d", "e"), ("a",))
+    assert form_cohorts([], sizes, 2) == ()
+
+
+def test_auto_is_one() -> None:
+    assert resolve_cohort_size("auto") == 1 and resolve_cohort_size(7) == 7
+
+
+def test_assignment_by_hand() -> None:
+    # loads: 9 to h0, 5 to h1, 4 to h1 (5 < 9), 1: both carry 9, the name decides
+    sizes = {"a": 9, "b": 5, "c": 4, "d": 1}
+    serves = dict.fromkeys(sizes, ["h0", "h1"])
+    assert assign([("a",), ("b",), ("c",), ("d",)], sizes, serves) == {
+        "h0": [("a",), ("d",)],
+        "h1": [("b",), ("c",)],
+    }
+
+
+def test_cohort_that_no_host_serves_whole_is_split() -> None:
+    serves = {"a": ["silo-a"], "b": ["silo-b"]}
+    assert assign([("a", "b")], {"a": 1, "b": 1}, serves) == {"silo-a": [("a",)], "silo-b": [("b",)]}
+    both = {"a": ["silo-a", "silo-c"], "b": ["silo-b", "silo-c"]}
+    assert assign([("a", "b")], {"a": 1, "b": 1}, both) == {"silo-c": [("a", "b")]}
+
+
+def test_hosts_without_work_get_no_message() -> None:
+    assert assign([("a",)], {"a": 1}, {"a": ["h0", "h1"], "b": ["h2"]}) == {"h0": [("a",)]}
+
+
+def test_selection_and_fingerprint_are_the_same_in_another_process() -> None:
+    code = (
+        "from oblivion.selection import select_clients; from oblivion.fingerprint import code_fingerprint; import sys;"
+        "print(select_clients([f'client-{k}' for k in range(12)], 4, 5, 2), code_fingerprint(), 'torch' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert out == f"{select_clients(CLIENTS, 4, 5, 2)} {code_fingerprint()} False"

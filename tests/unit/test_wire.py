@@ -1,0 +1,226 @@
+"""Messages survive Flower's records bit for bit, and malformed ones are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from oblivion.config import load_config
+from oblivion.errors import IntegrityError
+from oblivion.types import (
+    ClientTask,
+    ClientUpdate,
+    GlobalState,
+    HostReply,
+    HostRequest,
+    RoundInfo,
+    Sample,
+)
+from oblivion.wire import pack_reply, pack_request, unpack_reply, unpack_request
+
+
+def tensors(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    special = torch.tensor([0.0, -0.0, 1e-45, -3.4e38, math.inf, math.nan, 1 / 3])
+    return {
+        "a.lora_A.weight": torch.randn(3, 5, generator=generator),
+        "a|odd name/é": torch.randn(5, 3, generator=generator).t(),
+        "b.empty": torch.zeros(0, 4),
+        "c.scalar": torch.tensor(1.5),
+        "d.special": special,
+    }
+
+
+REQUEST = HostRequest(
+    kind="train.unlearn",
+    host="17",
+    config=load_config(None, {"federation.joins": {"client-1": 2}, "lora.targets": ["q_proj"]}).to_json(),
+    info=RoundInfo(branch="main", round=2, rounds=9, population=("a", "b"), seed=2**62 + 1),
+    state=GlobalState(adapter=tensors(0), residual={"r": torch.ones(2)}, broadcast={}),
+    cohorts=(
+        (ClientTask(client_id="a", excluded=("s1", "s2")), ClientTask(client_id="b", forget=())),
+        (ClientTask(client_id="c", forget=("s3",)),),
+    ),
+    objective="npo",
+    parameters={"beta": 0.1},
+    public=(
+        Sample(id="p", prompt="q\n«é»", answer="a", wrong_answers=("x", "y"), path=("h", "p1"), extras={"n": 1}),
+    ),
+)
+UPDATE = ClientUpdate(
+    client_id="a",
+    round=2,
+    delta=tensors(1),
+    num_examples=12,
+    steps=3,
+    metrics={"loss": 1 / 3, "tokens": 40.0},
+    extras={"control": {"x": torch.ones(2)}},
+    fingerprint="f00",
+)
+REPLY = HostReply(
+    host="17",
+    updates=(UPDATE, dataclasses.replace(UPDATE, client_id="b", delta=tensors(2), extras={})),
+    failures={"c": "RuntimeError: no"},
+    metrics={"a": {"probability": (0.1, 3.0)}},
+    clients={"a": {"samples": 12}},
+)
+
+
+def same(one: Any, other: Any) -> None:
+    assert list(one) == sorted(other)
+    for name in other:
+        assert one[name].dtype == other[name].dtype and one[name].shape == other[name].shape
+        assert one[name].contiguous().numpy().tobytes() == other[name].contiguous().numpy().tobytes(), name
+
+
+def test_request_round_trip_is_exact() -> None:
+    back = unpack_request(pack_request(REQUEST))
+    assert back.state is not None and REQUEST.state is not None
+    same(back.state.adapter, REQUEST.state.adapter)
+    same(back.state.residual, REQUEST.state.residual)
+    assert back.state.broadcast == {}
+    assert dataclasses.replace(back, state=None) == dataclasses.replace(REQUEST, state=None)
+    assert isinstance(back.cohorts, tuple) and isinstance(back.cohorts[0][0].excluded, tuple)
+    assert isinstance(back.public[0].path, tuple) and isinstance(back.public[0].wrong_answers, tuple)
+    assert back.info is not None and isinstance(back.info.population, tuple)
+
+
+def test_none_and_empty_stay_apart() -> None:
+    back = unpack_request(pack_request(REQUEST))
+    forgets = [task.forget for cohort in back.cohorts for task in cohort]
+    assert forgets == [None, (), ("s3",)]
+    describe = unpack_request(pack_request(HostRequest(kind="query.describe", host="1", config={})))
+    assert describe.state is None and describe.info is None and describe.cohorts == () and describe.public == ()
+    empty = unpack_request(pack_request(HostRequest(kind="train", config={}, state=GlobalState(adapter={}))))
+    assert empty.state == GlobalState(adapter={})
+
+
+def test_reply_round_trip_is_exact() -> None:
+    back = unpack_reply(pack_reply(REPLY))
+    for mine, other in zip(back.updates, REPLY.updates, strict=True):
+        same(mine.delta, other.delta)
+        assert mine.extras.keys() == other.extras.keys()
+        bare = {"delta": {}, "extras": {}}
+        assert dataclasses.replace(mine, **bare) == dataclasses.replace(other, **bare)
+    same(back.updates[0].extras["control"], UPDATE.extras["control"])
+    assert dataclasses.replace(back, updates=()) == dataclasses.replace(REPLY, updates=())
+    assert isinstance(back.metrics["a"]["probability"], tuple)
+    assert unpack_reply(pack_reply(HostReply())) == HostReply()
+
+
+def test_a_loss_that_is_not_a_number_travels() -> None:
+    back = unpack_reply(pack_reply(HostReply(updates=(dataclasses.replace(UPDATE, metrics={"loss": math.nan}),))))
+    assert math.isnan(back.updates[0].metrics["loss"])
+
+
+def test_eleven_updates_are_not_mixed_up() -> None:
+    updates = tuple(
+        dataclasses.replace(UPDATE, client_id=f"c{k}", delta={"x": torch.full((2,), float(k))}, extras={})
+        for k in range(12)
+    )
+    back = unpack_reply(pack_reply(HostReply(updates=updates))).updates
+    assert [float(u.delta["x"][0]) for u in back] == [float(k) for k in range(12)]
+    assert all(list(u.delta) == ["x"] for u in back)
+
+
+def test_unpacked_tensors_own_their_memory() -> None:
+    back = unpack_reply(pack_reply(REPLY))
+    back.updates[0].delta["a.lora_A.weight"].zero_()
+    assert UPDATE.delta["a.lora_A.weight"].any()
+
+
+def records(message: str, arrays: dict[str, Array] | None = None) -> RecordDict:
+    return RecordDict({"message": ConfigRecord({"json": message}), "arrays": ArrayRecord(arrays or {})})
+
+
+def changed(pack: Any, value: Any, **changes: Any) -> RecordDict:
+    packed = pack(value)
+    message = json.loads(str(packed.config_records["message"]["json"]))
+    packed.config_records["message"]["json"] = json.dumps({**message, **changes})
+    return packed
+
+
+@pytest.mark.parametrize(
+    "malformed",
+    [RecordDict(), records("{"), records("[]"), records("null"), records("{}"), records("[" * 100_000)],
+    ids=["empty", "cut", "list", "null", "no-keys", "deep"],
+)
+@pytest.mark.parametrize("unpack", [unpack_request, unpack_reply])
+def test_malformed_messages_are_integrity_errors(malformed: RecordDict, unpack: Any) -> None:
+    with pytest.raises(IntegrityError, match="not of the form") as caught:
+        unpack(malformed)
+    assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cohorts": [[{"client_id": "a"}]]},
+        {"cohorts": 3},
+        {"info": {"branch": "main"}},
+        {"info": 3},
+        {"public": [{"id": "p"}]},
+        {"public": [{**dataclasses.asdict(REQUEST.public[0]), "surplus": 1}]},
+    ],
+)
+def test_malformed_requests(changes: dict[str, Any]) -> None:
+    with pytest.raises(IntegrityError, match="a request is not of the form"):
+        unpack_request(changed(pack_request, REQUEST, **changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"updates": [{"client_id": "a"}]},
+        {"updates": [3]},
+        {"metrics": {"a": {"x": 1.0}}},
+        {"metrics": {"a": {"x": ["one", "two"]}}},
+        {"metrics": []},
+        {"failures": ["a"]},
+        {"clients": {"a": {"samples": "many"}}},
+        {"clients": ["a"]},
+    ],
+)
+def test_malformed_replies(changes: dict[str, Any]) -> None:
+    with pytest.raises(IntegrityError, match="a reply is not of the form"):
+        unpack_reply(changed(pack_reply, REPLY, **changes))
+
+
+@pytest.mark.parametrize("metrics", [["loss"], {"loss": "low"}, {"loss": None}])
+def test_metrics_that_are_no_numbers_are_refused_before_anyone_adds_them_up(metrics: Any) -> None:
+    values = json.loads(str(pack_reply(REPLY).config_records["message"]["json"]))["updates"]
+    values[0]["metrics"] = metrics
+    with pytest.raises(IntegrityError):
+        unpack_reply(changed(pack_reply, REPLY, updates=values))
+
+
+class Trap:
+    def __reduce__(self) -> Any:
+        return (pytest.fail, ("a pickle was opened",))
+
+
+@pytest.mark.parametrize("data", [b"", b"nonsense", pickle.dumps(Trap()), b"PK\x03\x04"])
+def test_arrays_that_are_not_numpys_own_format_are_refused(data: bytes) -> None:
+    array = Array(dtype="float32", shape=(1,), stype="numpy.ndarray", data=data)
+    packed = pack_reply(REPLY)
+    packed.array_records["arrays"]["0|delta|a.lora_A.weight"] = array
+    with pytest.raises(IntegrityError, match="not of the form"):
+        unpack_reply(packed)
+
+
+def test_object_arrays_are_refused() -> None:
+    array = Array(np.ones(2, dtype=np.float32))
+    packed = pack_reply(REPLY)
+    packed.array_records["arrays"]["0|delta|a.lora_A.weight"] = Array(
+        dtype="float32", shape=array.shape, stype="other", data=array.data
+    )
+    with pytest.raises(IntegrityError, match="not of the form"):
+        unpack_reply(packed)
