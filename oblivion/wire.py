@@ -10,6 +10,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
+from zipfile import BadZipFile
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
@@ -52,7 +53,7 @@ def _open(records: RecordDict) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         message = json.loads(str(records.config_records[_MESSAGE]["json"]))
         arrays = {name: array.numpy() for name, array in records.array_records[_ARRAYS].items()}
-    except (KeyError, ValueError, TypeError, EOFError, RecursionError) as error:
+    except (KeyError, ValueError, TypeError, EOFError, BadZipFile, RecursionError, MemoryError) as error:
         raise IntegrityError(f"a message is not of the form that both sides agree on: {error}") from None
     return message, arrays
 

@@ -241,7 +241,7 @@ def test_npo_starts_from_the_adapter_before_training(resident: ResidentModel, st
 
 def test_npo_keeps_its_reference_while_it_moves(resident: ResidentModel, start: Any) -> None:
     # Were the reference the moving adapter, every step would read (2/beta) log 2.
-    settings = SGD.model_copy(update={"local_epochs": 3, "learning_rate": 0.5})
+    settings = TrainConfig(batch_size=4, local_epochs=3, learning_rate=0.01)
     update = train_client(
         resident, start, LocalTask(client_id="c", rows={"forget": ROWS}), NPO(beta=0.1), settings, INFO
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import pickle
@@ -207,7 +208,23 @@ class Trap:
         return (pytest.fail, ("a pickle was opened",))
 
 
-@pytest.mark.parametrize("data", [b"", b"nonsense", pickle.dumps(Trap()), b"PK\x03\x04"])
+def npz() -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, x=np.ones(1, dtype=np.float32))
+    return buffer.getvalue()
+
+
+def huge() -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": (1 << 50,)})
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"nonsense", pickle.dumps(Trap()), b"PK\x03\x04", npz(), huge()],
+    ids=["empty", "nonsense", "pickle", "cut-zip", "zip", "huge"],
+)
 def test_arrays_that_are_not_numpys_own_format_are_refused(data: bytes) -> None:
     array = Array(dtype="float32", shape=(1,), stype="numpy.ndarray", data=data)
     packed = pack_reply(REPLY)
