@@ -45,7 +45,8 @@ def train_cohort(
             update = train_client(resident, start, task, objective, settings, info)
         except (OblivionError, RuntimeError) as error:
             resident.model.eval()
-            failures[task.client_id] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            reason, _, _ = str(error).strip().partition("\n")
+            failures[task.client_id] = f"{type(error).__name__}: {reason}"
             continue
         updates.append(dataclasses.replace(update, fingerprint=code_fingerprint()))
     return updates, failures

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -51,7 +53,7 @@ def test_a_larger_selection_contains_the_smaller(clients: set[str], small: int, 
 def test_population_grows_and_holds_who_has_joined(clients: set[str], data: st.DataObject) -> None:
     joins = data.draw(st.dictionaries(st.sampled_from(sorted(clients)), st.integers(1, 6)))
     sizes = [population(sorted(clients), joins, round) for round in range(1, 8)]
-    for earlier, later in zip(sizes, sizes[1:], strict=False):
+    for earlier, later in itertools.pairwise(sizes):
         assert set(earlier) <= set(later)
     for round, there in enumerate(sizes, start=1):
         assert list(there) == sorted(c for c in clients if joins.get(c, 1) <= round)

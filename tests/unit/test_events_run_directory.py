@@ -80,7 +80,7 @@ def test_create_writes_config_and_manifest_first(tmp_path: Path) -> None:
 
 
 def test_open_refuses_what_is_no_finished_run(tmp_path: Path, run: RunDirectory) -> None:
-    with pytest.raises(InputError, match="no config.toml"):
+    with pytest.raises(InputError, match=r"no config\.toml"):
         RunDirectory.open(tmp_path / "nowhere")
     with pytest.raises(InputError, match="did not finish learning"):
         RunDirectory.open(run.root)

@@ -16,9 +16,7 @@ from oblivion.types import ClientUpdate, GlobalState
 
 def state(round: int, value: float = 0.0) -> RoundState:
     adapter = {"x": torch.full((2,), value)}
-    return RoundState(
-        round=round, state=GlobalState(adapter=adapter), rule_state={}, gate_state=GateState()
-    )
+    return RoundState(round=round, state=GlobalState(adapter=adapter), rule_state={}, gate_state=GateState())
 
 
 def update(client: str, round: int = 1) -> ClientUpdate:

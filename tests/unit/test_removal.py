@@ -73,9 +73,7 @@ def test_local_unlearns_once_and_recovers() -> None:
     # the visit: 4 steps, in round 5; rounds 6 and 7: 10 each; 24 of 25
     plan = Local(objective="npo", parameters={"beta": 0.5}).plan(WHOLE, situation())
     assert plan.phases == (
-        UnlearnPhase(
-            round=5, objective="npo", parameters={"beta": 0.5}, scale=1.0, max_norm=100.0, anchor="none"
-        ),
+        UnlearnPhase(round=5, objective="npo", parameters={"beta": 0.5}, scale=1.0, max_norm=100.0, anchor="none"),
         LearnPhase(start="continue", first=6, last=7, reset_rule_state=True),
     )
     assert plan.client_steps == 24 and plan.fraction == pytest.approx(24 / 25)
@@ -184,9 +182,7 @@ def test_approximate_methods_do_not_claim_the_others_later_updates() -> None:
 
 
 def test_removals_take_their_settings_from_the_config() -> None:
-    forget = ForgetConfig(
-        objective="simnpo", parameters={"beta": 2.0}, scale=0.5, max_norm=7.0, recovery_rounds=3
-    )
+    forget = ForgetConfig(objective="simnpo", parameters={"beta": 2.0}, scale=0.5, max_norm=7.0, recovery_rounds=3)
     assert removal_from("local", forget) == Local(
         objective="simnpo", parameters={"beta": 2.0}, scale=0.5, max_norm=7.0, recovery_rounds=3
     )

@@ -81,9 +81,7 @@ class FakeHosts:
                 failures[client] = "it crashed"
             else:
                 updates.append(update)
-        return HostReply(
-            host=request.host, updates=tuple(updates[::-1] if self.turned else updates), failures=failures
-        )
+        return HostReply(host=request.host, updates=tuple(updates[::-1] if self.turned else updates), failures=failures)
 
 
 def config(**changes: Any) -> RunConfig:
@@ -95,9 +93,7 @@ def federation(hosts: FakeHosts, settings: RunConfig | None = None) -> tuple[Fed
     made = Federation(settings or config(), hosts, ledger, INITIAL, Observer(events.append))
     made.describe()
     state = GlobalState(adapter=INITIAL)
-    ledger.branch(
-        "main", RoundState(round=0, state=state, rule_state=made.rule.init(state), gate_state=GateState())
-    )
+    ledger.branch("main", RoundState(round=0, state=state, rule_state=made.rule.init(state), gate_state=GateState()))
     return made, ledger, events
 
 
@@ -259,7 +255,7 @@ def test_quorum_says_what_was_missing_and_why() -> None:
 def test_quorum_counts_refused_updates_as_missing() -> None:
     hosts = FakeHosts()
     hosts.changes["a"] = lambda update: dataclasses.replace(update, steps=-1)
-    with pytest.raises(FederationError, match="3 of 4 .* asks for 4.*a: its number of steps"):
+    with pytest.raises(FederationError, match=r"3 of 4 .* asks for 4.*a: its number of steps"):
         learn(hosts, config(federation__quorum=1.0))
 
 

@@ -60,7 +60,7 @@ def test_auto_is_one() -> None:
 def test_assignment_by_hand() -> None:
     # loads: 9 to h0, 5 to h1, 4 to h1 (5 < 9), 1: both carry 9, the name decides
     sizes = {"a": 9, "b": 5, "c": 4, "d": 1}
-    serves = dict.fromkeys(sizes, ["h0", "h1"])
+    serves = {client: ["h0", "h1"] for client in sizes}
     assert assign([("a",), ("b",), ("c",), ("d",)], sizes, serves) == {
         "h0": [("a",), ("d",)],
         "h1": [("b",), ("c",)],

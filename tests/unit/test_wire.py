@@ -52,9 +52,7 @@ REQUEST = HostRequest(
     ),
     objective="npo",
     parameters={"beta": 0.1},
-    public=(
-        Sample(id="p", prompt="q\n«é»", answer="a", wrong_answers=("x", "y"), path=("h", "p1"), extras={"n": 1}),
-    ),
+    public=(Sample(id="p", prompt="q\n«é»", answer="a", wrong_answers=("x", "y"), path=("h", "p1"), extras={"n": 1}),),
 )
 UPDATE = ClientUpdate(
     client_id="a",

@@ -1,0 +1,244 @@
+"""A host is a pure function of its message: caches, order and other runs change no bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import faulthandler
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from clients import host as host_module
+from clients.host import Host, unlearning_settings
+from oblivion.config import RunConfig, load_config
+from oblivion.data.federation import resolve
+from oblivion.errors import ConfigError
+from oblivion.models.resident import load_resident
+from oblivion.training.local import LocalTask
+from oblivion.types import ClientTask, GlobalState, HostReply, HostRequest, RoundInfo, Sample
+from simulations.inline import InlineHosts, run
+
+
+def rows(client: str, count: int) -> list[dict[str, str]]:
+    return [{"who": client, "question": f"q{k} {client}?", "answer": f"{client} {k} " + "y" * k} for k in range(count)]
+
+
+@pytest.fixture
+def config(micro_model: Path, tmp_path: Path) -> RunConfig:
+    path = tmp_path / "rows.jsonl"
+    every = [*rows("ann", 5), *rows("bob", 3), {"who": "bob", "question": "long", "answer": "z" * 400}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in every))
+    return load_config(
+        None,
+        {
+            "model.name": str(micro_model),
+            "lora.rank": 4,
+            "data.name": "jsonl",
+            "data.path": str(path),
+            "data.columns": {"client": "who"},
+            "train.batch-size": 2,
+            "train.local-epochs": 1,
+            "forget.local-epochs": 2,
+            "federation.clients": 2,
+            "simulation.hosts": 2,
+        },
+    )
+
+
+def state(config: RunConfig, seed: int = 0) -> GlobalState:
+    resident = load_resident(config.model, config.lora, config.train.max_length)
+    generator = torch.Generator().manual_seed(seed)
+    adapter = {n: 0.1 * torch.randn(p.shape, generator=generator) for n, p in resident.parameters.items()}
+    return GlobalState(adapter=adapter)
+
+
+def request(config: RunConfig, *tasks: ClientTask, kind: Any = "train", **changes: Any) -> HostRequest:
+    info = RoundInfo(branch="main", round=1, rounds=2, population=("ann", "bob"), seed=config.seed)
+    cohorts = tuple((task,) for task in tasks)
+    values = {"kind": kind, "host": "h", "config": config.to_json(), "info": info, "cohorts": cohorts}
+    return HostRequest(**{**values, "state": state(config), **changes})
+
+
+ANN, BOB = ClientTask(client_id="ann"), ClientTask(client_id="bob")
+
+
+def same(one: HostReply, other: HostReply) -> bool:
+    def deltas(reply: HostReply) -> dict[str, dict[str, bytes]]:
+        return {u.client_id: {n: t.numpy().tobytes() for n, t in u.delta.items()} for u in reply.updates}
+
+    metrics = [{u.client_id: u.metrics for u in reply.updates} for reply in (one, other)]
+    return deltas(one) == deltas(other) and metrics[0] == metrics[1] and one.failures == other.failures
+
+
+def test_describe_counts_rows_without_a_model(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_module, "load_resident", pytest.fail)
+    reply = Host().answer(HostRequest(kind="query.describe", host="h", config=config.to_json()))
+    assert reply == HostReply(host="h", clients={"ann": {"samples": 5}, "bob": {"samples": 4}})
+
+
+def test_training_answers_for_every_client(config: RunConfig) -> None:
+    reply = Host().answer(request(config, ANN, BOB))
+    assert reply.host == "h" and not reply.failures
+    ann, bob = reply.updates
+    assert (ann.client_id, ann.num_examples, ann.steps, ann.metrics["skipped"]) == ("ann", 5, 3, 0)
+    assert (bob.client_id, bob.num_examples, bob.steps, bob.metrics["skipped"]) == ("bob", 3, 2, 1)
+
+
+def test_two_hosts_and_a_repeated_message_give_the_same_bits(config: RunConfig) -> None:
+    first = Host()
+    once = first.answer(request(config, ANN, BOB))
+    first.answer(request(config, BOB, state=state(config, 1)))
+    assert same(first.answer(request(config, ANN, BOB)), once)
+    assert same(Host().answer(request(config, BOB, ANN)), once)
+    alone = Host().answer(request(config, BOB))
+    assert same(alone, dataclasses.replace(once, updates=once.updates[1:]))
+    assert not same(Host().answer(request(config, ANN, BOB, state=state(config, 1))), once)
+
+
+def test_one_cohort_or_two_is_the_same(config: RunConfig) -> None:
+    apart = Host().answer(request(config, ANN, BOB))
+    assert same(Host().answer(request(config, cohorts=((ANN, BOB),))), apart)
+
+
+def test_inline_hosts_give_what_one_host_gives(config: RunConfig) -> None:
+    def work(hosts: Any) -> list[HostReply]:
+        assert hosts.names() == ("host-0", "host-1")
+        return hosts.ask([request(config, ANN, host="host-0"), request(config, BOB, host="host-1")])
+
+    replies = run(config, work)
+    assert [r.host for r in replies] == ["host-0", "host-1"]
+    whole = Host().answer(request(config, ANN, BOB))
+    assert same(HostReply(updates=replies[0].updates + replies[1].updates), whole)
+    assert InlineHosts(12).names()[:3] == ("host-0", "host-1", "host-10")
+
+
+def test_excluded_samples_are_as_if_they_had_never_been(config: RunConfig, tmp_path: Path) -> None:
+    ids = [row.id for row in resolve(config).clients["ann"]]
+    less = Host().answer(request(config, ClientTask(client_id="ann", excluded=(ids[1], ids[4]))))
+    assert less.updates[0].num_examples == 3
+    kept = [row for k, row in enumerate(rows("ann", 5)) if k not in (1, 4)]
+    path = tmp_path / "less.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    data = config.data.model_copy(update={"path": str(path)})
+    one = config.federation.model_copy(update={"clients": 1})
+    smaller = config.model_copy(update={"data": data, "federation": one})
+    assert same(Host().answer(request(smaller, ANN)), less)
+
+
+def test_a_client_without_rows_left_fails_alone(config: RunConfig) -> None:
+    ids = tuple(row.id for row in resolve(config).clients["ann"])
+    reply = Host().answer(request(config, ClientTask(client_id="ann", excluded=ids), BOB))
+    assert reply.failures == {"ann": "no rows to train on"} and [u.client_id for u in reply.updates] == ["bob"]
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[LocalTask]:
+    """The tasks that reach training."""
+    tasks: list[LocalTask] = []
+    original = host_module.train_cohort
+
+    def spy(resident: Any, start: Any, given: Sequence[LocalTask], *rest: Any) -> Any:
+        tasks.extend(given)
+        return original(resident, start, given, *rest)
+
+    monkeypatch.setattr(host_module, "train_cohort", spy)
+    return tasks
+
+
+def ask_to_unlearn(config: RunConfig, task: ClientTask, objective: str = "npo", **changes: Any) -> HostReply:
+    return Host().answer(request(config, task, kind="train.unlearn", objective=objective, **changes))
+
+
+def test_samples_are_unlearned_beside_the_clients_own_other_rows(config: RunConfig, seen: list[LocalTask]) -> None:
+    ids = [row.id for row in resolve(config).clients["ann"]]
+    learned = Host()
+    learned.answer(request(config, ANN))
+    own = dict(zip(ids, seen.pop().rows["retain"], strict=True))
+    public = (Sample(id="p", prompt="public", answer="row"),)
+    task = ClientTask(client_id="ann", forget=(ids[3], ids[0]), excluded=(ids[1],))
+    reply = ask_to_unlearn(config, task, public=public)
+    assert seen[0].rows["forget"] == [own[ids[0]], own[ids[3]]]
+    assert seen[0].rows["retain"] == [own[ids[2]], own[ids[4]]], "neither asked for, nor forgotten before, nor public"
+    assert reply.updates[0].num_examples == 2 and reply.updates[0].steps == 2  # one batch, two passes
+    assert same(ask_to_unlearn(config, task, public=public), reply)
+
+
+def test_a_whole_client_is_anchored_by_public_rows_alone(config: RunConfig, seen: list[LocalTask]) -> None:
+    ask_to_unlearn(config, ANN)
+    ask_to_unlearn(config, ANN, public=(Sample(id="p", prompt="public", answer="row"),))
+    bare, anchored = seen
+    assert len(bare.rows["forget"]) == 5 and "retain" not in bare.rows
+    assert len(anchored.rows["forget"]) == 5 and len(anchored.rows["retain"]) == 1
+
+
+def test_an_objective_without_anchor_gets_none(config: RunConfig, seen: list[LocalTask]) -> None:
+    ids = [row.id for row in resolve(config).clients["ann"]]
+    ask_to_unlearn(config, ClientTask(client_id="ann", forget=(ids[0],)), objective="grad_ascent")
+    assert set(seen[0].rows) == {"forget"}
+
+
+def test_samples_that_are_all_too_long_cannot_be_unlearned(config: RunConfig) -> None:
+    """And the client must not learn its other rows in their place."""
+    long = next(row.id for row in resolve(config).clients["bob"] if row.prompt == "long")
+    for objective in ("npo", "grad_ascent"):
+        reply = ask_to_unlearn(config, ClientTask(client_id="bob", forget=(long,)), objective=objective)
+        assert not reply.updates and reply.failures == {"bob": "no rows to train on"}
+
+
+def test_unlearning_has_settings_of_its_own(config: RunConfig) -> None:
+    settings = unlearning_settings(config)
+    assert settings.local_epochs == 2 and settings.learning_rate == config.forget.learning_rate
+    unchanged = {"local_epochs": 1, "learning_rate": config.train.learning_rate}
+    assert settings.model_copy(update=unchanged) == config.train
+
+
+def test_a_host_that_serves_two_runs_mixes_up_nothing(config: RunConfig, seen: list[LocalTask]) -> None:
+    """The same rows dealt to another number of clients: `client-0` owns others."""
+
+    def dealt(clients: int) -> RunConfig:
+        data = config.data.model_copy(update={"partition": "iid", "columns": {}})
+        federation = config.federation.model_copy(update={"clients": clients})
+        return config.model_copy(update={"data": data, "federation": federation})
+
+    first, shared = ClientTask(client_id="client-0"), Host()
+    for clients, expected in ((2, Host()), (3, Host())):
+        shared.answer(request(dealt(clients), first))
+        expected.answer(request(dealt(clients), first))
+    rows = [task.rows["retain"] for task in seen]
+    assert rows[0] == rows[1] and rows[2] == rows[3] and rows[0] != rows[2]
+
+
+def test_the_deadline_is_set_and_lifted(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda after, **options: calls.append((after, options)))
+    monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: calls.append("lifted"))
+    Host().answer(HostRequest(kind="query.describe", config=config.to_json()))
+    assert calls == [(1800.0, {"exit": True, "file": 2}), "lifted"]
+    calls.clear()
+    with pytest.raises(ConfigError):
+        Host().answer(HostRequest(kind="train", config={**config.to_json(), "data": {"name": "unknown"}},
+                                  info=request(config).info, state=GlobalState(adapter={})))  # fmt: skip
+    assert calls[-1] == "lifted"
+
+
+def test_a_config_that_is_not_one_is_named(config: RunConfig) -> None:
+    with pytest.raises(ConfigError, match="message: unknown key 'sede'"):
+        Host().answer(HostRequest(kind="query.describe", config={"sede": 1}))
+
+
+def test_evaluation_answers_for_a_client_and_leaves_the_base_alone(config: RunConfig) -> None:
+    pytest.importorskip("oblivion.metrics.evaluation")
+    ids = [row.id for row in resolve(config).clients["ann"]]
+    resident = load_resident(config.model, config.lora, config.train.max_length)
+    before = {n: p.detach().clone() for n, p in resident.model.named_parameters() if "lora" not in n}
+    tasks = (BOB, ClientTask(client_id="ann", forget=(ids[0],)))
+    replies = [Host().answer(request(config, *tasks, kind="evaluate")) for _ in range(2)]
+    assert replies[0] == replies[1]
+    metrics = replies[0].metrics
+    assert set(metrics) == {"bob", "ann (forgotten)", "ann (kept)"}
+    assert all(weight > 0 for values in metrics.values() for _, weight in values.values())
+    assert all(torch.equal(p, before[n]) for n, p in resident.model.named_parameters() if n in before)
