@@ -9,10 +9,10 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from oblivion.errors import ConfigError, InputError, nearest
 from oblivion.types import check_client_id
@@ -20,6 +20,14 @@ from oblivion.types import check_client_id
 
 def _kebab(name: str) -> str:
     return name.replace("_", "-")
+
+
+def _split(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+"""A list of names; on the command line also ``a,b``."""
 
 
 class _Section(BaseModel):
@@ -105,7 +113,7 @@ class ForgetConfig(_Section):
 
     client: str = ""
     samples: str = ""
-    methods: tuple[str, ...] = ()
+    methods: Names = ()
     objective: str = "npo"
     parameters: dict[str, Any] = {}
     scale: float = Field(1.0, gt=0)

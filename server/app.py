@@ -25,6 +25,7 @@ from strategies.grid_hosts import GridHosts
 
 app = ServerApp()
 _log = logging.getLogger("flwr")
+_log.propagate = False  # a library that sets up the root logger would show every line twice
 
 
 def scenario_path(name: str) -> Path:

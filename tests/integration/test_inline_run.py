@@ -1,0 +1,196 @@
+"""The main job on the inline engine: what it leaves on disk, and the bits it must reproduce."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import oblivion as ob
+from oblivion.data.federation import resolve
+from oblivion.errors import ConfigError, PlanRefusedError
+from oblivion.types import Adapter
+from simulations import RunResult, simulate
+
+
+def run(scenario: Path, out: Path, changes: dict[str, Any] | None = None) -> RunResult:
+    return simulate(ob.load_config(scenario, changes or {}), out)
+
+
+def same_bits(one: Adapter, other: Adapter) -> bool:
+    return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def trained(micro_scenario: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    out = tmp_path_factory.mktemp("run") / "micro"
+    return run(micro_scenario, out, {"forget.methods": ["retrain", "exclude", "local"]})
+
+
+def entry(result: RunResult) -> dict[str, Any]:
+    (only,) = result.metrics["requests"]
+    return dict(only)
+
+
+def test_every_model_is_measured_centrally_and_on_every_client(trained: RunResult) -> None:
+    models = entry(trained)["models"]
+    assert set(models) == {"original", "oracle", "retrain", "exclude", "local"}
+    for model in models.values():
+        assert set(model["clients"]) == {f"client-{i}" for i in range(4)}
+        for metric in ("forget_Q_A_Prob", "forget_Q_A_ROUGE", "model_utility", "mia_min_k", "extraction_strength"):
+            assert model["central"][metric]["value"] is not None
+    assert models["local"]["central"]["forget_quality"]["value"] is not None  # it has the oracle as its reference
+    assert models["retrain"]["central"]["forget_quality"]["value"] == 1.0  # the same model as the reference
+
+
+def test_what_each_model_cost(trained: RunResult) -> None:
+    models = entry(trained)["models"]
+    assert models["oracle"]["cost"]["fraction"] == models["retrain"]["cost"]["fraction"] == 1.0
+    oracle, exclude = (models[name]["cost"]["client_steps"] for name in ("oracle", "exclude"))
+    assert models["exclude"]["cost"]["fraction"] == pytest.approx(exclude / oracle)
+    assert 3 * exclude == oracle  # one round of the same three clients, against three
+
+
+def test_retraining_is_the_oracle_bit_for_bit(trained: RunResult) -> None:
+    request = entry(trained)["id"]
+    oracle = RunResult(trained.directory, f"{request}/oracle").adapter
+    assert same_bits(RunResult(trained.directory, f"{request}/retrain").adapter, oracle)
+    assert not same_bits(trained.adapter, oracle)
+
+
+def test_rounds_before_the_client_joined_are_the_same_with_and_without_it(trained: RunResult) -> None:
+    losses = {(e["branch"].split("/")[-1], e["round"]): e["loss"] for e in trained.history}
+    assert losses["main", 1] == losses["oracle", 1]
+    assert losses["main", 2] != losses["oracle", 2]
+    assert entry(trained)["t_u"] == 2
+
+
+def test_the_guarantees_and_the_checklist(trained: RunResult) -> None:
+    models = entry(trained)["models"]
+    assert {name: models[name]["guarantee"] for name in ("retrain", "exclude", "local")} == {
+        "retrain": "exact",
+        "exclude": "none",
+        "local": "approximate",
+    }
+    statuses = {t["item"]: t["status"] for t in models["local"]["touches"]}
+    assert statuses["other clients' later updates"] == "not covered"
+
+
+def test_no_text_of_any_client_is_written(trained: RunResult) -> None:
+    data = resolve(trained.config)
+    texts = [row.answer for rows in data.clients.values() for row in rows]
+    texts += [wrong for rows in data.clients.values() for row in rows for wrong in row.wrong_answers]
+    written = [path for path in trained.directory.rglob("*") if path.is_file()]
+    assert len(written) > 10
+    for path in written:
+        content = path.read_bytes()
+        assert not [text for text in texts if text.encode() in content], path
+
+
+def test_adapters_load_in_peft_with_equal_logits(trained: RunResult) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from oblivion.models.resident import load_resident
+
+    config = trained.config
+    base = AutoModelForCausalLM.from_pretrained(config.model.name)
+    ids = torch.arange(3, 30)[None]
+    with torch.no_grad():
+        expected = PeftModel.from_pretrained(base, trained.adapter_folder)(input_ids=ids).logits
+        resident = load_resident(config.model, config.lora)
+        resident.write(trained.adapter)
+        assert torch.allclose(resident.model(input_ids=ids).logits, expected, atol=1e-6)
+
+
+def test_two_runs_have_the_same_bits_whatever_the_hosts(
+    trained: RunResult, micro_scenario: Path, tmp_path: Path
+) -> None:
+    for hosts in (1, 3):
+        changes = {"simulation.hosts": hosts, "forget.methods": ["local"]}
+        again = run(micro_scenario, tmp_path / f"hosts-{hosts}", changes)
+        assert same_bits(again.adapter, trained.adapter)
+        trial = f"{entry(trained)['id']}/local"
+        assert same_bits(RunResult(again.directory, trial).adapter, RunResult(trained.directory, trial).adapter)
+
+
+def test_cohorts_of_another_size_change_no_bit(trained: RunResult, micro_scenario: Path, tmp_path: Path) -> None:
+    again = run(micro_scenario, tmp_path / "cohorts", {"train.cohort": 3})
+    assert same_bits(again.adapter, trained.adapter)
+
+
+def test_another_seed_gives_another_model(trained: RunResult, micro_scenario: Path, tmp_path: Path) -> None:
+    assert not same_bits(run(micro_scenario, tmp_path / "seed", {"seed": 1}).adapter, trained.adapter)
+
+
+def test_forgetting_later_adds_a_trial_and_never_repeats_one(trained: RunResult) -> None:
+    first = trained.forget("client-2", method="local")
+    assert first.model.endswith("/local")
+    rounds = len(trained.history)
+    again = trained.forget("client-2", method="local")
+    assert again.model == first.model and len(trained.history) == rounds  # nothing was run
+    other = trained.forget("client-2", method="local", parameters={"objective": "simnpo"})
+    assert other.model.endswith("/local-2")
+    assert not same_bits(other.adapter, first.adapter)
+    assert same_bits(RunResult(trained.directory).adapter, trained.adapter)  # a trial changes nothing else
+
+
+def test_forgetting_some_samples(trained: RunResult) -> None:
+    erased = trained.forget("client-1", samples="authors:0.5", method="local")
+    request = next(e for e in trained.metrics["requests"] if e["client"] == "client-1")
+    assert request["samples"] and request["samples"] == request["rows"]
+    clients = request["models"]["local"]["clients"]
+    assert {"client-1 (forgotten)", "client-1 (kept)"} <= set(clients)
+    total = len(resolve(trained.config).clients["client-1"])
+    assert clients["client-1 (forgotten)"]["probability"]["n"] == request["rows"]
+    assert clients["client-1 (kept)"]["probability"]["n"] == total - request["rows"]
+    plan = json.loads((erased.adapter_folder.parent / "plan.json").read_text())
+    assert plan["phases"][0]["anchor"] == "retained"
+
+
+def test_the_oracle_of_another_client_is_trained_when_it_is_asked_for(trained: RunResult) -> None:
+    oracle = trained.oracle("client-0")
+    assert oracle.model.endswith("/oracle")
+    assert not same_bits(oracle.adapter, trained.adapter)
+
+
+def test_removing_a_client_that_was_never_selected_changes_no_bit(micro_scenario: Path, tmp_path: Path) -> None:
+    changes = {"federation.clients-per-round": 1, "federation.joins.client-2": 1, "forget.client": ""}
+    result = run(micro_scenario, tmp_path / "run", changes)
+    records = json.loads((result.directory / "ledger" / "rounds.json").read_text())["records"]
+    selected = {client for record in records for client in record["selected"]}
+    absent = min({f"client-{i}" for i in range(4)} - selected)
+    assert same_bits(result.oracle(absent).adapter, result.adapter)
+
+
+def test_learning_alone_is_measured_too(micro_scenario: Path, tmp_path: Path) -> None:
+    result = run(micro_scenario, tmp_path / "run", {"forget.client": "", "federation.aggregator": "fedadam"})
+    assert result.metrics["learned"]["central"]["model_utility"]["value"] is not None
+    assert (result.directory / "report.html").is_file()
+
+
+def test_a_wrong_request_is_refused_before_anything_is_written(micro_scenario: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="client-9"):
+        run(micro_scenario, tmp_path / "run", {"forget.client": "client-9"})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_removal_that_cannot_work_is_refused(micro_scenario: Path, tmp_path: Path) -> None:
+    changes = {"data.public": "", "forget.objective": "grad_diff", "forget.methods": ["local"]}
+    with pytest.raises(PlanRefusedError, match="rows to keep"):
+        run(micro_scenario, tmp_path / "run", changes)
+
+
+def test_evaluate_from_python_with_an_oracle_as_reference(trained: RunResult) -> None:
+    erased = trained.forget("client-2", method="local")
+    table = ob.evaluate(erased, suite="tofu", reference=trained.oracle("client-2"), limit=4, max_new_tokens=3)
+    stored = entry_of(trained, "client-2")["models"]["local"]["central"]["forget_Q_A_Prob"]["value"]
+    assert table["forget_Q_A_Prob"]["agg_value"] == pytest.approx(stored, abs=1e-6)
+    assert table["forget_quality"]["agg_value"] is not None
+
+
+def entry_of(result: RunResult, client: str) -> dict[str, Any]:
+    return next(e for e in result.metrics["requests"] if e["client"] == client)
