@@ -107,8 +107,12 @@ class RunDirectory:
 
     def log(self, event: Mapping[str, Any]) -> None:
         """Append one event to ``events.jsonl``."""
-        with (self.root / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(event), ensure_ascii=False) + "\n")
+        path = self.root / "events.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(_finite(event), ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise OblivionError(f"{path} could not be written: {error.strerror}; free some space") from None
 
     def read_json(self, name: str, default: Any) -> Any:
         """Read one of the run's JSON files; `default` where there is none.

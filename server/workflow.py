@@ -11,8 +11,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from oblivion.metrics.evaluation import to_open_unlearning
-
 from oblivion.aggregation.gate import GateState
 from oblivion.config import RunConfig
 from oblivion.data.corpus import FederatedData
@@ -21,6 +19,8 @@ from oblivion.data.groups import asked_rows, central_groups
 from oblivion.data.requests import select_samples
 from oblivion.errors import PlanRefusedError
 from oblivion.ledger.memory import MemoryLedger, RoundRecord, RoundState
+from oblivion.metrics.evaluation import to_open_unlearning
+from oblivion.models.loading import locate
 from oblivion.models.resident import load_resident, read_adapter_folder
 from oblivion.removal import removal_from
 from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, UnlearnPhase, from_round
@@ -100,7 +100,7 @@ class Workflow:
             self.federation.run_round(branch, absence, last, seed, record)
 
     def _save_adapter(self, name: str, adapter: Adapter) -> None:
-        self.resident.save(adapter, self.run.root / name, self.config.model.name)
+        self.resident.save(adapter, self.run.root / name, locate(self.config.model))
 
     def situation(self, request: ForgetRequest) -> Situation:
         """What a removal may know when it plans."""
@@ -277,11 +277,14 @@ class Workflow:
         reference = self.run.read_json(f"{where}/oracle.json", None) if name != "oracle" else None
         evaluation = measure_centrally(adapter, self.resident, groups, self.config, reference)
         self.run.write_json(f"{where}/{name}.json", to_open_unlearning(evaluation, {"model": name}))
+        central = summary(evaluation)
+        if name == "oracle":
+            central.pop("privleak", None)  # it compares with the oracle, and so says nothing of the oracle itself
         return {
             "label": name,
             "guarantee": None,
             "adapter": folder,
-            "central": summary(evaluation),
+            "central": central,
             "clients": measure_clients(adapter, self.federation, request),
             "cost": {**dataclasses.asdict(cost), "fraction": None},
             "touches": [],

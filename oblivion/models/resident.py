@@ -11,13 +11,14 @@ import functools
 import json
 import math
 import os
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oblivion.config import LoraConfig, ModelConfig
-from oblivion.errors import ConfigError, InputError, IntegrityError
+from oblivion.errors import ConfigError, InputError, IntegrityError, OblivionError
 from oblivion.models.loading import Base, load_base
 from oblivion.seeding import torch_generator
 from oblivion.types import Adapter
@@ -64,6 +65,9 @@ class ResidentModel:
         self.model.eval()
         trainable = ((n.replace(".default.", "."), p) for n, p in self.model.named_parameters() if p.requires_grad)
         self.parameters: dict[str, Parameter] = dict(sorted(trainable))
+        odd = [name for name in self.parameters if ".lora_A." not in name and ".lora_B." not in name]
+        if odd:
+            raise ConfigError(f"lora.targets = {targets!r}: '{odd[0]}' is not a linear layer; only those are supported")
 
     @property
     def tokenizer(self) -> Any:
@@ -88,10 +92,8 @@ class ResidentModel:
                 bound = 1 / math.sqrt(parameter.shape[1])  # Kaiming uniform with a = sqrt(5)
                 generator = torch_generator(seed, f"lora/{name}")
                 adapter[name] = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
-            elif ".lora_B." in name:
-                adapter[name] = torch.zeros(parameter.shape)
             else:
-                adapter[name] = parameter.detach().to("cpu", torch.float32, copy=True)
+                adapter[name] = torch.zeros(parameter.shape)
         return adapter
 
     def read(self) -> Adapter:
@@ -137,18 +139,29 @@ class ResidentModel:
         """Write an adapter in PEFT format; it loads in peft and transformers as it is.
 
         The folder appears whole or not at all.
+
+        Raises
+        ------
+        OblivionError
+            If the disk is full, or `folder` exists already.
         """
         from safetensors.torch import save
 
         check_adapter(adapter, self.parameters)
-        staging = folder.with_name(folder.name + ".partial")
-        staging.mkdir(parents=True, exist_ok=True)
         settings = self.model.peft_config["default"].to_dict()
         settings.update(base_model_name_or_path=base_name, inference_mode=True)
         text = json.dumps(settings, indent=2, default=lambda v: sorted(v) if isinstance(v, set) else str(v))
-        (staging / CONFIG).write_text(text + "\n", encoding="utf-8")
-        (staging / WEIGHTS).write_bytes(save({n: t.contiguous() for n, t in adapter.items()}, {"format": "pt"}))
-        os.replace(staging, folder)
+        weights = save({name: tensor.contiguous() for name, tensor in adapter.items()}, {"format": "pt"})
+        staging = folder.with_name(folder.name + ".partial")
+        try:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+            (staging / CONFIG).write_text(text + "\n", encoding="utf-8")
+            (staging / WEIGHTS).write_bytes(weights)
+            os.replace(staging, folder)
+        except OSError as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise OblivionError(f"{folder} could not be written: {error.strerror}; free some space") from None
 
 
 def check_adapter(adapter: Adapter, like: Adapter | dict[str, Parameter]) -> None:

@@ -115,6 +115,10 @@ MEASURES = (
 )
 
 
+RELATIVE = ("forget_quality", "privleak")
+"""Measures that compare with the oracle, and so say nothing of the oracle itself."""
+
+
 def _interval(measure: Measure) -> str:
     return f"[{number(measure.interval[0])}, {number(measure.interval[1])}]" if measure.interval else ""
 
@@ -144,7 +148,8 @@ def _cell(standing: Standing, column: Column, comparison: Comparison) -> Cell:
         return Cell(value="–" if fraction is None else f"{number(fraction)}\u00a0×")
     measure = _measure(standing, column)
     if measure.value is None:
-        return Cell(value=NOT_MEASURED, measured=False)
+        relative = standing is comparison.oracle and column.metric in RELATIVE
+        return Cell(value="the reference" if relative else NOT_MEASURED, measured=False)
     shown = scientific(measure.value) if column.logarithmic else number(measure.value)
     oracle = comparison.oracle
     if oracle is None or standing is oracle:
