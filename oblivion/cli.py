@@ -20,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _INTERRUPTED = 130
+_OWN_OPTIONS = {"client": "--client", "samples": "--samples", "methods": "--method"}
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -55,7 +56,7 @@ def run(
     _quiet_libraries()
     from server.app import free_directory, scenario_path
 
-    path = scenario_path(scenario or "demo")
+    path = scenario_path("demo" if scenario is None else scenario)
     config = load_config(path, _overrides(assignments, engine))
     if dry_run:
         from server.estimate import estimate
@@ -101,7 +102,7 @@ def forget(
     as_json: Json = False,
 ) -> None:
     """Try a removal on a request to forget. It changes nothing else in the run."""
-    from oblivion.config import config_from_mapping, parse_assignment
+    from oblivion.config import assign, config_from_mapping, parse_assignment
 
     _quiet_libraries()
     from server.run_directory import RunDirectory
@@ -116,7 +117,9 @@ def forget(
         section, _, rest = key.partition(".")
         if section != "forget" or not rest:
             raise typer.BadParameter(f"--set {key}: after a run only forget.* can be set")
-        _set_in(tree["forget"], rest, value)
+        if rest in _OWN_OPTIONS:
+            raise typer.BadParameter(f"--set {key}: give it as {_OWN_OPTIONS[rest]}")
+        assign(tree, key, value, "--set")
     tree["forget"].update(client=client, samples=samples, methods=[method])
     changed = config_from_mapping(tree, "--set")
     if plan:
@@ -125,13 +128,6 @@ def forget(
     with Display() as display:
         names = forget_in_run(run, changed, [display])
     _finish(run_directory, as_json, {"request": names["request"], "trial": names[method]})
-
-
-def _set_in(tree: dict[str, Any], dotted: str, value: Any) -> None:
-    *parents, last = dotted.split(".")
-    for parent in parents:
-        tree = tree.setdefault(parent, {})
-    tree[last] = value
 
 
 def _show_plan(plan: dict[str, Any], as_json: bool) -> None:
@@ -163,8 +159,11 @@ def evaluate(
 ) -> None:
     """Measure any model, adapter or run."""
     _quiet_libraries()
+    from oblivion.errors import ConfigError
     from oblivion.metrics import target as targets
 
+    if out is not None and out.is_dir():
+        raise ConfigError(f"--out {out} is a folder; give the name of a file")
     result = targets.evaluate(
         target,
         suite=suite,
@@ -180,11 +179,11 @@ def evaluate(
         text=text,
     )
     written = json.dumps(result, indent=1)
+    _say(written if as_json else targets.table(result))  # first: a disk that cannot be written loses no result
     if out is not None:
         from server.run_directory import write_atomically
 
         write_atomically(out, written.encode() + b"\n")
-    _say(written if as_json else targets.table(result))
 
 
 @app.command()

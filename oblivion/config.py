@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from oblivion.errors import ConfigError, InputError, nearest
 from oblivion.types import check_client_id
@@ -105,7 +106,7 @@ class TrainConfig(_Section):
     proximal_mu: float = Field(0.0, ge=0)
     max_length: int = Field(0, ge=0)
     threads: int = Field(1, ge=1)
-    cohort: int | Literal["auto"] = "auto"
+    cohort: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
 
 
 class ForgetConfig(_Section):
@@ -136,7 +137,7 @@ class EvaluateConfig(_Section):
 class SimulationConfig(_Section):
     """The simulated hosts: how many, and how long one message may take."""
 
-    hosts: int | Literal["auto"] = "auto"
+    hosts: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     deadline: float = Field(1800.0, gt=0)
 
 
@@ -188,6 +189,10 @@ def _known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     return keys
 
 
+def _message(item: ErrorDetails) -> str:
+    return item["msg"].removeprefix("Value error, ")
+
+
 def _explain(error: ValidationError, source: str) -> ConfigError:
     lines = []
     for item in error.errors():
@@ -196,12 +201,14 @@ def _explain(error: ValidationError, source: str) -> ConfigError:
             known = _known_keys(RunConfig)
             section = key.rpartition(".")[0]
             siblings = [k for k in known if k.rpartition(".")[0] == section] or known
+            if not section:  # a mistyped section is nearer to a section than to a key
+                siblings = [_kebab(name) for name in RunConfig.model_fields]
             lines.append(f"{source}: unknown key '{key}'; {nearest(key, siblings)}")
         elif key:
             value = json.dumps(item["input"], default=str)
-            lines.append(f"{source}: {key} = {value}: {item['msg']}")
+            lines.append(f"{source}: {key} = {value}: {_message(item)}")
         else:
-            lines.append(f"{source}: {item['msg']}")
+            lines.append(f"{source}: {_message(item)}")
     return ConfigError("\n".join(dict.fromkeys(lines)))
 
 
@@ -236,14 +243,26 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         return key.strip(), value.strip()
 
 
-def _assign(tree: dict[str, Any], dotted: str, value: Any, source: str) -> None:
+def assign(tree: dict[str, Any], dotted: str, value: Any, source: str) -> None:
+    """Set a dotted key in nested tables.
+
+    Raises
+    ------
+    ConfigError
+        If the key goes through a value that is no table.
+    """
     *parents, last = dotted.split(".")
-    for parent in parents:
-        child = tree.setdefault(parent, {})
+    for depth, parent in enumerate(parents):
+        child = tree.setdefault(_spelled(tree, parent, depth), {})
         if not isinstance(child, dict):
             raise ConfigError(f"{source}: '{dotted}' goes through '{parent}', which is not a table")
         tree = child
-    tree[last] = value
+    tree[_spelled(tree, last, len(parents))] = value
+
+
+def _spelled(tree: dict[str, Any], name: str, depth: int) -> str:
+    """The spelling that `tree` already has, so that ``batch_size`` replaces ``batch-size``; client ids stay as they are."""
+    return next((key for key in tree if depth < 2 and _kebab(key) == _kebab(name)), name)
 
 
 def load_config(
@@ -285,7 +304,7 @@ def load_config(
         list(overrides.items()) if isinstance(overrides, Mapping) else [parse_assignment(text) for text in overrides]
     )
     for key, value in pairs:
-        _assign(tree, key, value, "--set")
+        assign(tree, key, value, "--set")
     if pairs:
         source = f"{source} with --set {', '.join(key for key, _ in pairs)}"
     return config_from_mapping(tree, source)

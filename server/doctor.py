@@ -20,8 +20,6 @@ _SUPERLINK_PORT = 39091
 
 def examine() -> dict[str, str]:
     """Facts by name; ``missing`` is ``"nothing"`` if a run can start."""
-    import torch
-
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if not (TINY / "model.safetensors").is_file():
         missing.append("the built-in model (rebuild it: python -m oblivion.models.tiny_recipe)")
@@ -32,12 +30,18 @@ def examine() -> dict[str, str]:
         "code": str(Path(oblivion.__file__).parent),
         "fingerprint": code_fingerprint(),
         "cores": str(len(os.sched_getaffinity(0))),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": "unknown" if "torch" in missing else _device(),
         "free disk": f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB",
         "flower home": os.environ.get("FLWR_HOME", str(Path.home() / ".flwr")),
         f"port {_SUPERLINK_PORT}": _port(_SUPERLINK_PORT),
         "missing": ", ".join(missing) or "nothing",
     }
+
+
+def _device() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def _port(number: int) -> str:

@@ -12,15 +12,18 @@ from oblivion.data.corpus import FederatedData
 from oblivion.data.federation import resolve
 from oblivion.data.requests import select_samples
 from oblivion.data.tokens import encode_prompt
-from oblivion.errors import ConfigError, nearest
+from oblivion.errors import ConfigError, PlanRefusedError, nearest
 from oblivion.metrics import suites
 from oblivion.models.loading import load_tokenizer, locate, resolve_dtype
+from oblivion.models.resident import load_resident
 from oblivion.objectives import objectives
 from oblivion.objectives.terms import objective_from
 from oblivion.parameters import build
 from oblivion.registry import Registry
-from oblivion.removal import removals
+from oblivion.removal import removal_from, removals
+from oblivion.removal.plan import Situation
 from oblivion.selection import resolve_cohort_size
+from oblivion.types import ForgetRequest
 
 
 def check_names(config: RunConfig) -> None:
@@ -90,14 +93,37 @@ def prepare(config: RunConfig) -> tuple[RunConfig, FederatedData]:
     tokenizer = load_tokenizer(config.model)
     encode_prompt(tokenizer, templates.get(config.data.template)(), "?")
     if config.forget.client:
-        select_samples(data, config.forget.client, config.forget.samples)
+        _check_removals(config, data)
     hosts = config.simulation.hosts
     if hosts == "auto":
         hosts = max(1, min(len(os.sched_getaffinity(0)), len(data.clients)))
-    return config.model_copy(
+    config = config.model_copy(
         update={
             "model": config.model.model_copy(update={"dtype": resolve_dtype(config.model)}),
             "train": config.train.model_copy(update={"cohort": resolve_cohort_size(config.train.cohort)}),
             "simulation": config.simulation.model_copy(update={"hosts": hosts}),
         }
-    ), data
+    )
+    load_resident(config.model, config.lora, config.train.max_length)  # kept in memory for the run
+    return config, data
+
+
+def _check_removals(config: RunConfig, data: FederatedData) -> None:
+    """Plan every removal as if no round had been run, so that a refusal does not come after hours of learning."""
+    client = config.forget.client
+    samples = select_samples(data, client, config.forget.samples)
+    if samples is None and len(data.clients) == 1:
+        raise PlanRefusedError(f"{client} is the only client; without it there is nothing to learn from")
+    request = ForgetRequest(id="prepare", client_id=client, sample_ids=samples)
+    situation = Situation(
+        records=(),
+        aggregator=build(
+            aggregators, config.federation.aggregator, config.federation.parameters, "federation.parameters"
+        ),
+        scheme=config.lora.scheme,
+        seed=config.seed,
+        clients_per_round=config.federation.clients_per_round,
+        public=bool(data.public),
+    )
+    for method in config.forget.methods:
+        removal_from(method, config.forget).plan(request, situation)

@@ -21,6 +21,7 @@ from oblivion.errors import FederationError
 from server.rounds import Hosts
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 _RESTARTS = 5
 _INTERRUPTED = 130
 
@@ -30,6 +31,20 @@ def _quiet() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
+
+
+def _hush_raylet() -> None:
+    """Keep Ray's notes about actors that are restarted or end from standard output, which belongs to results.
+
+    They come on the error channel, which ``log_to_driver`` does not switch off; a log at debug level has them.
+    """
+    from ray._private import worker
+
+    def note(data: dict[str, Any], *arguments: Any, **options: Any) -> None:
+        _log.debug("%s", " ".join(data["lines"]))
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = note
 
 
 def run(config: RunConfig, work: Callable[[Hosts], T]) -> T:
@@ -48,6 +63,7 @@ def run(config: RunConfig, work: Callable[[Hosts], T]) -> T:
     from clients.app import app as client_app
     from strategies.grid_hosts import GridHosts
 
+    _hush_raylet()
     _quiet()  # importing Flower sets its logger up again
     assert config.simulation.hosts != "auto"
     hosts = config.simulation.hosts

@@ -18,7 +18,7 @@ from oblivion.data.requests import select_samples
 from oblivion.data.tofu import evaluation_groups
 from oblivion.errors import InputError
 from oblivion.metrics.evaluation import evaluate_model, read_reference, to_open_unlearning
-from oblivion.models.loading import load_base, model_digest
+from oblivion.models.loading import load_base, locate, model_digest
 from oblivion.models.resident import CONFIG, load_resident, read_adapter_folder
 from oblivion.types import Adapter, ForgetRequest, Sample
 
@@ -75,7 +75,12 @@ def find_target(target: Any, base: str = "", revision: str = "") -> Target:
         return Target(name=str(folder), model=model, lora=lora, adapter=adapter, run=run)
     if run is not None:
         raise InputError(f"{run_folder} has no adapters/original; its learning did not finish")
-    return Target(name=str(target), model=ModelConfig(name=str(target), revision=revision))
+    model = ModelConfig(name=str(target), revision=revision)
+    try:
+        locate(model)
+    except InputError as error:
+        raise InputError(f"{target} is no run and no adapter folder; {error}") from None
+    return Target(name=str(target), model=model)
 
 
 @contextlib.contextmanager

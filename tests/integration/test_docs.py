@@ -1,0 +1,244 @@
+"""The documentation: its code runs, its commands, keys, names and links exist, its tables are the code's.
+
+Rules for whoever writes a page:
+
+* a ``python`` block whose first line is ``# tested`` is run, the blocks of one page in order in one namespace, in an
+  empty folder that holds the micro scenario as ``scenario.toml``; every other ``python`` block is compiled;
+* a line that begins with ``oblivion`` in a ``sh`` block is parsed by the real command line, with its keys and names;
+* a ``toml`` block is a scenario, unless it begins with ``[project``; ``[data]`` and the like are validated as one.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import typer.main
+
+from oblivion import cli
+from oblivion.aggregation import aggregators, schemes
+from oblivion.config import RunConfig, config_from_mapping, load_config, parse_assignment
+from oblivion.data import datasets, partitions, templates
+from oblivion.metrics import metrics, suites
+from oblivion.models import models
+from oblivion.objectives import objectives
+from oblivion.removal import removals
+from oblivion.removal.plan import exact_touches
+from server.app import scenario_path
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(path for path in DOCS.glob("*.md") if path.name != "log.md")
+EVERYTHING = [*PAGES, ROOT / "README.md"]
+REGISTRIES = (aggregators, schemes, datasets, partitions, templates, metrics, suites, models, objectives, removals)
+COMMANDS = typer.main.get_command(cli.app)
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
+FREE = ("federation.joins", "federation.parameters", "forget.parameters", "data.columns")
+FREE += ("data.parameters", "data.partition-parameters")
+"""Settings that are tables of their own, in which any key may stand."""
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    return [text for language, text in FENCE.findall(page.read_text("utf-8")) if language in languages]
+
+
+def command_lines(page: Path) -> Iterator[list[str]]:
+    """The words of every command in the shell blocks, without variables set in front of it."""
+    for text in blocks(page, "sh", "bash"):
+        for line in text.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+                words = words[1:]
+            if words:
+                yield words
+
+
+def keys(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys to default values."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        key = prefix + name
+        if isinstance(value, dict) and key not in FREE:
+            found |= keys(value, key + ".")
+        else:
+            found[key] = value
+    return found
+
+
+KNOWN = keys(RunConfig().to_json())
+
+
+def known_key(key: str) -> bool:
+    return key in KNOWN or any(key.startswith(table + ".") for table in FREE)
+
+
+ids = [str(page.relative_to(ROOT)) for page in EVERYTHING]
+each_page = pytest.mark.parametrize("page", EVERYTHING, ids=ids)
+
+
+@pytest.mark.parametrize("page", EVERYTHING, ids=ids)
+def test_python_blocks(
+    page: Path, micro_scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(micro_scenario, tmp_path / "scenario.toml")
+    namespace: dict[str, Any] = {"__name__": "page"}
+    for number, text in enumerate(blocks(page, "python", "py"), start=1):
+        code = compile(text, f"{page.name}, block {number}", "exec", dont_inherit=True)
+        if text.startswith("# tested\n"):
+            exec(code, namespace)  # a page of this repository, not input
+
+
+def check_settings(assignments: list[str], scenario: str | None) -> None:
+    for assignment in assignments:
+        assert known_key(parse_assignment(assignment)[0]), assignment
+    if scenario is not None:
+        load_config(scenario_path(scenario), assignments)  # the values are allowed, too
+
+
+def check_names(name: str, values: dict[str, Any]) -> None:
+    if name == "run":
+        scenario = values["scenario"] or "demo"
+        check_settings(list(values["assignments"] or ()), None if scenario.endswith(".toml") else scenario)
+    elif name == "forget":
+        assert values["method"] in removals.names()
+        assert all(assignment.startswith("forget.") for assignment in values["assignments"] or ())
+        check_settings(list(values["assignments"] or ()), None)
+    elif name == "evaluate":
+        assert values["suite"] in suites.names() and (values["template"] or "plain") in templates.names()
+    elif name == "list":
+        assert values["kind"] in {registry.kind + "s" for registry in REGISTRIES}
+
+
+@each_page
+def test_commands_exist_with_their_options_keys_and_names(page: Path) -> None:
+    assert isinstance(COMMANDS, click.Group)
+    for words in command_lines(page):
+        if words[0] == "oblivion" and words[1:] not in (["--help"], []):
+            command = COMMANDS.commands[words[1]]
+            check_names(words[1], command.make_context(words[1], words[2:]).params)
+        elif words[0] == "make":
+            assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text("utf-8"), re.M), words
+        elif words[0] == "flwr" and "-c" in words:
+            settings = tomllib.loads("\n".join(re.findall(r'\w+="[^"]*"', words[words.index("-c") + 1])))
+            assert settings.keys() <= {"scenario", "set"}
+            scenario = settings["scenario"]
+            check_settings(shlex.split(settings.get("set", "")), None if scenario.endswith(".toml") else scenario)
+
+
+def test_the_checks_see_what_is_wrong() -> None:
+    assert isinstance(COMMANDS, click.Group)
+    with pytest.raises(click.NoSuchOption):
+        COMMANDS.commands["run"].make_context("run", ["--resume"])
+    with pytest.raises(AssertionError):
+        check_names("run", {"scenario": "demo", "assignments": ["train.batch-sise=3"]})
+    with pytest.raises(AssertionError):
+        check_names("forget", {"method": "nothing", "assignments": []})
+
+
+@each_page
+def test_toml_blocks_are_valid(page: Path) -> None:
+    for text in blocks(page, "toml"):
+        values = tomllib.loads(text)
+        if not text.startswith("[project"):
+            config_from_mapping(values, page.name)
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text("utf-8")), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@each_page
+def test_links_resolve(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", page.read_text("utf-8"))):
+        if link.startswith(("http://", "https://", "mailto:")):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_files_that_are_named_exist(page: Path) -> None:
+    pattern = r"`((?:oblivion|clients|server|strategies|simulations|tests)/[\w/.-]+)`"
+    for name in re.findall(pattern, page.read_text("utf-8")):
+        assert (ROOT / name).exists(), name
+
+
+def table(page: str, head: str) -> list[list[str]]:
+    """The cells of the table whose first heading is `head`."""
+    lines = (DOCS / page).read_text("utf-8").splitlines()
+    rows: list[list[str]] = []
+    inside = False
+    for line in lines:
+        if not line.startswith("|"):
+            inside = False
+            continue
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if inside and not set(cells[0]) <= set("-: "):
+            rows.append(cells)
+        inside = inside or cells[0] == head
+    return rows
+
+
+def test_the_table_of_settings_is_the_code() -> None:
+    rows = table("scenarios.md", "key")
+    listed = {key.strip("`"): tomllib.loads(f"value = {default.strip('`')}")["value"] for key, default, _ in rows}
+    assert len(listed) == len(rows)
+    assert listed == KNOWN
+
+
+@pytest.mark.parametrize(
+    ("page", "registry"),
+    [
+        ("aggregation.md", aggregators),
+        ("aggregation.md", schemes),
+        ("data.md", datasets),
+        ("data.md", partitions),
+        ("data.md", templates),
+        ("evaluation.md", metrics),
+        ("evaluation.md", suites),
+        ("forgetting.md", objectives),
+        ("forgetting.md", removals),
+        ("models.md", models),
+    ],
+)
+def test_every_part_is_described(page: str, registry: Any) -> None:
+    text = (DOCS / page).read_text("utf-8")
+    assert [name for name in registry.names() if f"`{name}`" not in text] == []
+
+
+def test_every_number_of_the_suite_is_described() -> None:
+    text = (DOCS / "evaluation.md").read_text("utf-8")
+    named = {re.sub(r"^(forget|retain|ra|wf)_", "<group>_", name) for name in suites.get("tofu")()}
+    assert [name for name in sorted(named) if f"`{name}`" not in text] == []
+
+
+def test_the_checklist_is_described() -> None:
+    from oblivion.aggregation.fedavg import FedAvg
+    from oblivion.removal.plan import Situation
+
+    situation = Situation(records=(), aggregator=FedAvg(), scheme="fedit", seed=0, clients_per_round=1)
+    items = {row[0] for row in table("forgetting.md", "item")}
+    assert items == {touch.item for touch in exact_touches(situation)}
+
+
+def test_entry_point_groups() -> None:
+    text = (DOCS / "extending.md").read_text("utf-8")
+    named = set(re.findall(r"oblivion\.([a-z]+s)\"\]", text)) | {row[0].strip("`") for row in table("extending.md", "group")}
+    groups = {f"oblivion.{registry.kind}s" for registry in REGISTRIES}
+    assert {name if "." in name else f"oblivion.{name}" for name in named} <= groups
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (DOCS / "README.md").read_text("utf-8")
+    assert [page.name for page in PAGES if page.name != "README.md" and f"]({page.name})" not in index] == []
