@@ -252,17 +252,12 @@ def assign(tree: dict[str, Any], dotted: str, value: Any, source: str) -> None:
         If the key goes through a value that is no table.
     """
     *parents, last = dotted.split(".")
-    for depth, parent in enumerate(parents):
-        child = tree.setdefault(_spelled(tree, parent, depth), {})
+    for parent in parents:
+        child = tree.setdefault(parent, {})
         if not isinstance(child, dict):
             raise ConfigError(f"{source}: '{dotted}' goes through '{parent}', which is not a table")
         tree = child
-    tree[_spelled(tree, last, len(parents))] = value
-
-
-def _spelled(tree: dict[str, Any], name: str, depth: int) -> str:
-    """The spelling that `tree` already has, so that ``batch_size`` replaces ``batch-size``; client ids stay as they are."""
-    return next((key for key in tree if depth < 2 and _kebab(key) == _kebab(name)), name)
+    tree[last] = value
 
 
 def load_config(

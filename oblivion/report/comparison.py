@@ -39,7 +39,7 @@ class Standing:
     closed : float or None
         Share of the gap between original and oracle that is closed; above 1 it went past the oracle.
     below : bool
-        Whether it went below every oracle there is.
+        Whether it went below every oracle there is, and below what their intervals allow.
     others : float or None
         Mean probability over the other clients, each client counting the same.
     utility : float or None
@@ -168,6 +168,8 @@ def compare(request: RequestRecord) -> Comparison:
     goal = forget[oracles[0]].value if oracles else None
     start = forget[ORIGINAL].value if ORIGINAL in request.models else None
     oracle_values = [value for key in oracles if (value := forget[key].value) is not None]
+    # The oracle's own interval over the rows is what cannot be told from it.
+    floor = min([v - LEVEL for v in oracle_values] + [i[0] for key in oracles if (i := forget[key].interval)], default=0.0)
     standard = utility(reference if reference else request.models.get(ORIGINAL))
 
     def standing(key: str) -> Standing:
@@ -182,7 +184,7 @@ def compare(request: RequestRecord) -> Comparison:
             forget=forget[key],
             distance=None if value is None or goal is None else value - goal,
             closed=closed,
-            below=value is not None and bool(oracle_values) and value < min(oracle_values) - LEVEL,
+            below=value is not None and bool(oracle_values) and value < floor,
             others=others_probability(request, model),
             utility=useful,
             collapsed=useful is not None and standard is not None and useful < COLLAPSE * standard,

@@ -210,7 +210,7 @@ class Labels:
                 for move in (shift, -shift):
                     left = min(max(x + dx, frame_left), frame_right - width)
                     base = y + dy + move
-                    box = (left, base - height + 2, left + width, base + 3)
+                    box = (left - 2, base - height, left + width + 2, base + 4)
                     if self._free(box):
                         self.taken.append(box)
                         words = text(left, base, content, "label", *classes)

@@ -84,9 +84,7 @@ each_page = pytest.mark.parametrize("page", EVERYTHING, ids=ids)
 
 
 @pytest.mark.parametrize("page", EVERYTHING, ids=ids)
-def test_python_blocks(
-    page: Path, micro_scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_python_blocks(page: Path, micro_scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copy(micro_scenario, tmp_path / "scenario.toml")
     namespace: dict[str, Any] = {"__name__": "page"}
@@ -234,7 +232,9 @@ def test_the_checklist_is_described() -> None:
 
 def test_entry_point_groups() -> None:
     text = (DOCS / "extending.md").read_text("utf-8")
-    named = set(re.findall(r"oblivion\.([a-z]+s)\"\]", text)) | {row[0].strip("`") for row in table("extending.md", "group")}
+    named = set(re.findall(r"oblivion\.([a-z]+s)\"\]", text)) | {
+        row[0].strip("`") for row in table("extending.md", "group")
+    }
     groups = {f"oblivion.{registry.kind}s" for registry in REGISTRIES}
     assert {name if "." in name else f"oblivion.{name}" for name in named} <= groups
 

@@ -1,0 +1,315 @@
+"""The command line as a new user meets it: help, dry runs, JSON, lists, doctor, and what each command leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from oblivion import cli
+from oblivion.config import config_from_mapping, load_config
+
+MICRO = """
+model.name = "{model}"
+engine = "inline"
+lora.rank = 4
+lora.alpha = 8
+federation.clients = 3
+federation.rounds = 2
+federation.clients-per-round = 3
+train.local-epochs = 1
+data.parameters.rows_per_client = 8
+data.parameters.holdout_authors = 1
+data.public = "dataset"
+forget.client = "client-2"
+forget.methods = ["exclude"]
+forget.local-epochs = 1
+forget.recovery-rounds = 1
+evaluate.limit = 3
+evaluate.max-new-tokens = 2
+simulation.hosts = 1
+"""
+KINDS = (
+    "aggregators",
+    "datasets",
+    "metrics",
+    "models",
+    "objectives",
+    "partitions",
+    "removals",
+    "schemes",
+    "suites",
+    "templates",
+)
+
+
+def oblivion(*arguments: object) -> tuple[int, str, str]:
+    """Exit code, standard output, standard error; an exception that the command line lets through fails the test."""
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with (
+        patch.object(sys, "argv", ["oblivion", *map(str, arguments)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return code, out.getvalue(), err.getvalue()
+
+
+def good(*arguments: object) -> str:
+    code, out, err = oblivion(*arguments)
+    assert code == 0, err
+    return out
+
+
+def strict_json(text: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def scenario(micro_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cli") / "micro.toml"
+    path.write_text(MICRO.format(model=micro_model))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(scenario: Path) -> Path:
+    out = scenario.parent / "run"
+    answer = strict_json(good("run", scenario, "--out", out, "--json"))
+    assert answer == {"run": str(out), "report": str(out / "report.html")}
+    return out
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_help_needs_no_heavy_library() -> None:
+    code = """
+import sys
+sys.argv = ["oblivion", "--help"]
+from oblivion.cli import main
+try:
+    main()
+except SystemExit as end:
+    heavy = {"torch", "transformers", "flwr", "ray", "numpy", "scipy", "peft", "pydantic"} & set(sys.modules)
+    print("heavy:", sorted(heavy), "code:", end.code)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert "heavy: [] code: 0" in done.stdout and done.stderr == ""
+    for command in ("run", "forget", "evaluate", "report", "list", "doctor"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize("command", ["run", "forget", "evaluate", "report", "list", "doctor"])
+def test_every_command_has_help(command: str) -> None:
+    out = good(command, "--help")
+    assert "Usage: oblivion " + command in out and "--json" in out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nope"],
+        ["--nope"],
+        ["run", "--nope"],
+        ["run", "--set"],
+        ["list"],
+        ["report"],
+        ["evaluate"],
+        ["forget"],
+        ["forget", "run"],
+        ["forget", "run", "--client", "client-1"],
+        ["evaluate", "x", "--limit", "-1"],
+        ["evaluate", "x", "--max-new-tokens", "0"],
+        ["evaluate", "x", "--batch-size", "many"],
+    ],
+)
+def test_wrong_usage_ends_with_two(arguments: list[str], elsewhere: Path) -> None:
+    code, out, err = oblivion(*arguments)
+    assert code == 2 and out == "" and "Error" in err and not files(elsewhere)
+
+
+def test_without_arguments_the_help_is_shown() -> None:
+    _, out, err = oblivion()
+    assert "Usage: oblivion" in out + err and "doctor" in out + err
+
+
+def test_a_dry_run_prints_what_loads_back_equal_and_writes_nothing(scenario: Path, elsewhere: Path) -> None:
+    text = good("run", scenario, "--dry-run", "--set", "train.learning-rate=0.01", "--set", "seed=3")
+    answer = strict_json(
+        good("run", scenario, "--dry-run", "--json", "--set", "train.learning-rate=0.01", "--set", "seed=3")
+    )
+    assert not list(elsewhere.iterdir())
+    saved = elsewhere / "resolved.toml"
+    saved.write_text(text)
+    config = load_config(saved)
+    assert config == config_from_mapping(answer["config"])
+    assert (config.seed, config.train.learning_rate, config.train.cohort) == (3, 0.01, 1)
+    assert config.model.dtype == "float32"
+    expected = answer["estimate"]
+    # 3 clients; two rounds of one pass each over fewer than 8 to 16 rows in batches of 8: one or two steps a visit
+    assert expected["rounds"] == 2 and 6 <= expected["client_steps"] <= 12
+    assert expected["seconds"] >= 0 and expected["memory_mb"] > 100
+    for key in expected:
+        assert f"# {key}: " in text
+
+
+def test_engine_is_an_override_like_any_other(scenario: Path) -> None:
+    answer = strict_json(good("run", scenario, "--dry-run", "--json", "--set", "engine=inline", "--engine", "ray"))
+    assert answer["config"]["engine"] == "ray"
+
+
+def test_a_run_without_out_takes_the_first_free_name(scenario: Path, elsewhere: Path) -> None:
+    quick = ("--set", "forget.client=", "--set", "forget.methods=", "--set", "federation.rounds=1")
+    for name in ("micro", "micro-2"):
+        out = good("run", scenario, *quick)
+        assert out == f"report: runs/{name}/report.html\n"
+        assert (elsewhere / "runs" / name / "report.html").is_file()
+
+
+def test_progress_goes_to_standard_error(scenario: Path, elsewhere: Path) -> None:
+    code, out, err = oblivion(
+        "run", scenario, "--out", "one", "--set", "federation.rounds=1", "--set", "forget.methods="
+    )
+    assert code == 0 and out == "report: one/report.html\n"
+    assert "learning: 3 clients, 1 rounds" in err and "main: round 1/1, 3 clients" in err
+    assert not list(elsewhere.rglob("*.partial"))
+
+
+def test_a_plan_runs_nothing(run: Path) -> None:
+    before = files(run)
+    plan = strict_json(good("forget", run, "--client", "client-1", "--method", "local", "--plan", "--json"))
+    text = good("forget", run, "--client", "client-1", "--method", "local", "--plan")
+    assert files(run) == before
+    assert plan["method"] == "local" and plan["guarantee"] == "approximate"
+    assert [phase["kind"] for phase in plan["phases"]] == ["unlearn", "learn"]
+    assert "guarantee approximate" in text
+    for touch in plan["touches"]:
+        assert touch["item"] in text and touch["status"] in text
+
+
+def test_a_plan_follows_the_settings(run: Path) -> None:
+    plan = strict_json(
+        good(
+            "forget",
+            run,
+            "--client",
+            "client-1",
+            "--method",
+            "local",
+            "--plan",
+            "--json",
+            "--set",
+            "forget.objective=simnpo",
+            "--set",
+            "forget.parameters.beta=2.5",
+            "--set",
+            "forget.recovery-rounds=0",
+        )  # fmt: skip
+    )
+    (phase,) = plan["phases"]
+    assert phase["objective"] == "simnpo" and phase["parameters"]["beta"] == 2.5
+
+
+def test_forget_adds_a_trial_and_says_where(run: Path) -> None:
+    before = (run / "adapters/original/adapter_model.safetensors").read_bytes()
+    answer = strict_json(good("forget", run, "--client", "client-2", "--method", "local", "--json"))
+    assert set(answer) == {"run", "report", "request", "trial"} and answer["trial"] == "local"
+    folder = run / "forgets" / answer["request"] / "local"
+    assert (folder / "plan.json").is_file() and (folder / "adapters/adapter_config.json").is_file()
+    again = good("forget", run, "--client", "client-2", "--method", "local")
+    assert f"request: {answer['request']}" in again and "trial: local\n" in again
+    assert (run / "adapters/original/adapter_model.safetensors").read_bytes() == before
+
+
+def test_report_of_one_run_and_of_several(run: Path, elsewhere: Path) -> None:
+    assert good("report", run) == f"report: {run / 'report.html'}\n"
+    assert strict_json(good("report", run, run, "--out", "both.html", "--json")) == {"report": "both.html"}
+    assert good("report", run, run) == "report: report.html\n"
+    for name in ("both.html", "report.html"):
+        assert "<html" in (elsewhere / name).read_text("utf-8")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_list(kind: str) -> None:
+    described = strict_json(good("list", kind, "--json"))
+    lines = good("list", kind).splitlines()
+    assert described and len(lines) == len(described)
+    for line, (name, text) in zip(lines, described.items(), strict=True):
+        assert line.split()[0] == name and text and line.endswith(text)
+
+
+def test_list_knows_every_registry() -> None:
+    code, _, err = oblivion("list", "nothing")
+    assert code == 2 and err.strip().endswith("Known: " + ", ".join(KINDS))
+
+
+def test_doctor(elsewhere: Path) -> None:
+    facts = strict_json(good("doctor", "--json"))
+    text = good("doctor")
+    assert facts["missing"] == "nothing" and facts["python"].startswith("3.")
+    for key in ("torch", "flwr", "ray", "fingerprint", "cores", "device", "free disk", "code"):
+        assert facts[key] and key in text
+    assert not files(elsewhere)
+
+
+def test_doctor_names_a_missing_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.doctor.TINY", tmp_path)
+    code, out, _ = oblivion("doctor")
+    assert code == 1 and "the built-in model" in out and "tiny_recipe" in out
+
+
+def test_doctor_works_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    from server import doctor
+
+    find = doctor.importlib.util.find_spec
+    monkeypatch.setattr(
+        doctor.importlib.util, "find_spec", lambda name: None if name in ("torch", "ray") else find(name)
+    )
+    monkeypatch.setitem(sys.modules, "torch", None)
+    code, out, _ = oblivion("doctor", "--json")
+    facts = strict_json(out)
+    assert code == 1 and facts["missing"] == "ray, torch" and facts["device"] == "unknown"
+
+
+@pytest.mark.parametrize("listening", [True, False])
+def test_doctor_says_whether_the_port_is_taken(listening: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if listening:
+            server.listen()
+        port = server.getsockname()[1]
+        monkeypatch.setattr("server.doctor._SUPERLINK_PORT", port)
+        facts = strict_json(good("doctor", "--json"))
+    assert facts[f"port {port}"].startswith("in use" if listening else "free")
+
+
+def test_ctrl_c_ends_with_130(scenario: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("simulations.simulate", interrupted)
+    code, out, err = oblivion("run", scenario, "--out", "o")
+    assert code == 130 and out == "" and "Traceback" not in err
