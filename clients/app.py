@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
+from collections.abc import Iterator
+
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from clients.host import Host
+from oblivion.config import config_from_mapping
 from oblivion.errors import OblivionError
 from oblivion.types import HostReply
 from oblivion.wire import pack_reply, unpack_request
 
 app = ClientApp()
+_STANDARD_ERROR = 2
 _host = Host()
+
+
+@contextlib.contextmanager
+def ends_after(seconds: float) -> Iterator[None]:
+    """End the process if the body hangs, so that the engine can start another and send the message again."""
+    faulthandler.dump_traceback_later(seconds, exit=True, file=_STANDARD_ERROR)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _answer(message: Message) -> Message:
     request = unpack_request(message.content)
     try:
-        reply = _host.answer(request)
+        with ends_after(config_from_mapping(request.config, "message").simulation.deadline):
+            reply = _host.answer(request)
     except OblivionError as error:
         clients = [task.client_id for cohort in request.cohorts for task in cohort] or [request.host]
         reply = HostReply(host=request.host, failures={client: str(error) for client in clients})

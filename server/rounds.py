@@ -10,9 +10,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from oblivion.aggregation import aggregators
+from oblivion.aggregation import aggregators, schemes
 from oblivion.aggregation.gate import Gate
-from oblivion.aggregation.rule import Aggregator
+from oblivion.aggregation.rule import Aggregator, LoraScheme
 from oblivion.config import RunConfig
 from oblivion.errors import FederationError
 from oblivion.fingerprint import code_fingerprint
@@ -90,6 +90,7 @@ class Federation:
         self.rule: Aggregator = build(
             aggregators, config.federation.aggregator, config.federation.parameters, "federation.parameters"
         )
+        self.scheme: LoraScheme = build(schemes, config.lora.scheme, {}, "lora.scheme")
         self.gate = Gate(initial, config.federation.max_update_norm, code_fingerprint())
         self.sizes: dict[str, int] = {}
         self.serves: dict[str, list[str]] = {}
@@ -184,9 +185,8 @@ class Federation:
             self._check_quorum(accepted, asked, number, failed, refused)
         for update in accepted:
             self.ledger.append(branch, update)
-        state, rule_state = self.rule.apply(
-            self.ledger.contributions(branch, number), head.state, head.rule_state, info
-        )
+        contributions = self.scheme.into(self.ledger.contributions(branch, number))
+        state, rule_state = self.rule.apply(contributions, head.state, head.rule_state, info)
         record = RoundRecord(
             branch=branch,
             round=number,
@@ -198,7 +198,10 @@ class Federation:
             cost=_cost(accepted, head.state.adapter, len(asked)),
         )
         self._warn_of_skipped(accepted)
-        self.ledger.commit(record, RoundState(round=number, state=state, rule_state=rule_state, gate_state=gate_state))
+        self.ledger.commit(
+            record,
+            RoundState(round=number, state=self.scheme.back(state), rule_state=rule_state, gate_state=gate_state),
+        )
         self.observer.round_committed(record, rounds)
         return record
 

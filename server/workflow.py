@@ -165,6 +165,7 @@ class Workflow:
             "id": request.id,
             "client": request.client_id,
             "samples": None if request.whole_client else len(rows),
+            "sample_ids": request.sample_ids,
             "rows": len(rows),
             "t_u": from_round(request, self.situation(request)),
             "models": {},

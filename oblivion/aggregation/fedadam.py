@@ -63,9 +63,7 @@ class FedAdam:
         """Make the moments: ``m/<tensor>`` of zeros and ``v/<tensor>`` of ``tau^2``, in fp32."""
         import torch
 
-        first = {
-            f"m/{name}": torch.zeros_like(t, dtype=torch.float32) for name, t in sorted(state.adapter.items())
-        }
+        first = {f"m/{name}": torch.zeros_like(t, dtype=torch.float32) for name, t in sorted(state.adapter.items())}
         second = {
             f"v/{name}": torch.full_like(t, self.tau**2, dtype=torch.float32)
             for name, t in sorted(state.adapter.items())

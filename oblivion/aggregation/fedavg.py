@@ -36,9 +36,7 @@ class FedAvg:
 
     def __post_init__(self) -> None:
         if isinstance(self.learning_rate, bool) or not 0 < self.learning_rate < math.inf:
-            raise ValueError(
-                f"learning_rate = {self.learning_rate!r} is not allowed; it must be above 0 and finite"
-            )
+            raise ValueError(f"learning_rate = {self.learning_rate!r} is not allowed; it must be above 0 and finite")
 
     def init(self, state: GlobalState) -> RuleState:
         """Return the empty state: the rule remembers nothing."""
@@ -71,10 +69,7 @@ class FedAvg:
             return state, rule_state
         mean = mean_update(updates)
         adapter = {
-            name: state.adapter[name]
-            .to(torch.float64)
-            .add(mean[name], alpha=self.learning_rate)
-            .to(torch.float32)
+            name: state.adapter[name].to(torch.float64).add(mean[name], alpha=self.learning_rate).to(torch.float32)
             for name in sorted(state.adapter)
         }
         return replace(state, adapter=adapter), rule_state

@@ -50,9 +50,7 @@ class GateState:
 
     def without(self, client_id: str) -> GateState:
         """Return the state without anything of one client; no round is dropped."""
-        return GateState(
-            norms=tuple(tuple(pair for pair in norms if pair[0] != client_id) for norms in self.norms)
-        )
+        return GateState(norms=tuple(tuple(pair for pair in norms if pair[0] != client_id) for norms in self.norms))
 
 
 @dataclass(frozen=True)
@@ -77,9 +75,7 @@ class Gate:
         if isinstance(self.max_norm, bool) or not 0 < self.max_norm < math.inf:
             raise ConfigError(f"the gate's norm bound is {self.max_norm!r}; it must be above 0 and finite")
 
-    def check(
-        self, update: ClientUpdate, expected_client: str, expected_round: int, max_examples: int
-    ) -> str | None:
+    def check(self, update: ClientUpdate, expected_client: str, expected_round: int, max_examples: int) -> str | None:
         """Say what is wrong with one update.
 
         Parameters

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from oblivion.types import Adapter, ClientUpdate, GlobalState, RoundInfo
 
@@ -43,6 +43,26 @@ class Aggregator(Protocol):
 
     def min_clients(self, n: int, byzantine: int) -> int:
         """How many updates the rule needs out of `n` when `byzantine` of them may be hostile."""
+        ...
+
+
+class LoraScheme(Protocol):
+    """In which space adapters are combined: it maps updates there, the rule works there, and it maps back.
+
+    Attributes
+    ----------
+    space : str
+        ``"ab"`` (both factors), ``"b"`` or ``"product"``.
+    """
+
+    space: Literal["ab", "b", "product"]
+
+    def into(self, updates: Sequence[ClientUpdate]) -> Sequence[ClientUpdate]:
+        """Map updates into the rule's space."""
+        ...
+
+    def back(self, state: GlobalState) -> GlobalState:
+        """Map the rule's result back to an adapter."""
         ...
 
 

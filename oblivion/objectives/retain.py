@@ -75,9 +75,7 @@ def reference_for(role: Role, reference_outputs: Outputs, asker: str) -> Tensor:
         If they are not there.
     """
     if role not in reference_outputs:
-        raise ValueError(
-            f"{asker} needs the logits of the reference adapter for the {role} rows; none were given"
-        )
+        raise ValueError(f"{asker} needs the logits of the reference adapter for the {role} rows; none were given")
     return reference_outputs[role]
 
 
@@ -141,16 +139,12 @@ class ForgetAndRetain:
         if "retain" in outputs:
             logits, answers = outputs["retain"], batch["retain"]
             if self.retain_loss == "kl":
-                values = token_kl(
-                    logits, reference_for("retain", reference_outputs, f"{name} with retain_loss 'kl'")
-                )
+                values = token_kl(logits, reference_for("retain", reference_outputs, f"{name} with retain_loss 'kl'"))
             else:
                 values = token_nll(logits, answers)
             terms["retain"] = Term(answers.per_sequence(values), answers.counts(values), self.retain_weight)
         elif "retain" in self.needs:
-            raise ValueError(
-                f"{name} needs retain rows, and the batch has none; give the client rows to keep"
-            )
+            raise ValueError(f"{name} needs retain rows, and the batch has none; give the client rows to keep")
         if not terms:
             raise ValueError(f"{name} got neither forget nor retain rows")
         return terms

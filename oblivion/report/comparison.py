@@ -158,7 +158,8 @@ def compare(request: RequestRecord) -> Comparison:
     forget = _forgetting(request)
     oracles = sorted((key for key in request.models if is_oracle(key)), key=lambda key: (len(key), key))
     reference = request.models.get(oracles[0]) if oracles else None
-    by_utility = any(_central(model, MODEL_UTILITY).value is not None for model in request.models.values())
+    # Utility is a harmonic mean: on a base model too weak for one of its nine parts it is 0 for all, and says nothing.
+    by_utility = any(_central(model, MODEL_UTILITY).value for model in request.models.values())
 
     def utility(model: ModelRecord | None) -> float | None:
         if model is None:
@@ -169,7 +170,9 @@ def compare(request: RequestRecord) -> Comparison:
     start = forget[ORIGINAL].value if ORIGINAL in request.models else None
     oracle_values = [value for key in oracles if (value := forget[key].value) is not None]
     # The oracle's own interval over the rows is what cannot be told from it.
-    floor = min([v - LEVEL for v in oracle_values] + [i[0] for key in oracles if (i := forget[key].interval)], default=0.0)
+    floor = min(
+        [v - LEVEL for v in oracle_values] + [i[0] for key in oracles if (i := forget[key].interval)], default=0.0
+    )
     standard = utility(reference if reference else request.models.get(ORIGINAL))
 
     def standing(key: str) -> Standing:

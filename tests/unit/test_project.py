@@ -1,0 +1,178 @@
+"""The project as a whole: every module imports, every scenario loads, what is shipped is there, house rules hold."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import subprocess
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from oblivion.config import load_config
+from server.prepare import check_names
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("oblivion", "clients", "server", "strategies", "simulations")
+MAX_FILE, MAX_FUNCTION = 400, 60
+CODE = (".py", ".toml", ".sh", ".cfg", ".html", ".yml", ".yaml")
+TEXT = (*CODE, ".md", ".txt", ".css", "", ".jinja")
+# What no source file may hold, and why; this file is left out because it names them.
+FORBIDDEN = {
+    r"trust_remote_code\s*=\s*True": "runs code from a model's folder",
+    r"\btorch\.load\b": "unpickles",
+    r"\bpickle\.loads?\b": "unpickles",
+    r"\byaml\.load\b": "makes objects from text",
+    r"(?<![\w.])eval\(": "runs text",
+}
+NOWHERE = {r"/work/": "a path of one machine", r"\bTODO\b": "unfinished work has no place in a release"}
+
+
+def sources() -> list[Path]:
+    """Python files of the five packages."""
+    return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def tracked() -> list[Path]:
+    """Files of the repository, those not yet committed too; without git, those of the known folders."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
+        paths = [ROOT / line for line in done.stdout.splitlines()]
+    except (OSError, subprocess.SubprocessError):
+        paths = [
+            p for folder in (*PACKAGES, "tests", "docs", "benchmarks", "docker") for p in (ROOT / folder).rglob("*")
+        ]
+    return [path for path in paths if path.is_file() and path != Path(__file__).resolve()]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def module_of(path: Path) -> str:
+    return name_of(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+@pytest.fixture(scope="module")
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("path", sources(), ids=module_of)
+def test_every_module_imports_and_says_what_it_is(path: Path) -> None:
+    module = importlib.import_module(module_of(path))
+    assert (module.__doc__ or "").strip(), f"{name_of(path)} has no docstring"
+
+
+def test_there_are_five_packages_of_modules() -> None:
+    folders = {name_of(path).split("/")[0] for path in sources()}
+    assert folders == set(PACKAGES) and len(sources()) > 80
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "simulations/scenarios").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_scenario_loads_and_its_names_are_known(path: Path) -> None:
+    config = load_config(path)
+    check_names(config)
+    assert config.forget.client and config.forget.methods, "a scenario of this project forgets somebody"
+    assert path.read_text("utf-8").startswith("#"), "the first line says what the scenario is"
+
+
+def test_the_default_scenario_exists() -> None:
+    assert (ROOT / "simulations/scenarios/demo.toml").is_file()
+
+
+def test_package_data_is_declared_and_there(project: dict[str, Any]) -> None:
+    declared = project["tool"]["setuptools"]["package-data"]
+    found = {
+        package: {path.relative_to(ROOT / package).as_posix() for p in patterns for path in (ROOT / package).glob(p)}
+        for package, patterns in declared.items()
+    }
+    needed = {"py.typed", "models/tiny/model.safetensors", "models/tiny/config.json", "models/tiny/tokenizer.json"}
+    assert needed | {"report/report.html", "report/report.css"} <= found["oblivion"]
+    assert "scenarios/demo.toml" in found["simulations"]
+    for package in PACKAGES:  # whatever is no Python file is declared, or an installation lacks it
+        others = {
+            path.relative_to(ROOT / package).as_posix()
+            for path in (ROOT / package).rglob("*")
+            if path.is_file() and path.suffix not in (".py", ".pyc")
+        }
+        assert others <= found.get(package, set())
+    assert (Path(str(files("oblivion"))) / "models/tiny/model.safetensors").stat().st_size > 100_000
+
+
+def test_the_flower_bundle_holds_code_and_the_license_only(project: dict[str, Any]) -> None:
+    app = project["tool"]["flwr"]["app"]
+    expected = {"/LICENSE", "server/**/*.py", "clients/**/*.py", "strategies/**/*.py"}
+    assert set(app["fab-include"]) == expected and (ROOT / "LICENSE").is_file()
+    for reference in app["components"].values():
+        module, _, attribute = reference.partition(":")
+        assert hasattr(importlib.import_module(module), attribute)
+
+
+def test_the_command_is_the_one_that_the_project_declares(project: dict[str, Any]) -> None:
+    module, _, attribute = project["project"]["scripts"]["oblivion"].partition(":")
+    assert callable(getattr(importlib.import_module(module), attribute))
+
+
+@pytest.mark.parametrize("pattern", FORBIDDEN, ids=list(FORBIDDEN.values()))
+def test_no_code_does_what_is_forbidden(pattern: str) -> None:
+    expression = re.compile(pattern)
+    found = [name_of(p) for p in tracked() if p.suffix in CODE and expression.search(p.read_text("utf-8"))]
+    assert not found
+
+
+@pytest.mark.parametrize("pattern", NOWHERE, ids=list(NOWHERE.values()))
+def test_no_file_holds(pattern: str) -> None:
+    expression = re.compile(pattern)
+    found = [name_of(p) for p in tracked() if p.suffix in TEXT and expression.search(p.read_text("utf-8", "replace"))]
+    assert not found
+
+
+def test_the_patterns_find_what_they_are_for() -> None:
+    caught = ["x(trust_remote_code=True)", "torch.load(f)", "pickle.load(f)", "yaml.load(f)", "y = eval(text)"]
+    for pattern, text in zip(FORBIDDEN, caught, strict=True):
+        assert re.search(pattern, text)
+    assert not re.search(list(FORBIDDEN)[-1], "model.eval()\nevaluate(x)\n_eval(x)")
+
+
+def test_files_are_short() -> None:
+    long = {name_of(p): n for p in sources() if (n := len(p.read_text("utf-8").splitlines())) > MAX_FILE}
+    assert not long
+
+
+def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function from `def` to its end, its docstring left out."""
+    lines = (function.end_lineno or 0) - function.lineno + 1
+    if ast.get_docstring(function, clean=False) is not None:
+        first = function.body[0]
+        lines -= (first.end_lineno or 0) - first.lineno + 1
+    return lines
+
+
+def functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    nodes = ast.walk(ast.parse(path.read_text("utf-8")))
+    return [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def test_functions_are_short() -> None:
+    long = {
+        f"{name_of(path)}:{function.lineno} {function.name}": body_lines(function)
+        for path in sources()
+        for function in functions(path)
+        if body_lines(function) > MAX_FUNCTION
+    }
+    assert not long
+
+
+def test_a_docstring_is_not_counted() -> None:
+    (function,) = ast.parse('def f():\n    """One.\n\n    Two.\n    """\n    return 1\n').body
+    assert isinstance(function, ast.FunctionDef) and body_lines(function) == 2
+
+
+def test_no_file_is_called_after_nothing() -> None:
+    assert not [name_of(p) for p in sources() if p.stem in ("utils", "misc", "helpers", "common")]
