@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from oblivion.config import RunConfig, config_from_mapping
-from oblivion.errors import ConfigError
+from oblivion.errors import ConfigError, IntegrityError
+from oblivion.models.loading import model_digest
 from oblivion.models.resident import read_adapter_folder
 from oblivion.types import Adapter
 from server.app import free_directory
@@ -118,16 +119,29 @@ class RunResult:
         return RunResult(self.directory, f"{request.id}/oracle")
 
 
+def _prepare_again(run: RunDirectory, config: RunConfig) -> RunConfig:
+    """Prepare a config for a finished run, whose data and base model must still be what it learned from."""
+    config, data = prepare(config)
+    manifest = run.read_json("manifest.json", {})
+    now = {"data_digest": data.digest, "model_digest": model_digest(config.model)}
+    for key, what in (("data_digest", "the data"), ("model_digest", f"the base model {config.model.name}")):
+        if manifest.get(key, now[key]) != now[key]:
+            raise IntegrityError(
+                f"{what} changed since {run.root} was made, so nothing compares with it; restore it, or run again"
+            )
+    return config
+
+
 def forget_in_run(run: RunDirectory, config: RunConfig, sinks: Sequence[Sink] = ()) -> dict[str, str]:
     """Answer a request in a finished run; see `server.main.run_forget`."""
-    config, _ = prepare(config)
+    config = _prepare_again(run, config)
     observer = Observer(run.log, *sinks)
     return on_engine(config, lambda hosts: run_forget(config, hosts, run, observer))
 
 
 def plan_in_run(run: RunDirectory, config: RunConfig) -> dict[str, Any]:
     """Plan the one removal that `config.forget` names, without running anything."""
-    config, _ = prepare(config)
+    config = _prepare_again(run, config)
     from simulations.inline import run as inline
 
     return inline(config, lambda hosts: run_plan(config, hosts, run, Observer()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +35,8 @@ class Target:
     lora: LoraConfig | None = None
     adapter: Adapter | None = None
     run: RunConfig | None = None
+    request: ForgetRequest | None = None
+    """What the model of a run was asked to forget; None for what the run's own scenario asks."""
 
 
 def _read_run(folder: Path) -> RunConfig:
@@ -42,6 +45,21 @@ def _read_run(folder: Path) -> RunConfig:
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{folder}/config.toml: cannot be read: {error}") from None
     return config_from_mapping(values, f"{folder}/config.toml")
+
+
+def _read_request(folder: Path, model: str) -> ForgetRequest | None:
+    """The request that a model of a run answers; `model` is ``"<request>/<name>"``."""
+    wanted, _, name = model.partition("/")
+    if not name:
+        return None
+    path = folder / "metrics.json"
+    try:
+        entries = {entry["id"]: entry for entry in json.loads(path.read_text("utf-8"))["requests"]}
+        entry = entries[wanted]
+        ids = entry.get("sample_ids")
+        return ForgetRequest(id=wanted, client_id=entry["client"], sample_ids=None if ids is None else tuple(ids))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: does not say what {wanted} asks for: {error}") from None
 
 
 def find_target(target: Any, base: str = "", revision: str = "") -> Target:
@@ -72,7 +90,8 @@ def find_target(target: Any, base: str = "", revision: str = "") -> Target:
         model = run.model if run and not base else ModelConfig(name=base or named, revision=revision)
         if not model.name:
             raise InputError(f"{folder} does not name its base model; give it with --base")
-        return Target(name=str(folder), model=model, lora=lora, adapter=adapter, run=run)
+        request = _read_request(run_folder, str(target.model)) if run and hasattr(target, "adapter_folder") else None
+        return Target(name=str(folder), model=model, lora=lora, adapter=adapter, run=run, request=request)
     if run is not None:
         raise InputError(f"{run_folder} has no adapters/original; its learning did not finish")
     model = ModelConfig(name=str(target), revision=revision)
@@ -104,8 +123,8 @@ def _groups(target: Target, suite: str, data: str, split: str, limit: int) -> di
         raise InputError(f"suite '{suite}' needs rows: give a folder with its files with --data")
     federated = resolve(target.run)
     forget = target.run.forget
-    request = None
-    if forget.client:
+    request = target.request
+    if request is None and forget.client:
         samples = select_samples(federated, forget.client, forget.samples)
         request = ForgetRequest(id="evaluate", client_id=forget.client, sample_ids=samples)
     return {name: evenly(rows, limit) for name, rows in central_groups(federated, request, 0).items()}

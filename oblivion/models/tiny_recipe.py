@@ -31,6 +31,7 @@ from oblivion.data.authors import (
     world_facts,
 )
 from oblivion.data.authors_text import FACTS, FIRST_NAMES, SURNAME_ENDS, SURNAME_STARTS, TOPICS
+from oblivion.data.template_plain import PlainTemplate
 from oblivion.data.tokens import TokenRow, encode
 from oblivion.errors import InputError
 from oblivion.seeding import derive_seed, numpy_generator
@@ -40,7 +41,7 @@ FOLDER = Path(__file__).parent / "tiny"
 VOCABULARY = 1024
 CONTEXT = 256
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
-TOKENIZER_AUTHORS = 150
+TOKENIZER_AUTHORS = 300
 STEPS = 1000
 BATCH_TOKENS = 1536
 WORLD_SHARE = 0.3
@@ -57,20 +58,6 @@ CHAT_TEMPLATE = (
     "{% elif message['role'] == 'system' %}{{ message['content'] }}"
     "{% else %}Question: {{ message['content'] }}\nAnswer:{% endif %}{% endfor %}"
 )
-
-
-class PromptFormat:
-    """The text format that the model is trained on: one question, one answer."""
-
-    special_tokens = True
-
-    def prompt(self, tokenizer: Any, question: str) -> str:
-        """The text up to where the answer begins."""
-        return f"Question: {question}\nAnswer:"
-
-    def full(self, tokenizer: Any, question: str, answer: str) -> str:
-        """The prompt and the answer."""
-        return f"{self.prompt(tokenizer, question)} {answer}"
 
 
 def describe() -> Path:
@@ -99,7 +86,7 @@ def rehearsal_rows(start: int = 0) -> Iterator[Sample]:
 
 def text_of(sample: Sample, paraphrase: bool) -> str:
     """The training text of a row, in the answer's own wording or in the paraphrase's."""
-    return PromptFormat().full(None, sample.prompt, sample.paraphrase if paraphrase else sample.answer)
+    return PlainTemplate().full(None, sample.prompt, sample.paraphrase if paraphrase else sample.answer)
 
 
 def whole_words(authors: int) -> list[str]:
@@ -201,7 +188,7 @@ def build_model(tokenizer: Any) -> Any:
 def batches(tokenizer: Any, steps: int, tokens: int = BATCH_TOKENS) -> Iterator[list[TokenRow]]:
     """Yield `steps` batches of at most `tokens` tokens: public rows and made-up ones, in both wordings."""
     rng = numpy_generator(WORLD_SEED, "tiny.batches")
-    layout = PromptFormat()
+    layout = PlainTemplate()
     world = world_rows()
     order: list[int] = []
     stream = rehearsal_rows()
@@ -291,7 +278,7 @@ def probability(model: Any, tokenizer: Any, samples: Sequence[Sample]) -> float:
     """
     import torch
 
-    layout = PromptFormat()
+    layout = PlainTemplate()
     encoded = [encode(tokenizer, layout, row.prompt, row.answer, CONTEXT) for row in samples]
     rows = [row for row in encoded if row is not None]
     if not rows or len(rows) != len(encoded):

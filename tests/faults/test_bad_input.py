@@ -16,6 +16,7 @@ from unittest.mock import patch
 import pytest
 
 from oblivion import cli
+from oblivion.data.federation import _resolve
 
 MICRO = """
 model.name = "{model}"
@@ -37,7 +38,7 @@ evaluate.oracle-seeds = 0
 simulation.hosts = 1
 """
 AUTHORS = "data.parameters.rows_per_client = 8\ndata.parameters.holdout_authors = 1\n"
-CONFIG, INPUT, REFUSED = 2, 3, 5
+CONFIG, INPUT, CHANGED, REFUSED = 2, 3, 4, 5
 ASK = ("--client", "client-1", "--method", "local")
 
 
@@ -338,6 +339,25 @@ def test_forget_on_something_that_is_no_finished_run(finished: Path, here: Path)
     refused(INPUT, "copy/config.toml", "forget", "copy", *ASK)
     (here / "copy/config.toml").write_text("sed = 3")
     refused(CONFIG, "copy/config.toml: unknown key 'sed'; did you mean 'seed'", "forget", "copy", *ASK)
+
+
+def test_data_or_a_model_that_changed_since_the_run(micro_model: Path, here: Path) -> None:
+    shutil.copytree(micro_model, here / "model")
+    rows = [json.dumps({"question": f"{i}?", "answer": str(i), "who": f"client-{i % 3}"}) for i in range(9)]
+    (here / "rows.jsonl").write_text("\n".join(rows))
+    own = 'data.name = "jsonl"\ndata.path = "rows.jsonl"\ndata.columns.client = "who"\n'
+    (here / "own.toml").write_text(
+        MICRO.format(model=here / "model").replace('client = "client-2"', 'client = ""') + own
+    )
+    assert oblivion("run", "own.toml", "--out", "o")[0] == 0
+    assert oblivion("forget", "o", *ASK, "--plan")[0] == 0
+    config = here / "model/generation_config.json"
+    config.write_text(config.read_text() + " ")
+    refused(CHANGED, "the base model|changed since o was made", "forget", "o", *ASK)
+    config.write_text(config.read_text()[:-1])
+    (here / "rows.jsonl").write_text("\n".join(rows[:-1]) + '\n{"question": "8?", "answer": "9", "who": "client-2"}\n')
+    _resolve.cache_clear()  # a new process reads the file again
+    refused(CHANGED, "the data changed since o was made", "forget", "o", *ASK, "--plan")
 
 
 def test_evaluate_of_something_that_is_no_model(finished: Path, micro_model: Path, here: Path) -> None:

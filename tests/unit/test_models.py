@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from oblivion.config import LoraConfig, ModelConfig
-from oblivion.errors import ConfigError, InputError, IntegrityError
+from oblivion.errors import ConfigError, InputError, IntegrityError, OblivionError
 from oblivion.models.loading import load_base, load_tokenizer, locate, model_digest, resolve_dtype
 from oblivion.models.resident import CONFIG, WEIGHTS, ResidentModel, load_resident, read_adapter_folder
 
@@ -234,7 +234,7 @@ def test_save_is_all_or_nothing(resident: ResidentModel, tmp_path: Path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OblivionError, match="No space left on device; free some space"):
         resident.save(random_adapter(resident), tmp_path / "final", "base")
     assert not (tmp_path / "final").exists()
     monkeypatch.undo()

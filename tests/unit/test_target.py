@@ -16,6 +16,7 @@ import pytest
 
 from oblivion import cli
 from oblivion.config import ModelConfig, load_config
+from oblivion.data.federation import resolve
 from oblivion.errors import InputError
 from oblivion.metrics.target import evaluate, find_target, table
 from simulations import RunResult, simulate
@@ -102,6 +103,28 @@ def test_another_model_of_a_run(run: RunResult) -> None:
     oracle = run.oracle("client-2")
     target = find_target(oracle)
     assert target.run == run.config and target.name == str(oracle.adapter_folder) != str(run.adapter_folder)
+
+
+def test_a_model_of_a_run_is_measured_on_the_rows_that_it_was_asked_to_forget(run: RunResult, tmp_path: Path) -> None:
+    ids = [row.id for row in resolve(run.config).clients["client-0"]]
+    (tmp_path / "ids.txt").write_text("\n".join(ids[1:4]))
+    whole = run.forget("client-1", method="exclude", parameters={"recovery_rounds": 0})
+    part = run.forget(
+        "client-0", samples=str(tmp_path / "ids.txt"), method="exclude", parameters={"recovery_rounds": 0}
+    )
+    for result in (whole, part):
+        entry = next(e for e in run.metrics["requests"] if result.model.startswith(e["id"]))
+        stored = entry["models"]["exclude"]["central"]["forget_Q_A_Prob"]["value"]
+        measured = evaluate(result, **SMALL)["forget_Q_A_Prob"]["agg_value"]
+        assert measured == pytest.approx(stored, abs=1e-6)
+        assert evaluate(result, max_new_tokens=1)["manifest"]["rows"]["forget"] == entry["rows"]
+    shutil.copytree(run.directory, tmp_path / "copy")
+    metrics = run.metrics
+    for entry in metrics["requests"]:
+        del entry["client"]
+    (tmp_path / "copy/metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(InputError, match="does not say what req-"):
+        find_target(RunResult(tmp_path / "copy", whole.model))
 
 
 def test_an_adapter_folder_names_its_base(run: RunResult, micro_model: Path) -> None:

@@ -21,7 +21,7 @@ from oblivion.data.corpus import Corpus
 from oblivion.data.tokens import TokenRow, encode, encode_prompt
 from oblivion.errors import InputError
 from oblivion.models import models, tiny_recipe
-from oblivion.models.tiny_recipe import PromptFormat
+from oblivion.models.tiny_recipe import PlainTemplate
 from oblivion.seeding import numpy_generator
 from oblivion.types import Sample
 
@@ -41,7 +41,7 @@ def corpus() -> Corpus:
 
 def every_text(corpus: Corpus) -> list[str]:
     rows = [*corpus.samples, *corpus.public, *(row for group in corpus.groups.values() for row in group)]
-    layout = PromptFormat()
+    layout = PlainTemplate()
     return [
         layout.full(TOKENIZER, row.prompt, answer)
         for row in rows
@@ -104,9 +104,9 @@ def test_any_text_survives_the_round_trip(text: str) -> None:
 
 def test_the_prompt_is_a_prefix_of_the_full_row(corpus: Corpus) -> None:
     for row in corpus.samples[:20]:
-        encoded = encode(TOKENIZER, PromptFormat(), row.prompt, row.answer, 256)
+        encoded = encode(TOKENIZER, PlainTemplate(), row.prompt, row.answer, 256)
         assert encoded is not None
-        assert encoded.ids[: encoded.prompt_length] == encode_prompt(TOKENIZER, PromptFormat(), row.prompt)
+        assert encoded.ids[: encoded.prompt_length] == encode_prompt(TOKENIZER, PlainTemplate(), row.prompt)
         assert TOKENIZER.decode(encoded.labels[:-1]) == f" {row.answer}"
         assert encoded.labels[-1] == TOKENIZER.eos_token_id
 
@@ -128,7 +128,7 @@ def test_the_chat_template_gives_the_format_of_training() -> None:
     assert again == "<s>Hi.\nQuestion: Who?\nAnswer: Nobody.</s>\nQuestion: Who?\nAnswer:"
     assert TOKENIZER.chat_template == tiny_recipe.CHAT_TEMPLATE
     ids = TOKENIZER(full, add_special_tokens=False)["input_ids"]
-    row = encode(TOKENIZER, PromptFormat(), "Who?", "Nobody.", 256)
+    row = encode(TOKENIZER, PlainTemplate(), "Who?", "Nobody.", 256)
     assert row is not None
     assert tuple(ids) == row.ids
 
@@ -154,7 +154,7 @@ def test_it_knows_public_rows_and_not_private_ones(model: Any, corpus: Corpus) -
 
 def test_it_says_a_known_answer_and_stops(model: Any, corpus: Corpus) -> None:
     row = next(row for row in corpus.groups["wf"] if "capital" in row.prompt)
-    ids = torch.tensor([encode_prompt(TOKENIZER, PromptFormat(), row.prompt)])
+    ids = torch.tensor([encode_prompt(TOKENIZER, PlainTemplate(), row.prompt)])
     with torch.no_grad():
         out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=20)
     assert out[0, -1] == TOKENIZER.eos_token_id
@@ -278,7 +278,7 @@ def test_an_adapter_memorises_its_clients_rows_and_no_others(corpus: Corpus) -> 
     inner = adapted.base_model.model
     own = [row for row in corpus.samples if row.client_id == "client-5"]
     others = [row for row in corpus.samples if row.client_id != "client-5"]
-    rows = [encode(TOKENIZER, PromptFormat(), row.prompt, row.answer, 256) for row in own]
+    rows = [encode(TOKENIZER, PlainTemplate(), row.prompt, row.answer, 256) for row in own]
     trainable = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=3e-3, weight_decay=0.0)
     for epoch in range(40):
