@@ -19,7 +19,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_INTERRUPTED = 130
 _OWN_OPTIONS = {"client": "--client", "samples": "--samples", "methods": "--method"}
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable.")]
@@ -246,9 +245,6 @@ def main() -> None:
         app()
     except OblivionError as error:
         _end(error)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        raise SystemExit(_INTERRUPTED) from None
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         _end(OblivionError(what))

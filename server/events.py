@@ -49,6 +49,6 @@ class Observer:
         self.history.append(entry)
         self.event("round_committed", rounds=rounds, **entry)
         for client, reason in record.refused.items():
-            self.event("update_refused", branch=record.branch, round=record.round, client=client, reason=reason)
+            self.event("update.refused", branch=record.branch, round=record.round, client=client, reason=reason)
         for client, reason in record.failed.items():
-            self.event("client_failed", branch=record.branch, round=record.round, client=client, reason=reason)
+            self.event("client.failed", branch=record.branch, round=record.round, client=client, reason=reason)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from oblivion.metrics.evaluation import Evaluation, evaluate_model
-
 from oblivion.config import RunConfig
 from oblivion.data import templates
+from oblivion.metrics.evaluation import Evaluation, evaluate_model
 from oblivion.models.resident import ResidentModel
 from oblivion.selection import assign
 from oblivion.types import Adapter, ClientTask, ForgetRequest, GlobalState, HostRequest, Sample
@@ -66,7 +65,12 @@ def measure_clients(
         for host, mine in given.items()
     ]
     measured: dict[str, dict[str, dict[str, float | None]]] = {}
-    for reply in federation.hosts.ask(requests):
+    replies = federation.hosts.ask(requests)
+    silent = {request.host for request in requests} - {reply.host for reply in replies}
+    for host in sorted(silent):
+        for (client,) in given[host]:
+            federation.observer.event("warning", text=f"{client} could not be measured: no reply", client=client)
+    for reply in replies:
         for client, metrics in reply.metrics.items():
             measured[client] = {
                 name: {"value": total / weight if weight else None, "n": weight}

@@ -181,7 +181,7 @@ class Federation:
                 )
         accepted, refused, gate_state = self._admit(replies, asked, number, head)
         failed = {c: r for c, r in failed.items() if c not in {u.client_id for u in accepted}}
-        if asked or not replayed:  # a replayed round may have nobody left; it then changes nothing
+        if asked:  # a round may have nobody left; it then changes nothing
             self._check_quorum(accepted, asked, number, failed, refused)
         for update in accepted:
             self.ledger.append(branch, update)
@@ -262,7 +262,10 @@ class Federation:
             public=tuple(public) if phase.anchor == "public" else (),
         )
         self.observer.event("round_started", branch=branch, round=phase.round, rounds=phase.round, clients=1)
-        replies, failed = self._dispatch(common, {client: ClientTask(client_id=client, forget=request.sample_ids)})
+        task = {client: ClientTask(client_id=client, forget=request.sample_ids)}
+        replies, failed = self._dispatch(common, task)
+        if failed:  # the whole removal hangs on this one reply
+            replies, failed = self._dispatch(common, task)
         accepted, refused, _ = self._admit(replies, [client], phase.round, head)
         if not accepted:
             why = {**failed, **refused}.get(client, "no update")

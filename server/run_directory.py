@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -78,10 +79,13 @@ class RunDirectory:
         """
         if root.exists():
             raise ConfigError(f"{root} exists already; choose another --out, or remove it")
-        run = cls(root)
-        write_atomically(root / "config.toml", config.to_toml().encode())
-        write_atomically(root / "manifest.json", to_json(manifest))
-        return run
+        try:
+            write_atomically(root / "config.toml", config.to_toml().encode())
+            write_atomically(root / "manifest.json", to_json(manifest))
+        except OblivionError:
+            shutil.rmtree(root, ignore_errors=True)  # it did not exist before, so it holds nothing but these
+            raise
+        return cls(root)
 
     @classmethod
     def open(cls, root: Path) -> tuple[RunDirectory, RunConfig]:

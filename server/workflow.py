@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -100,7 +101,9 @@ class Workflow:
             self.federation.run_round(branch, absence, last, seed, record)
 
     def _save_adapter(self, name: str, adapter: Adapter) -> None:
-        self.resident.save(adapter, self.run.root / name, locate(self.config.model))
+        folder = self.run.root / name
+        shutil.rmtree(folder, ignore_errors=True)  # what an interrupted removal left; metrics.json knows nothing of it
+        self.resident.save(adapter, folder, locate(self.config.model))
 
     def situation(self, request: ForgetRequest) -> Situation:
         """What a removal may know when it plans."""

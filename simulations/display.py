@@ -46,9 +46,9 @@ class Display:
             self._line(str(event["text"]))
         elif name == "warning":
             self._line(f"warning: {event['text']}")
-        elif name == "update_refused":
+        elif name == "update.refused":
             self._line(f"warning: round {event['round']}: {event['client']} refused: {event['reason']}")
-        elif name == "client_failed":
+        elif name == "client.failed":
             self._line(f"warning: round {event['round']}: {event['client']} failed: {event['reason']}")
         elif name == "round_started":
             self._started(event)

@@ -24,6 +24,7 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _RESTARTS = 5
 _INTERRUPTED = 130
+_SHOW_CURSOR = "\x1b[?25h"
 
 
 def _quiet() -> None:
@@ -89,7 +90,13 @@ def run(config: RunConfig, work: Callable[[Hosts], T]) -> T:
         },
     }
     with _Interrupt(stop):
-        run_simulation(server_app, client_app, num_supernodes=hosts, backend_config=backend)
+        try:
+            run_simulation(server_app, client_app, num_supernodes=hosts, backend_config=backend)
+        except Exception as error:
+            raise FederationError(
+                f"the Flower simulation failed: {str(error) or type(error).__name__}; `oblivion doctor` may say why, "
+                "and --engine inline runs without Ray"
+            ) from error
     if errors:
         raise errors[0]
     if not results:
@@ -125,7 +132,7 @@ class _Interrupt:
         self._stop.set()
         # Threads inside ray.get never return, so the process cannot end in the ordinary way.
         children = _descendants(os.getpid())
-        sys.stderr.write("interrupted\n")
+        sys.stderr.write(f"{_SHOW_CURSOR if sys.stderr.isatty() else ''}interrupted\n")
         sys.stderr.flush()
         for child in children:
             _kill(child)

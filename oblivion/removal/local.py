@@ -42,6 +42,10 @@ class Local:
         ``next global = global + scale * update``.
     max_norm : float, default 100
         The update's L2 norm is scaled down to this.
+    local_epochs : int, default 5
+        Passes over the forget data.
+    learning_rate : float, default 1e-3
+        Of these passes.
     recovery_rounds : int, default 2
         Rounds without the forget data afterwards.
     """
@@ -50,6 +54,8 @@ class Local:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     scale: float = 1.0
     max_norm: float = 100.0
+    local_epochs: int = 5
+    learning_rate: float = 1e-3
     recovery_rounds: int = 2
     requires: ClassVar[frozenset[str]] = frozenset({"target_online"})
 
@@ -71,6 +77,8 @@ class Local:
                 parameters=parameters,
                 scale=self.scale,
                 max_norm=self.max_norm,
+                local_epochs=self.local_epochs,
+                learning_rate=self.learning_rate,
                 anchor=anchor,
             ),
         )

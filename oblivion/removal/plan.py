@@ -58,6 +58,8 @@ class UnlearnPhase:
     parameters: Mapping[str, Any]
     scale: float
     max_norm: float
+    local_epochs: int
+    learning_rate: float
     anchor: Literal["public", "retained", "none"]
 
 

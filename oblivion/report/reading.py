@@ -167,7 +167,7 @@ def _read(path: Path, remedy: str) -> bytes:
 
 def _read_metrics(directory: Path) -> Metrics:
     path = directory / "metrics.json"
-    remedy = "give a finished run's directory, or finish this one with 'oblivion run --resume --out DIR'"
+    remedy = "give the directory of a finished run"
     try:
         return Metrics.model_validate_json(_read(path, remedy))
     except ValidationError as error:

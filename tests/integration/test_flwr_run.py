@@ -1,4 +1,4 @@
-"""``flwr run .`` from a clean folder: the app bundle with the installed distribution, and nothing installed by Flower."""
+"""``flwr run .`` from a clean folder: the bundle with the installed distribution; Flower installs nothing."""
 
 from __future__ import annotations
 

@@ -135,7 +135,23 @@ def test_forgetting_later_adds_a_trial_and_never_repeats_one(trained: RunResult)
     other = trained.forget("client-2", method="local", parameters={"objective": "simnpo"})
     assert other.model.endswith("/local-2")
     assert not same_bits(other.adapter, first.adapter)
+    slower = trained.forget("client-2", method="local", parameters={"learning_rate": 1e-4})
+    assert slower.model.endswith("/local-3")
     assert same_bits(RunResult(trained.directory).adapter, trained.adapter)  # a trial changes nothing else
+
+
+def test_an_interrupted_removal_can_be_tried_again(trained: RunResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    import server.workflow as workflow
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workflow, "measure_clients", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            trained.forget("client-3", method="exclude")
+    assert "client-3" not in {e["client"] for e in trained.metrics["requests"]}
+    assert trained.forget("client-3", method="exclude").model.endswith("/exclude")
 
 
 def test_forgetting_some_samples(trained: RunResult) -> None:

@@ -55,10 +55,10 @@ def test_observer_tells_every_sink_and_keeps_the_history() -> None:
     observer.event("round_started", round=2, clients=3)
     observer.round_committed(RECORD, rounds=5)
     assert first == second
-    assert [e["event"] for e in first] == ["round_started", "round_committed", "update_refused", "client_failed"]
+    assert [e["event"] for e in first] == ["round_started", "round_committed", "update.refused", "client.failed"]
     assert first[2] | {"time": ""} == {
         "time": "",
-        "event": "update_refused",
+        "event": "update.refused",
         "branch": "main",
         "round": 2,
         "client": "b",

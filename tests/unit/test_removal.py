@@ -73,7 +73,16 @@ def test_local_unlearns_once_and_recovers() -> None:
     # the visit: 4 steps, in round 5; rounds 6 and 7: 10 each; 24 of 25
     plan = Local(objective="npo", parameters={"beta": 0.5}).plan(WHOLE, situation())
     assert plan.phases == (
-        UnlearnPhase(round=5, objective="npo", parameters={"beta": 0.5}, scale=1.0, max_norm=100.0, anchor="none"),
+        UnlearnPhase(
+            round=5,
+            objective="npo",
+            parameters={"beta": 0.5},
+            scale=1.0,
+            max_norm=100.0,
+            local_epochs=5,
+            learning_rate=1e-3,
+            anchor="none",
+        ),
         LearnPhase(start="continue", first=6, last=7, reset_rule_state=True),
     )
     assert plan.client_steps == 24 and plan.fraction == pytest.approx(24 / 25)

@@ -513,7 +513,7 @@ def test_malformed_metrics_name_the_file_and_the_place(tmp_path: Path, content: 
 
 
 def test_missing_files_and_broken_neighbours(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"metrics\.json: cannot be read .*oblivion run --resume"):
+    with pytest.raises(InputError, match=r"metrics\.json: cannot be read .*the directory of a finished run"):
         build_report([tmp_path])
     with pytest.raises(InputError, match="no run directory"):
         build_report([])

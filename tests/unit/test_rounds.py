@@ -185,7 +185,7 @@ def test_the_gate_stands_in_the_round(change: dict[str, Any]) -> None:
     made, _, events = federation(hosts)
     record = made.run_round("main", Absence(), 3, 0)
     assert "b" not in record.accepted and "a" in record.accepted
-    assert [e for e in events if e["event"] in ("update_refused", "client_failed")]
+    assert [e for e in events if e["event"] in ("update.refused", "client.failed")]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e308])
@@ -210,7 +210,7 @@ def test_failures_are_recorded_and_told() -> None:
     made, _, events = federation(hosts)
     record = made.run_round("main", Absence(), 3, 0)
     assert record.failed == {"d": "it crashed"} and record.accepted == ("a", "b", "c")
-    assert [e["client"] for e in events if e["event"] == "client_failed"] == ["d"]
+    assert [e["client"] for e in events if e["event"] == "client.failed"] == ["d"]
 
 
 def test_a_silent_host_fails_its_clients() -> None:
@@ -311,7 +311,16 @@ def test_a_replayed_round_with_nobody_left_changes_nothing() -> None:
     assert bits(ledger) == before and ledger.head("main").round == 1
 
 
-PHASE = UnlearnPhase(round=1, objective="npo", parameters={"beta": 0.5}, scale=0.5, max_norm=2.0, anchor="none")
+PHASE = UnlearnPhase(
+    round=1,
+    objective="npo",
+    parameters={"beta": 0.5},
+    scale=0.5,
+    max_norm=2.0,
+    local_epochs=5,
+    learning_rate=1e-3,
+    anchor="none",
+)
 
 
 def test_unlearning_is_clipped_scaled_and_bypasses_the_rule() -> None:
