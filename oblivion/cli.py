@@ -53,7 +53,7 @@ def run(
     from oblivion.config import load_config
 
     _quiet_libraries()
-    from server.app import free_directory, scenario_path
+    from server.scenarios import free_directory, scenario_path
 
     path = scenario_path("demo" if scenario is None else scenario)
     config = load_config(path, _overrides(assignments, engine))

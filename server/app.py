@@ -8,52 +8,23 @@ from __future__ import annotations
 
 import logging
 import shlex
-from importlib.resources import files
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from oblivion.config import load_config
-from oblivion.errors import InputError, nearest
 from server.events import Event, Observer
 from server.main import run_scenario
 from server.manifest import make_manifest
 from server.prepare import prepare
 from server.run_directory import RunDirectory
+from server.scenarios import free_directory, scenario_path
 from strategies.grid_hosts import GridHosts
 
 app = ServerApp()
 _log = logging.getLogger("flwr")
 _log.propagate = False  # a library that sets up the root logger would show every line twice
-
-
-def scenario_path(name: str) -> Path:
-    """The file of a scenario: a path, or a name among those of the installed distribution.
-
-    Raises
-    ------
-    InputError
-        If there is none; the message lists the known names.
-    """
-    if name.endswith(".toml"):
-        return Path(name)
-    folder = Path(str(files("simulations") / "scenarios"))
-    path = folder / f"{name}.toml"
-    if not path.is_file():
-        known = [p.stem for p in folder.glob("*.toml")]
-        raise InputError(f"unknown scenario '{name}'; {nearest(name, known)}, or give a path that ends in .toml")
-    return path
-
-
-def free_directory(name: str, parent: Path) -> Path:
-    """The first of ``name``, ``name-2``, ... that does not exist in `parent`."""
-    number = 1
-    while True:
-        path = parent / (name if number == 1 else f"{name}-{number}")
-        if not path.exists():
-            return path
-        number += 1
 
 
 def _log_event(event: Event) -> None:

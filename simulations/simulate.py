@@ -12,13 +12,13 @@ from oblivion.errors import ConfigError, IntegrityError
 from oblivion.models.loading import model_digest
 from oblivion.models.resident import read_adapter_folder
 from oblivion.types import Adapter
-from server.app import free_directory
 from server.events import Observer, Sink
 from server.main import run_forget, run_plan, run_scenario
 from server.manifest import make_manifest
 from server.prepare import check_names, prepare
 from server.rounds import Hosts
 from server.run_directory import RunDirectory
+from server.scenarios import free_directory
 from server.workflow import make_request
 
 T = TypeVar("T")

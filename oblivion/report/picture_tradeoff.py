@@ -55,7 +55,6 @@ def tradeoff_picture(comparison: Comparison, key: str) -> Markup | None:
     parts = _frame(x, y, comparison.utility_name)
     parts.append(line(x(0.0), _TOP, x(0.0), _BOTTOM, "reference"))
     goal = comparison.oracle.utility if comparison.oracle else None
-    labels.taken.append((x(0.0) - 1, _TOP, x(0.0) + 1, _BOTTOM))
     if goal is not None:
         labels.taken.append((_LEFT, y(goal) - 1, _RIGHT, y(goal) + 1))
         parts.append(line(_LEFT, y(goal), _RIGHT, y(goal), "reference", "dashed"))

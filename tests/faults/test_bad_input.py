@@ -170,8 +170,8 @@ def test_all_wrong_settings_are_named_at_once(scenario: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "code", "words"),
     [
-        ("demoo", None, INPUT, "unknown scenario 'demoo'; did you mean 'demo'"),
-        ("", None, INPUT, "unknown scenario ''"),
+        ("demoo", None, CONFIG, "unknown scenario 'demoo'; did you mean 'demo'"),
+        ("", None, CONFIG, "unknown scenario ''"),
         ("nowhere.toml", None, INPUT, "nowhere.toml: cannot read the scenario: No such file"),
         ("a.toml", b"seed = 1\nfederation.rounds = \n", CONFIG, "a.toml: not a TOML file|line 2"),
         ("a.toml", b"seed = 1\n\nseed = 2\n", CONFIG, "a.toml: not a TOML file|line 3"),

@@ -31,7 +31,7 @@ from oblivion.models import models
 from oblivion.objectives import objectives
 from oblivion.removal import removals
 from oblivion.removal.plan import exact_touches
-from server.app import scenario_path
+from server.scenarios import scenario_path
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
