@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import socket
@@ -11,6 +12,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from oblivion.config import load_config
+from simulations import simulate
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = ("pyproject.toml", "LICENSE", "README.md", "server", "clients", "strategies")
@@ -37,6 +41,10 @@ def flower(tmp_path: Path) -> dict[str, str]:
     }
 
 
+def digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
 def end_superlink(home: str) -> None:
     """End the SuperLink that this test started, found by its own FLWR_HOME."""
     mine = []
@@ -49,7 +57,9 @@ def end_superlink(home: str) -> None:
     psutil.wait_procs(mine, timeout=10)
 
 
-def test_flwr_run_gives_a_report(flower: dict[str, str], micro_scenario: Path, tmp_path: Path) -> None:
+def test_flwr_run_gives_a_report_and_the_bits_of_inline(
+    flower: dict[str, str], micro_scenario: Path, tmp_path: Path
+) -> None:
     app, work = tmp_path / "app", tmp_path / "work"
     app.mkdir()
     work.mkdir()
@@ -75,6 +85,11 @@ def test_flwr_run_gives_a_report(flower: dict[str, str], micro_scenario: Path, t
     report = work / "runs" / "micro" / "report.html"
     assert report.is_file(), done.stdout + done.stderr
     assert "client-2" in report.read_text()
+    changes = {"federation.rounds": 2, "forget.methods": ["exclude"]}
+    inline = simulate(load_config(micro_scenario, changes), tmp_path / "inline")
+    trial = next((report.parent / "forgets").glob("*/exclude/adapters"))
+    assert digest(report.parent / "adapters" / "original") == digest(inline.adapter_folder)
+    assert digest(trial) == digest(inline.directory / trial.relative_to(report.parent))
 
 
 def test_the_bundle_holds_code_and_licence_only(flower: dict[str, str], tmp_path: Path) -> None:
