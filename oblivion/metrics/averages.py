@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -89,3 +91,30 @@ def mean_of_answers(
     if not values:
         raise InputError(f"no answer of group '{group}' has a token before its end")
     return mean_result(values, {index: {"score": value} for index, value in values.items()}, bounds)
+
+
+@dataclass(frozen=True)
+class MeanOverAnswers(abc.ABC):
+    """The mean of one number per answer of a group; subclasses say which number.
+
+    Parameters
+    ----------
+    group : str, default "forget"
+        Whose rows.
+    """
+
+    group: str = "forget"
+
+    @staticmethod
+    @abc.abstractmethod
+    def measure(answer: AnswerScore) -> float | None:
+        """The number; None for an answer that has none."""
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """The scores of the answers."""
+        return frozenset({f"{self.group}.answer"})
+
+    def compute(self, context: EvaluationContext) -> MetricResult:
+        """Per row ``score``."""
+        return mean_of_answers(context, self.group, self.measure)

@@ -6,11 +6,8 @@ left out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from oblivion.metrics.averages import mean_of_answers
-from oblivion.metrics.context import AnswerScore, EvaluationContext
-from oblivion.types import MetricResult
+from oblivion.metrics.averages import MeanOverAnswers
+from oblivion.metrics.context import AnswerScore
 
 
 def exact_memorization(answer: AnswerScore) -> float | None:
@@ -19,23 +16,7 @@ def exact_memorization(answer: AnswerScore) -> float | None:
     return float(body.mean()) if len(body) else None
 
 
-@dataclass(frozen=True)
-class ExactMemorization:
-    """Mean share of answer tokens that the model predicts exactly.
+class ExactMemorization(MeanOverAnswers):
+    """Mean share of answer tokens that the model predicts exactly."""
 
-    Parameters
-    ----------
-    group : str, default "forget"
-        Whose rows.
-    """
-
-    group: str = "forget"
-
-    @property
-    def requires(self) -> frozenset[str]:
-        """The scores of the answers."""
-        return frozenset({f"{self.group}.answer"})
-
-    def compute(self, context: EvaluationContext) -> MetricResult:
-        """Per row ``score``."""
-        return mean_of_answers(context, self.group, exact_memorization)
+    measure = staticmethod(exact_memorization)

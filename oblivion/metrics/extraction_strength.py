@@ -10,13 +10,10 @@ open-unlearning counts it as 0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from oblivion.metrics.averages import mean_of_answers
-from oblivion.metrics.context import AnswerScore, EvaluationContext
-from oblivion.types import MetricResult
+from oblivion.metrics.averages import MeanOverAnswers
+from oblivion.metrics.context import AnswerScore
 
 
 def extraction_strength(answer: AnswerScore) -> float | None:
@@ -29,23 +26,7 @@ def extraction_strength(answer: AnswerScore) -> float | None:
     return 1 - prefix / len(body)
 
 
-@dataclass(frozen=True)
-class ExtractionStrength:
-    """Mean share of an answer that the model completes by itself.
+class ExtractionStrength(MeanOverAnswers):
+    """Mean share of an answer that the model completes by itself."""
 
-    Parameters
-    ----------
-    group : str, default "forget"
-        Whose rows.
-    """
-
-    group: str = "forget"
-
-    @property
-    def requires(self) -> frozenset[str]:
-        """The scores of the answers."""
-        return frozenset({f"{self.group}.answer"})
-
-    def compute(self, context: EvaluationContext) -> MetricResult:
-        """Per row ``score``."""
-        return mean_of_answers(context, self.group, extraction_strength)
+    measure = staticmethod(extraction_strength)

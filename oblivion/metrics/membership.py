@@ -7,6 +7,7 @@ and 0.5 that nothing can be told.
 
 from __future__ import annotations
 
+import abc
 from dataclasses import dataclass
 
 from oblivion.metrics.auc import auc, auc_interval
@@ -21,12 +22,12 @@ def lowest_count(tokens: int, k: float) -> int:
 
 
 @dataclass(frozen=True)
-class MembershipAttack:
+class MembershipAttack(abc.ABC):
     """AUC of a score on forget rows (label 0) against holdout rows (label 1); subclasses say which score."""
 
+    @abc.abstractmethod
     def score(self, answer: AnswerScore) -> float | None:
         """One answer's score, high for rows that look new; None if the answer cannot be scored."""
-        raise NotImplementedError
 
     def kinds(self) -> tuple[str, ...]:
         """What the score needs besides the token log-probabilities: of ``moments`` and ``text``."""

@@ -9,12 +9,11 @@ zero, which gradient ascent's does not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from oblivion.objectives.retain import ForgetAndRetain, check_number, reference_for
-from oblivion.objectives.terms import Batch, Outputs, Role, Term, token_nll
+from oblivion.objectives.retain import ForgetAndRetain, check_number, per_sequence_term, reference_for
+from oblivion.objectives.terms import Batch, Outputs, Term, token_nll
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,37 +37,13 @@ class NPO(ForgetAndRetain):
         super().__post_init__()
         check_number("beta", self.beta, above_zero=True)
 
-    def loss(self, outputs: Outputs, batch: Batch, reference_outputs: Outputs) -> Mapping[Role, Term]:
-        """Compute the forget term, and the retain term where there are retain rows.
-
-        Parameters
-        ----------
-        outputs : mapping of role to Tensor (T, V)
-            Logits of the ``forget`` rows and, where there are any, of the ``retain`` rows.
-        batch : mapping of role to Answers
-            Their labels.
-        reference_outputs : mapping of role to Tensor (T, V)
-            Logits of the adapter before forgetting; a constant.
-
-        Returns
-        -------
-        mapping
-            ``forget``: one value per sequence (B,) with counts of one (zero for a sequence without labels).
-
-        Raises
-        ------
-        ValueError
-            If the reference is missing.
-        """
+    def forget_term(self, outputs: Outputs, batch: Batch, reference_outputs: Outputs) -> Term:
+        """One value per sequence (B,), from the summed log-ratio to the reference."""
         import torch
 
-        forget: Term | None = None
-        if "forget" in outputs:
-            answers = batch["forget"]
-            reference = reference_for("forget", reference_outputs, "NPO").detach()
-            nll = token_nll(outputs["forget"], answers)
-            ratio = answers.per_sequence(nll - token_nll(reference, answers))
-            values = -(2 / self.beta) * torch.nn.functional.logsigmoid(self.beta * ratio)
-            counts = (answers.counts(nll) > 0).to(values.dtype)
-            forget = Term(values * counts, counts, self.forget_weight)
-        return self.with_retain(forget, outputs, batch, reference_outputs)
+        answers = batch["forget"]
+        reference = reference_for("forget", reference_outputs, "NPO").detach()
+        nll = token_nll(outputs["forget"], answers)
+        ratio = answers.per_sequence(nll - token_nll(reference, answers))
+        values = -(2 / self.beta) * torch.nn.functional.logsigmoid(self.beta * ratio)
+        return per_sequence_term(values, answers.counts(nll), self.forget_weight)

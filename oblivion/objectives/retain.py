@@ -10,11 +10,13 @@ by a factor that depends on padding.
 
 from __future__ import annotations
 
+import abc
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from oblivion.objectives.terms import Batch, Outputs, Role, Term, token_nll
+from oblivion.objectives.terms import Answers, Batch, Outputs, Role, Term, token_nll
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,7 +82,7 @@ def reference_for(role: Role, reference_outputs: Outputs, asker: str) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForgetAndRetain:
+class ForgetAndRetain(abc.ABC):
     """Parameters and retain term of the objectives that forget some rows and may keep others.
 
     Attributes
@@ -109,42 +111,53 @@ class ForgetAndRetain:
         """What the objective needs besides forget rows; the KL adds ``reference``."""
         return self.own_needs | ({"reference"} if self.retain_loss == "kl" else frozenset())
 
-    def with_retain(
-        self, forget: Term | None, outputs: Outputs, batch: Batch, reference_outputs: Outputs
-    ) -> dict[Role, Term]:
-        """Put the forget term and the retain term together.
+    @abc.abstractmethod
+    def forget_term(self, outputs: Outputs, batch: Batch, reference_outputs: Outputs) -> Term:
+        """Compute the term that forgets, from the rows in role ``forget``; each objective has its own."""
 
-        Either role may be missing (with accumulated gradients one role can have fewer micro-batches than the
-        other), but not both.
+    def loss(self, outputs: Outputs, batch: Batch, reference_outputs: Outputs) -> Mapping[Role, Term]:
+        """Compute the forget term, and the retain term where there are retain rows.
 
         Parameters
         ----------
-        forget : Term or None
-            The forget term; None where the outputs have no forget rows.
-        outputs, batch, reference_outputs
-            As `Objective.loss` got them.
+        outputs : mapping of role to Tensor (T, V)
+            Logits of the ``forget`` rows and, where there are any, of the ``retain`` rows.
+        batch : mapping of role to Answers
+            Their labels.
+        reference_outputs : mapping of role to Tensor (T, V)
+            Logits of the adapter before forgetting, a constant; for the roles that the objective needs it for.
 
         Returns
         -------
-        dict of role to Term
-            The retain term is per labelled token; it is absent where the outputs have no retain rows.
+        mapping of role to Term
+            ``forget``: sums (B,) with counts of tokens, or of ones where the reduction is per sequence (zero for a
+            sequence without labels). ``retain``: sums (B,) with token counts.
 
         Raises
         ------
         ValueError
-            If there is nothing to compute, or if a role that the objective needs is missing.
+            If rows or reference logits that the objective needs are missing.
         """
-        terms: dict[Role, Term] = {} if forget is None else {"forget": forget}
         name = type(self).__name__
+        if "forget" not in outputs:
+            raise ValueError(f"{name} works on rows in role 'forget', and the batch has none")
+        terms: dict[Role, Term] = {"forget": self.forget_term(outputs, batch, reference_outputs)}
         if "retain" in outputs:
-            logits, answers = outputs["retain"], batch["retain"]
-            if self.retain_loss == "kl":
-                values = token_kl(logits, reference_for("retain", reference_outputs, f"{name} with retain_loss 'kl'"))
-            else:
-                values = token_nll(logits, answers)
-            terms["retain"] = Term(answers.per_sequence(values), answers.counts(values), self.retain_weight)
+            terms["retain"] = self._retain_term(outputs["retain"], batch["retain"], reference_outputs)
         elif "retain" in self.needs:
             raise ValueError(f"{name} needs retain rows, and the batch has none; give the client rows to keep")
-        if not terms:
-            raise ValueError(f"{name} got neither forget nor retain rows")
         return terms
+
+    def _retain_term(self, logits: Tensor, answers: Answers, reference_outputs: Outputs) -> Term:
+        if self.retain_loss == "kl":
+            asker = f"{type(self).__name__} with retain_loss 'kl'"
+            values = token_kl(logits, reference_for("retain", reference_outputs, asker))
+        else:
+            values = token_nll(logits, answers)
+        return Term(answers.per_sequence(values), answers.counts(values), self.retain_weight)
+
+
+def per_sequence_term(values: Tensor, tokens: Tensor, weight: float) -> Term:
+    """Term of one value per sequence, (B,); a sequence without labels (`tokens` 0) does not count."""
+    counts = (tokens > 0).to(values.dtype)
+    return Term(values * counts, counts, weight)

@@ -10,12 +10,11 @@ another thing: the weight of the forget term, here `forget_weight`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from oblivion.objectives.retain import ForgetAndRetain, check_number
-from oblivion.objectives.terms import Batch, Outputs, Role, Term, token_nll
+from oblivion.objectives.retain import ForgetAndRetain, check_number, per_sequence_term
+from oblivion.objectives.terms import Batch, Outputs, Term, token_nll
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,37 +41,13 @@ class SimNPO(ForgetAndRetain):
         check_number("beta", self.beta, above_zero=True)
         check_number("delta", self.delta, signed=True)
 
-    def loss(self, outputs: Outputs, batch: Batch, reference_outputs: Outputs) -> Mapping[Role, Term]:
-        """Compute the forget term, and the retain term where there are retain rows.
-
-        Parameters
-        ----------
-        outputs : mapping of role to Tensor (T, V)
-            Logits of the ``forget`` rows and, where there are any, of the ``retain`` rows.
-        batch : mapping of role to Answers
-            Their labels.
-        reference_outputs : mapping of role to Tensor (T, V)
-            Used for ``retain`` where `retain_loss` is ``"kl"``.
-
-        Returns
-        -------
-        mapping
-            ``forget``: one value per sequence (B,) with counts of one (zero for a sequence without labels).
-
-        Raises
-        ------
-        ValueError
-            If the reference is missing where it is needed.
-        """
+    def forget_term(self, outputs: Outputs, batch: Batch, reference_outputs: Outputs) -> Term:
+        """One value per sequence (B,), from its mean NLL per token."""
         import torch
 
-        forget: Term | None = None
-        if "forget" in outputs:
-            answers = batch["forget"]
-            nll = token_nll(outputs["forget"], answers)
-            tokens = answers.counts(nll)
-            mean = answers.per_sequence(nll) / tokens.clamp(min=1)
-            values = -(2 / self.beta) * torch.nn.functional.logsigmoid(self.beta * (mean - self.delta))
-            counts = (tokens > 0).to(values.dtype)
-            forget = Term(values * counts, counts, self.forget_weight)
-        return self.with_retain(forget, outputs, batch, reference_outputs)
+        answers = batch["forget"]
+        nll = token_nll(outputs["forget"], answers)
+        tokens = answers.counts(nll)
+        mean = answers.per_sequence(nll) / tokens.clamp(min=1)
+        values = -(2 / self.beta) * torch.nn.functional.logsigmoid(self.beta * (mean - self.delta))
+        return per_sequence_term(values, tokens, self.forget_weight)

@@ -116,8 +116,8 @@ class TestAttack:
         assert result.parts["holdout"].per_example["1"]["score"] == 4.0
 
     def test_the_base_class_names_no_score(self) -> None:
-        with pytest.raises(NotImplementedError):
-            MembershipAttack().score(score([1.0]))
+        with pytest.raises(TypeError, match="abstract method score"):
+            MembershipAttack()  # type: ignore[abstract]
 
 
 class TestPrivLeak:

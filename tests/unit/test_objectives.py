@@ -188,9 +188,9 @@ def test_the_retain_term_is_there_if_and_only_if_retain_rows_are(kind: type) -> 
 
 
 @pytest.mark.parametrize("kind", WITH_RETAIN)
-def test_a_micro_batch_with_retain_rows_alone_has_the_retain_term_alone(kind: type) -> None:
-    terms = kind().loss({"retain": CURRENT}, {"retain": ANSWERS}, {})
-    assert set(terms) == {"retain"}
+def test_there_is_nothing_to_forget_without_forget_rows(kind: type) -> None:
+    with pytest.raises(ValueError, match=f"{kind.__name__} works on rows in role 'forget'"):
+        kind().loss({"retain": CURRENT}, {"retain": ANSWERS}, {"retain": REFERENCE})
 
 
 def test_what_each_objective_needs() -> None:
@@ -214,8 +214,12 @@ def test_what_each_objective_needs() -> None:
         (GradAscent(), {"retain": CURRENT}, "role 'forget'"),
         (GradDiff(), {"forget": CURRENT}, "GradDiff needs retain rows"),
         (NPO(), {"forget": CURRENT}, "NPO needs the logits of the reference adapter for the forget rows"),
-        (SimNPO(retain_loss="kl"), {"retain": CURRENT}, "SimNPO with retain_loss 'kl' needs the logits"),
-        (SimNPO(), {}, "neither forget nor retain"),
+        (
+            SimNPO(retain_loss="kl"),
+            {"forget": CURRENT, "retain": CURRENT},
+            "SimNPO with retain_loss 'kl' needs the logits",
+        ),
+        (SimNPO(), {}, "role 'forget'"),
     ],
 )
 def test_what_is_missing_is_said(objective: NPO, outputs: dict, message: str) -> None:
