@@ -180,7 +180,7 @@ def evaluate(
     written = json.dumps(result, indent=1)
     _say(written if as_json else targets.table(result))  # first: a disk that cannot be written loses no result
     if out is not None:
-        from server.run_directory import write_atomically
+        from oblivion.files import write_atomically
 
         write_atomically(out, written.encode() + b"\n")
 

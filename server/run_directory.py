@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
-import os
 import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -16,35 +14,12 @@ from typing import Any
 from oblivion.aggregation.gate import GateState
 from oblivion.config import RunConfig, config_from_mapping
 from oblivion.errors import ConfigError, InputError, OblivionError
+from oblivion.files import write_atomically
 from oblivion.ledger.memory import RoundRecord, RoundState
 from oblivion.types import Cost, GlobalState
 
 _STATE = "ledger/head.safetensors"
 _ROUNDS = "ledger/rounds.json"
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is either the old one or the new one, also after a crash.
-
-    Raises
-    ------
-    OblivionError
-        If the disk is full or cannot be written; the old file is still there.
-    """
-    staging = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with staging.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staging, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            staging.unlink(missing_ok=True)
-        raise OblivionError(
-            f"{path} could not be written: {error.strerror}; free some space or choose another --out"
-        ) from None
 
 
 def to_json(value: Any) -> bytes:

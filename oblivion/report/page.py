@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -14,6 +12,7 @@ from markupsafe import Markup
 
 from oblivion.config import RunConfig
 from oblivion.errors import InputError
+from oblivion.files import write_atomically
 from oblivion.report.comparison import Comparison, Standing, compare
 from oblivion.report.drawing import icon, marks
 from oblivion.report.formatting import count, plural
@@ -192,14 +191,12 @@ def build_report(runs: Sequence[Path]) -> str:
 def write_report(runs: Sequence[Path], out: Path) -> Path:
     """Write the report of one or several runs to one HTML file.
 
-    The file appears whole or not at all: it is written beside its place and then moved there.
-
     Parameters
     ----------
     runs : sequence of Path
         Run directories, as in `build_report`.
     out : Path
-        Where the file goes; its folder is made if it is not there.
+        Where the file goes, whole or not at all; its folder is made if it is not there.
 
     Returns
     -------
@@ -209,27 +206,9 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     Raises
     ------
     InputError
-        As in `build_report`, or if `out` cannot be written.
+        As in `build_report`.
+    OblivionError
+        If `out` cannot be written; it is then what it was.
     """
-    out = Path(out)
-    page = build_report(runs)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}-", suffix=".tmp")
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another place with --out") from None
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files for their owner alone; a report is made to be read.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, out)
-    except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
-        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another place with --out") from None
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomically(out, build_report(runs).encode())
     return out

@@ -14,10 +14,10 @@ import torch
 from oblivion.aggregation.gate import GateState
 from oblivion.config import RunConfig
 from oblivion.errors import ConfigError, InputError, OblivionError
+from oblivion.files import write_atomically
 from oblivion.ledger.memory import RoundRecord, RoundState
 from oblivion.types import GlobalState
-from server import run_directory
-from server.run_directory import RunDirectory, write_atomically
+from server.run_directory import RunDirectory
 
 
 def full(*_: Any, **__: Any) -> Any:
@@ -30,7 +30,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_partial_one(
 ) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    monkeypatch.setattr(Path if where in ("open", "mkdir") else run_directory.os, where, full)
+    monkeypatch.setattr(Path if where in ("open", "mkdir") else os, where, full)
     with pytest.raises(OblivionError, match="No space left on device; free some space or choose another --out") as e:
         write_atomically(path, b"new")
     monkeypatch.undo()
@@ -173,7 +173,7 @@ def test_missing_or_foreign_state_is_an_input_error(run: RunDirectory) -> None:
 def test_a_crash_while_the_head_is_saved_keeps_the_old_one(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     state = GlobalState(adapter={"x": torch.zeros(64)})
     new = RoundState(round=2, state=state, rule_state={}, gate_state=GateState())
-    monkeypatch.setattr(run_directory.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OblivionError):
         run.save_head(new, [])
     monkeypatch.undo()

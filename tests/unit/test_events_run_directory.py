@@ -14,10 +14,11 @@ import torch
 from oblivion.aggregation.gate import GateState
 from oblivion.config import RunConfig, load_config
 from oblivion.errors import ConfigError, InputError
+from oblivion.files import write_atomically
 from oblivion.ledger.memory import RoundRecord, RoundState
 from oblivion.types import Cost, GlobalState
 from server.events import Event, Observer
-from server.run_directory import RunDirectory, to_json, write_atomically
+from server.run_directory import RunDirectory, to_json
 
 RECORD = RoundRecord(
     branch="main",

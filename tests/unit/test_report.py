@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from oblivion.config import RunConfig
-from oblivion.errors import InputError
+from oblivion.errors import InputError, OblivionError
 from oblivion.report import build_report, write_report
 from oblivion.report.comparison import compare
 from oblivion.report.picture_clients import shown_clients
@@ -538,6 +538,6 @@ def test_writes_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(InputError, match="No space left"):
+    with pytest.raises(OblivionError, match="No space left on device; free some space or choose another --out"):
         write_report([run], out)
     assert out.read_bytes() == before and [path.name for path in out.parent.iterdir()] == ["report.html"]
