@@ -137,6 +137,7 @@ def _show_plan(plan: dict[str, Any], as_json: bool) -> None:
     _say(f"cost: {plan['fraction']:.2f} of retraining; first round with the data: {plan['from_round'] or 'none'}")
     for touch in plan["touches"]:
         _say(f"  {touch['status']:<12} {touch['item']}: {touch['why']}")
+    _say(f"a trial deletes nothing; the forgotten data stays in {', '.join(plan['invalidates'])}")
 
 
 @app.command()

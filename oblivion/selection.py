@@ -23,6 +23,31 @@ def select_clients(population: Sequence[str], count: int, seed: int, round: int)
     return tuple(sorted(ranked[:count]))
 
 
+def client_steps(
+    steps: Mapping[str, int], joins: Mapping[str, int], count: int, seed: int, first: int, last: int
+) -> int:
+    """Client-steps of rounds `first` to `last`, both included.
+
+    Parameters
+    ----------
+    steps : mapping of str to int
+        Client id to the optimizer steps of one visit.
+    joins : mapping of str to int
+        First round of late joiners.
+    count : int
+        Clients per round.
+    seed : int
+        Of the selection.
+    first, last : int
+        Rounds, counted from 1.
+    """
+    return sum(
+        steps[client]
+        for number in range(first, last + 1)
+        for client in select_clients(population(tuple(steps), joins, number), count, seed, number)
+    )
+
+
 def resolve_cohort_size(cohort: int | Literal["auto"]) -> int:
     """How many clients a cohort holds; ``auto`` is 1 for as long as a cohort is trained one after another."""
     return 1 if cohort == "auto" else cohort

@@ -1,4 +1,4 @@
-"""How long a run will take and how much memory it needs, before it runs."""
+"""What a run would do, how long it would take and how much memory it would need, before it runs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any
 from oblivion.config import RunConfig
 from oblivion.data import templates
 from oblivion.data.corpus import FederatedData
+from oblivion.data.groups import asked_rows
 from oblivion.models.resident import load_resident
 from oblivion.objectives.terms import objective_from
-from oblivion.selection import population, select_clients
-from oblivion.training.batches import steps_per_visit, tokenize
+from oblivion.selection import client_steps
+from oblivion.training.batches import tokenize
 from oblivion.training.local import LocalTask, train_client
 from oblivion.types import RoundInfo
+from server.planning import make_plan, make_request, make_situation, visits
 
 _PROBE_STEPS = 3
 _BYTES_PER_FP32 = 4
@@ -22,38 +24,48 @@ _PROCESS_MEGABYTES = 600
 
 
 def estimate(config: RunConfig, data: FederatedData) -> dict[str, Any]:
-    """Estimate by timing a few training steps on this machine.
+    """Say what a run would do, and estimate its time by timing a few training steps on this machine.
 
     Returns
     -------
     dict
-        ``rounds``, ``client_steps`` of learning, ``seconds`` for training everything that the scenario asks for,
-        ``memory_mb`` over all processes.
+        ``clients`` (rows of each), ``rounds``, ``client_steps`` of learning; with a request ``forget``, ``oracles``
+        and ``removals``; ``seconds`` for all the training, ``memory_mb`` over all processes, ``writes``.
     """
-    train = config.train
-    steps = {c: steps_per_visit(len(rows), train.batch_size, train.local_epochs) for c, rows in data.clients.items()}
-    total = 0
-    for number in range(1, config.federation.rounds + 1):
-        there = population(list(steps), config.federation.joins, number)
-        total += sum(steps[c] for c in select_clients(there, config.federation.clients_per_round, config.seed, number))
-    branches = 1 + (config.evaluate.oracle_seeds if config.forget.client else 0)
-    recovery = sum(steps.values()) * config.forget.recovery_rounds * len(config.forget.methods)
-    seconds = _seconds_per_step(config, data) * (total * branches + recovery)
+    federation = config.federation
+    sizes = {client: len(rows) for client, rows in data.clients.items()}
+    learning = client_steps(
+        visits(config, sizes), federation.joins, federation.clients_per_round, config.seed, 1, federation.rounds
+    )
+    expected: dict[str, Any] = {"clients": sizes, "rounds": federation.rounds, "client_steps": learning}
+    total = learning
+    if config.forget.client:
+        request = make_request(data, config.forget.client, config.forget.samples)
+        situation = make_situation(config, data, request)
+        plans = [make_plan(config, request, situation, method) for method in config.forget.methods]
+        oracles = config.evaluate.oracle_seeds
+        rows = len(asked_rows(data.clients[request.client_id], request))
+        expected["forget"] = f"{rows} of {sizes[request.client_id]} rows of {request.client_id}"
+        expected["oracles"] = oracles
+        expected["removals"] = [
+            f"{plan.label}: guarantee {plan.guarantee}, {plan.fraction:.2f} of retraining" for plan in plans
+        ]
+        total += oracles * situation.rounds_cost(1, federation.rounds)
+        total += sum(plan.client_steps for plan in plans if not (oracles and plan.method == "retrain"))
     hosts = config.simulation.hosts
     assert hosts != "auto"
-    resident = load_resident(config.model, config.lora, train.max_length)
-    base = sum(p.numel() * p.element_size() for p in resident.base.model.parameters())
-    adapter = sum(p.numel() for p in resident.parameters.values()) * _BYTES_PER_FP32
-    processes = 1 if config.engine == "inline" else hosts + 1
-    megabytes = processes * (_PROCESS_MEGABYTES + (base + _ADAM_COPIES * adapter) / 2**20)
     workers = 1 if config.engine == "inline" else hosts
-    return {
-        "rounds": config.federation.rounds,
-        "client_steps": total,
-        "seconds": round(seconds / workers),
-        "memory_mb": round(megabytes),
-        "writes": "a new run directory under runs/, or --out",
-    }
+    expected["seconds"] = round(_seconds_per_step(config, data) * total / workers)
+    expected["memory_mb"] = _megabytes(config, processes=1 if config.engine == "inline" else hosts + 1)
+    expected["writes"] = "a new run directory under runs/, or --out"
+    return expected
+
+
+def _megabytes(config: RunConfig, processes: int) -> int:
+    resident = load_resident(config.model, config.lora, config.train.max_length)
+    base: int = sum(p.numel() * p.element_size() for p in resident.base.model.parameters())
+    adapter = sum(p.numel() for p in resident.parameters.values()) * _BYTES_PER_FP32
+    return round(processes * (_PROCESS_MEGABYTES + (base + _ADAM_COPIES * adapter) / 2**20))
 
 
 def _seconds_per_step(config: RunConfig, data: FederatedData) -> float:

@@ -7,9 +7,10 @@ from typing import Any
 from oblivion.config import RunConfig
 from oblivion.report import write_report
 from server.events import Observer
+from server.planning import make_request, plan_values
 from server.rounds import Hosts
 from server.run_directory import RunDirectory
-from server.workflow import Workflow, make_request, plan_values
+from server.workflow import Workflow
 
 
 def run_scenario(config: RunConfig, hosts: Hosts, run: RunDirectory, observer: Observer) -> None:

@@ -10,20 +10,18 @@ from oblivion.config import RunConfig
 from oblivion.data import datasets, partitions, templates
 from oblivion.data.corpus import FederatedData
 from oblivion.data.federation import resolve
-from oblivion.data.requests import select_samples
 from oblivion.data.tokens import encode_prompt
-from oblivion.errors import ConfigError, PlanRefusedError, nearest
+from oblivion.errors import ConfigError, nearest
 from oblivion.metrics import suites
-from oblivion.models.loading import load_tokenizer, locate, resolve_dtype
+from oblivion.models.loading import locate, resolve_dtype
 from oblivion.models.resident import load_resident
 from oblivion.objectives import objectives
 from oblivion.objectives.terms import objective_from
 from oblivion.parameters import build
 from oblivion.registry import Registry
-from oblivion.removal import removal_from, removals
-from oblivion.removal.plan import Situation
+from oblivion.removal import removals
 from oblivion.selection import resolve_cohort_size
-from oblivion.types import ForgetRequest
+from server.planning import make_plan, make_request, make_situation
 
 
 def check_names(config: RunConfig) -> None:
@@ -90,10 +88,11 @@ def prepare(config: RunConfig) -> tuple[RunConfig, FederatedData]:
     config = absolute_paths(config)
     data = resolve(config)
     locate(config.model)
-    tokenizer = load_tokenizer(config.model)
-    encode_prompt(tokenizer, templates.get(config.data.template)(), "?")
     if config.forget.client:
-        _check_removals(config, data)
+        request = make_request(data, config.forget.client, config.forget.samples)
+        situation = make_situation(config, data, request)
+        for method in config.forget.methods:  # a refusal must not come after hours of learning
+            make_plan(config, request, situation, method)
     hosts = config.simulation.hosts
     if hosts == "auto":
         hosts = max(1, min(len(os.sched_getaffinity(0)), len(data.clients)))
@@ -104,26 +103,6 @@ def prepare(config: RunConfig) -> tuple[RunConfig, FederatedData]:
             "simulation": config.simulation.model_copy(update={"hosts": hosts}),
         }
     )
-    load_resident(config.model, config.lora, config.train.max_length)  # kept in memory for the run
+    resident = load_resident(config.model, config.lora, config.train.max_length)  # kept in memory for the run
+    encode_prompt(resident.tokenizer, templates.get(config.data.template)(), "?")
     return config, data
-
-
-def _check_removals(config: RunConfig, data: FederatedData) -> None:
-    """Plan every removal as if no round had been run, so that a refusal does not come after hours of learning."""
-    client = config.forget.client
-    samples = select_samples(data, client, config.forget.samples)
-    if samples is None and len(data.clients) == 1:
-        raise PlanRefusedError(f"{client} is the only client; without it there is nothing to learn from")
-    request = ForgetRequest(id="prepare", client_id=client, sample_ids=samples)
-    situation = Situation(
-        records=(),
-        aggregator=build(
-            aggregators, config.federation.aggregator, config.federation.parameters, "federation.parameters"
-        ),
-        scheme=config.lora.scheme,
-        seed=config.seed,
-        clients_per_round=config.federation.clients_per_round,
-        public=bool(data.public),
-    )
-    for method in config.forget.methods:
-        removal_from(method, config.forget).plan(request, situation)

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from typing import Protocol
 
 from oblivion.aggregation import aggregators, schemes
-from oblivion.aggregation.gate import Gate
+from oblivion.aggregation.gate import Gate, GateState
 from oblivion.aggregation.rule import Aggregator, LoraScheme
 from oblivion.config import RunConfig
 from oblivion.errors import FederationError
 from oblivion.fingerprint import code_fingerprint
-from oblivion.ledger.memory import MemoryLedger, RoundRecord, RoundState
+from oblivion.ledger.memory import Ledger, RoundRecord, RoundState
 from oblivion.parameters import build
 from oblivion.removal.plan import UnlearnPhase
 from oblivion.selection import assign, form_cohorts, population, resolve_cohort_size, select_clients
@@ -72,7 +72,7 @@ class Federation:
         Resolved.
     hosts : Hosts
         The engine.
-    ledger : MemoryLedger
+    ledger : Ledger
         Where rounds are committed.
     initial : Adapter
         The adapter before any training: what every update must look like.
@@ -80,9 +80,7 @@ class Federation:
         Who is told what happens.
     """
 
-    def __init__(
-        self, config: RunConfig, hosts: Hosts, ledger: MemoryLedger, initial: Adapter, observer: Observer
-    ) -> None:
+    def __init__(self, config: RunConfig, hosts: Hosts, ledger: Ledger, initial: Adapter, observer: Observer) -> None:
         self.config = config
         self.hosts = hosts
         self.ledger = ledger
@@ -166,27 +164,19 @@ class Federation:
         number = head.round + 1
         there = population([c for c in self.sizes if not absence.leaves(c)], self.config.federation.joins, number)
         selected = select_clients(there, self.config.federation.clients_per_round, seed, number)
-        asked = [client for client in selected if client not in unavailable]
+        asked = {client: absence.task(client) for client in selected if client not in unavailable}
         info = RoundInfo(branch=branch, round=number, rounds=rounds, population=there, seed=seed)
-        common = HostRequest(kind="train", config=self.config.to_json(), info=info, state=head.state)
         self.observer.event("round_started", branch=branch, round=number, rounds=rounds, clients=len(asked))
-        replies, failed = self._dispatch(common, {client: absence.task(client) for client in asked})
-        if replayed and failed:
-            again, failed = self._dispatch(common, {client: absence.task(client) for client in failed})
-            replies += again
-            if failed:
-                raise FederationError(
-                    f"replay of round {number}: {', '.join(sorted(failed))} took part then and fails now: "
-                    f"{'; '.join(sorted(set(failed.values())))}"
-                )
+        replies, failed = self._ask_to_train(asked, info, head, must_answer=replayed is not None)
         accepted, refused, gate_state = self._admit(replies, asked, number, head)
         failed = {c: r for c, r in failed.items() if c not in {u.client_id for u in accepted}}
         if asked:  # a round may have nobody left; it then changes nothing
-            self._check_quorum(accepted, asked, number, failed, refused)
+            self._check_quorum(accepted, asked, number, failed | refused)
         for update in accepted:
             self.ledger.append(branch, update)
         contributions = self.scheme.into(self.ledger.contributions(branch, number))
         state, rule_state = self.rule.apply(contributions, head.state, head.rule_state, info)
+        after = RoundState(round=number, state=self.scheme.back(state), rule_state=rule_state, gate_state=gate_state)
         record = RoundRecord(
             branch=branch,
             round=number,
@@ -198,20 +188,32 @@ class Federation:
             cost=_cost(accepted, head.state.adapter, len(asked)),
         )
         self._warn_of_skipped(accepted)
-        self.ledger.commit(
-            record,
-            RoundState(round=number, state=self.scheme.back(state), rule_state=rule_state, gate_state=gate_state),
-        )
+        self.ledger.commit(record, after)
         self.observer.round_committed(record, rounds)
         return record
 
+    def _ask_to_train(
+        self, asked: Mapping[str, ClientTask], info: RoundInfo, head: RoundState, must_answer: bool
+    ) -> tuple[list[HostReply], dict[str, str]]:
+        """Ask clients to train; where they must answer, those that fail are asked once more."""
+        common = HostRequest(kind="train", config=self.config.to_json(), info=info, state=head.state)
+        replies, failed = self._dispatch(common, asked)
+        if must_answer and failed:
+            again, failed = self._dispatch(common, {client: asked[client] for client in failed})
+            replies += again
+            if failed:
+                raise FederationError(
+                    f"replay of round {info.round}: {', '.join(sorted(failed))} took part then and fails now: "
+                    f"{'; '.join(sorted(set(failed.values())))}"
+                )
+        return replies, failed
+
     def _admit(
-        self, replies: Sequence[HostReply], asked: Sequence[str], number: int, head: RoundState
-    ) -> tuple[tuple[ClientUpdate, ...], dict[str, str], Any]:
+        self, replies: Sequence[HostReply], asked: Iterable[str], number: int, head: RoundState
+    ) -> tuple[tuple[ClientUpdate, ...], dict[str, str], GateState]:
         updates = [update for reply in replies for update in reply.updates]
         limits = {client: self.sizes[client] for client in asked}
-        accepted, refused, gate_state = self.gate.admit(updates, limits, number, head.gate_state)
-        return tuple(accepted), refused, gate_state
+        return self.gate.admit(updates, limits, number, head.gate_state)
 
     def _warn_of_skipped(self, accepted: Sequence[ClientUpdate]) -> None:
         for update in accepted:
@@ -222,16 +224,11 @@ class Federation:
                 self.observer.event("warning", text=text, client=update.client_id, skipped=count)
 
     def _check_quorum(
-        self,
-        accepted: Sequence[ClientUpdate],
-        asked: Sequence[str],
-        number: int,
-        failed: Mapping[str, str],
-        refused: Mapping[str, str],
+        self, accepted: Sequence[ClientUpdate], asked: Sized, number: int, lost: Mapping[str, str]
     ) -> None:
         quorum = max(1, math.ceil(self.config.federation.quorum * len(asked)))
         if len(accepted) < quorum:
-            reasons = "; ".join(f"{c}: {why}" for c, why in sorted({**failed, **refused}.items()))
+            reasons = "; ".join(f"{c}: {why}" for c, why in sorted(lost.items()))
             raise FederationError(
                 f"round {number}: {len(accepted)} of {len(asked)} clients gave a usable update, "
                 f"federation.quorum asks for {quorum}. {reasons}"

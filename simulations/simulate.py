@@ -15,11 +15,11 @@ from oblivion.types import Adapter
 from server.events import Observer, Sink
 from server.main import run_forget, run_plan, run_scenario
 from server.manifest import make_manifest
+from server.planning import make_request
 from server.prepare import check_names, prepare
 from server.rounds import Hosts
 from server.run_directory import RunDirectory
 from server.scenarios import free_directory
-from server.workflow import make_request
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, approximate_touches, cost_fraction, from_round
+from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, checklist, cost_fraction, from_round
 from oblivion.types import ForgetRequest
 
 
@@ -36,8 +36,11 @@ class Exclude:
             guarantee="none",
             from_round=from_round(request, situation),
             phases=(LearnPhase(start="continue", first=first, last=last),),
-            touches=approximate_touches(
-                situation, ("not covered", "what was learned from the data is only trained over"), reset=False
+            touches=checklist(
+                situation,
+                adapter=("not covered", "what was learned from the data is only trained over"),
+                rule_state=("not covered", "goes on with sums over the forgotten updates"),
+                updates=("not covered", "computed from adapters that had learned the data"),
             ),
             client_steps=steps,
             fraction=cost_fraction(steps, situation),

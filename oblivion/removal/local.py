@@ -21,7 +21,7 @@ from oblivion.removal.plan import (
     RemovalPlan,
     Situation,
     UnlearnPhase,
-    approximate_touches,
+    checklist,
     cost_fraction,
     from_round,
 )
@@ -92,8 +92,11 @@ class Local:
             guarantee="approximate",
             from_round=from_round(request, situation),
             phases=phases,
-            touches=approximate_touches(
-                situation, ("cleaned", "moved by the client's own unlearning update; how far is measured"), reset=True
+            touches=checklist(
+                situation,
+                adapter=("cleaned", "moved by the client's own unlearning update; how far is measured, not proven"),
+                rule_state=("cleaned", "begins anew after the unlearning update"),
+                updates=("not covered", "computed from adapters that had learned the data"),
             ),
             client_steps=steps,
             fraction=cost_fraction(steps, situation),
@@ -109,7 +112,7 @@ class Local:
             return "none", dict(self.parameters)
         if not request.whole_client:
             return "retained", dict(self.parameters)
-        if situation.public:
+        if "public_data" in situation.available:
             return "public", {"retain_loss": "kl", **self.parameters}
         if "retain" in objective.needs:
             raise PlanRefusedError(

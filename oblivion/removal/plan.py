@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
 from oblivion.aggregation.rule import Aggregator
+from oblivion.errors import PlanRefusedError
 from oblivion.ledger.memory import RoundRecord, first_selected
-from oblivion.selection import population, select_clients
+from oblivion.selection import client_steps
 from oblivion.types import ForgetRequest, Guarantee
 
 Status: TypeAlias = Literal["cleaned", "unaffected", "not covered"]
@@ -81,7 +82,10 @@ class RemovalPlan:
     phases : tuple of Phase
         In order.
     touches : tuple of Touch
-        The filled-in checklist.
+        The filled-in checklist: what becomes of every place where the forgotten data left something, in the model
+        that the removal makes and in what later rounds go on from.
+    invalidates : tuple of str
+        What in the run directory still holds the forgotten data. A trial deletes nothing.
     client_steps : int
         Estimated optimizer steps.
     fraction : float
@@ -96,6 +100,7 @@ class RemovalPlan:
     touches: tuple[Touch, ...]
     client_steps: int
     fraction: float
+    invalidates: tuple[str, ...] = ("adapters/original", "ledger/head.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,46 +109,35 @@ class Situation:
 
     Attributes
     ----------
+    rounds : int
+        The last round of the learned branch.
     records : sequence of RoundRecord
-        The learned branch.
+        Its rounds; empty before it was run.
     aggregator : Aggregator
         The rule in use.
-    scheme : str
-        The LoRA scheme in use.
-    seed, clients_per_round : int
-        What decides the selection.
-    joins : mapping of str to int
-        First round of late joiners.
+    seed, clients_per_round, joins
+        What decides the selection: the root seed, and the first round of late joiners.
     steps : mapping of str to int
         Client-steps of one visit of each client that remains, without the forgotten rows.
     unlearn_steps : int
         Client-steps of one unlearning visit of the target.
-    public : bool
-        Whether the server has public rows for an anchor.
+    available : frozenset of str
+        What of `Removal.requires` there is.
     """
 
-    records: Sequence[RoundRecord]
+    rounds: int
+    records: Sequence[RoundRecord] = ()
     aggregator: Aggregator
-    scheme: str
     seed: int
     clients_per_round: int
     joins: Mapping[str, int] = field(default_factory=dict)
     steps: Mapping[str, int] = field(default_factory=dict)
     unlearn_steps: int = 0
-    public: bool = False
-
-    @property
-    def rounds(self) -> int:
-        """The last round of the learned branch."""
-        return len(self.records)
+    available: frozenset[str] = frozenset()
 
     def rounds_cost(self, first: int, last: int) -> int:
         """Client-steps of rounds `first` to `last` without the forgotten data."""
-        total = 0
-        for round in range(first, last + 1):
-            there = population(tuple(self.steps), self.joins, round)
-            total += sum(self.steps[c] for c in select_clients(there, self.clients_per_round, self.seed, round))
-        return total
+        return client_steps(self.steps, self.joins, self.clients_per_round, self.seed, first, last)
 
 
 class Removal(Protocol):
@@ -157,6 +151,22 @@ class Removal(Protocol):
         ...
 
 
+def plan_removal(removal: Removal, method: str, request: ForgetRequest, situation: Situation) -> RemovalPlan:
+    """Plan a removal if there is everything that it requires.
+
+    Raises
+    ------
+    PlanRefusedError
+        If something is missing; or by the removal itself.
+    """
+    missing = sorted(removal.requires - situation.available)
+    if missing:
+        raise PlanRefusedError(
+            f"{method} requires {', '.join(missing)}, which this federation does not have for {request.client_id}"
+        )
+    return removal.plan(request, situation)
+
+
 def cost_fraction(steps: int, situation: Situation) -> float:
     """Client-steps as a fraction of retraining from the first round without the forgotten data."""
     return steps / max(1, situation.rounds_cost(1, situation.rounds))
@@ -167,44 +177,33 @@ def from_round(request: ForgetRequest, situation: Situation) -> int:
     return first_selected(situation.records, request.client_id) or 0
 
 
-def exact_touches(situation: Situation) -> tuple[Touch, ...]:
-    """The checklist of a removal that trains again from before the client took part."""
-    why = "computed again without the forgotten data"
-    return (
-        Touch("global adapter", "cleaned", why),
-        Touch("server rule state", *_rule_state(situation, ("cleaned", why))),
-        Touch("aggregation weights and selection", "cleaned", "renormalised; selection does not depend on others"),
-        Touch("other clients' later updates", "cleaned", why),
-        Touch("client states on other clients", "unaffected", "this rule keeps none on clients"),
-        Touch("adapter initialisation, ranks, base model", "unaffected", "made from the seed, before any data"),
-        Touch("checkpoints and stored contributions", "unaffected", "none are kept beyond the head of the run"),
-        _original(),
-    )
+Verdict: TypeAlias = tuple[Status, str]
 
 
-def approximate_touches(situation: Situation, adapter: tuple[Status, str], reset: bool) -> tuple[Touch, ...]:
-    """The checklist of a removal that goes on from the present adapter."""
-    kept: tuple[Status, str] = ("not covered", "goes on with sums over the client's updates")
-    cleaned: tuple[Status, str] = ("cleaned", "begins anew after the unlearning update")
+def checklist(situation: Situation, *, adapter: Verdict, rule_state: Verdict, updates: Verdict) -> tuple[Touch, ...]:
+    """Fill in the checklist.
+
+    Parameters
+    ----------
+    situation : Situation
+        Whose rule says what it keeps, on the server and on clients.
+    adapter : (status, why)
+        What becomes of the global adapter.
+    rule_state : (status, why)
+        What becomes of what the rule keeps, if it keeps anything.
+    updates : (status, why)
+        What becomes of the other clients' updates from t_u on, and of what clients keep for the rule.
+    """
+    rule = situation.aggregator
+    kept = ", ".join(rule.state_fields)
+    on_server: Verdict = (rule_state[0], f"{kept}: {rule_state[1]}") if kept else ("unaffected", "the rule keeps none")
+    on_clients: Verdict = updates if rule.needs_client_state else ("unaffected", "the rule keeps none on clients")
     return (
         Touch("global adapter", *adapter),
-        Touch("server rule state", *_rule_state(situation, cleaned if reset else kept)),
-        Touch("aggregation weights and selection", "cleaned", "the recovery rounds are without the forgotten data"),
-        Touch(
-            "other clients' later updates", "not covered", "they were computed from adapters that had learned the data"
-        ),
-        Touch("client states on other clients", "unaffected", "this rule keeps none on clients"),
+        Touch("server rule state", *on_server),
+        Touch("aggregation weights", "cleaned", "renormalised over who is left"),
+        Touch("selection", "unaffected", "each client's hash is its own; rounds that had selected it fill the place"),
+        Touch("other clients' later updates", *updates),
+        Touch("client states on other clients", *on_clients),
         Touch("adapter initialisation, ranks, base model", "unaffected", "made from the seed, before any data"),
-        Touch("checkpoints and stored contributions", "unaffected", "none are kept beyond the head of the run"),
-        _original(),
     )
-
-
-def _rule_state(situation: Situation, status: tuple[Status, str]) -> tuple[Status, str]:
-    if situation.aggregator.state_fields:
-        return status[0], f"{', '.join(situation.aggregator.state_fields)}: {status[1]}"
-    return "unaffected", "this rule keeps nothing between rounds"
-
-
-def _original() -> Touch:
-    return Touch("the original adapter in the run directory", "not covered", "a trial deletes nothing")

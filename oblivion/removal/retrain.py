@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, cost_fraction, exact_touches, from_round
+from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, Verdict, checklist, cost_fraction, from_round
 from oblivion.types import ForgetRequest
 
 
@@ -22,13 +22,14 @@ class Retrain:
     def plan(self, request: ForgetRequest, situation: Situation) -> RemovalPlan:
         """Plan all rounds again."""
         steps = situation.rounds_cost(1, situation.rounds)
+        again: Verdict = ("cleaned", "computed again without the forgotten data")
         return RemovalPlan(
             method="retrain",
             label="retrain",
             guarantee="exact",
             from_round=from_round(request, situation),
             phases=(LearnPhase(start="initial", first=1, last=situation.rounds, replay=True),),
-            touches=exact_touches(situation),
+            touches=checklist(situation, adapter=again, rule_state=again, updates=again),
             client_steps=steps,
             fraction=cost_fraction(steps, situation),
         )

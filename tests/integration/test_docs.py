@@ -30,7 +30,9 @@ from oblivion.metrics import metrics, suites
 from oblivion.models import models
 from oblivion.objectives import objectives
 from oblivion.removal import removals
-from oblivion.removal.plan import exact_touches
+from oblivion.removal.plan import Situation
+from oblivion.removal.retrain import Retrain
+from oblivion.types import ForgetRequest
 from server.scenarios import scenario_path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -223,11 +225,13 @@ def test_every_number_of_the_suite_is_described() -> None:
 
 def test_the_checklist_is_described() -> None:
     from oblivion.aggregation.fedavg import FedAvg
-    from oblivion.removal.plan import Situation
 
-    situation = Situation(records=(), aggregator=FedAvg(), scheme="fedit", seed=0, clients_per_round=1)
+    situation = Situation(rounds=1, aggregator=FedAvg(), seed=0, clients_per_round=1)
+    plan = Retrain().plan(ForgetRequest(id="r", client_id="c"), situation)
     items = {row[0] for row in table("forgetting.md", "item")}
-    assert items == {touch.item for touch in exact_touches(situation)}
+    assert items == {touch.item for touch in plan.touches}
+    text = (DOCS / "forgetting.md").read_text("utf-8")
+    assert [path for path in plan.invalidates if f"`{path}`" not in text] == []
 
 
 def test_entry_point_groups() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 
@@ -14,13 +15,21 @@ from oblivion.ledger.memory import RoundRecord
 from oblivion.removal import removal_from, removals
 from oblivion.removal.exclude import Exclude
 from oblivion.removal.local import Local
-from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, UnlearnPhase
+from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, UnlearnPhase, plan_removal
 from oblivion.removal.retrain import Retrain
 from oblivion.selection import population, select_clients
 from oblivion.types import ForgetRequest
 
 WHOLE = ForgetRequest(id="r1", client_id="c")
+WITH_PUBLIC = frozenset({"target_online", "public_data"})
 SOME = ForgetRequest(id="r2", client_id="c", sample_ids=("s1",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepsOnClients(FedAvg):
+    """A rule that lets clients keep something between rounds."""
+
+    needs_client_state: ClassVar[bool] = True
 
 
 def situation(**changes: Any) -> Situation:
@@ -38,12 +47,13 @@ def situation(**changes: Any) -> Situation:
     values: dict[str, Any] = {
         "records": records,
         "aggregator": FedAvg(),
-        "scheme": "fedit",
+        "rounds": 4,
         "seed": 0,
         "clients_per_round": 8,
         "joins": joins,
         "steps": {"a": 2, "b": 3, "d": 5},
         "unlearn_steps": 4,
+        "available": frozenset({"target_online"}),
     }
     return Situation(**{**values, **changes})
 
@@ -130,7 +140,7 @@ def test_graddiff_on_a_whole_client_needs_public_rows() -> None:
 
 @pytest.mark.parametrize("objective", ["grad_diff", "npo", "simnpo"])
 def test_public_rows_anchor_through_kl(objective: str) -> None:
-    phase = Local(objective=objective).plan(WHOLE, situation(public=True)).phases[0]
+    phase = Local(objective=objective).plan(WHOLE, situation(available=WITH_PUBLIC)).phases[0]
     assert isinstance(phase, UnlearnPhase)
     assert phase.anchor == "public" and phase.parameters == {"retain_loss": "kl"}
 
@@ -139,7 +149,7 @@ def test_public_rows_anchor_through_kl(objective: str) -> None:
 def test_a_chosen_retain_loss_stays(key: str) -> None:
     from oblivion.objectives.terms import objective_from
 
-    phase = Local(parameters={key: "nll"}).plan(WHOLE, situation(public=True)).phases[0]
+    phase = Local(parameters={key: "nll"}).plan(WHOLE, situation(available=WITH_PUBLIC)).phases[0]
     assert isinstance(phase, UnlearnPhase) and phase.anchor == "public"
     assert "reference" in objective_from("simnpo", {"retain_loss": "kl"}).needs
     assert objective_from("simnpo", phase.parameters).needs == frozenset()
@@ -148,13 +158,13 @@ def test_a_chosen_retain_loss_stays(key: str) -> None:
 @pytest.mark.parametrize("objective", ["grad_diff", "npo"])
 @pytest.mark.parametrize("public", [False, True])
 def test_samples_are_anchored_by_the_clients_own_other_rows(objective: str, public: bool) -> None:
-    phase = Local(objective=objective).plan(SOME, situation(public=public)).phases[0]
+    phase = Local(objective=objective).plan(SOME, situation(available=WITH_PUBLIC if public else frozenset())).phases[0]
     assert isinstance(phase, UnlearnPhase) and phase.anchor == "retained" and phase.parameters == {}
 
 
 def test_gradient_ascent_takes_no_anchor() -> None:
     for request in (WHOLE, SOME):
-        phase = Local(objective="grad_ascent").plan(request, situation(public=True)).phases[0]
+        phase = Local(objective="grad_ascent").plan(request, situation(available=WITH_PUBLIC)).phases[0]
         assert isinstance(phase, UnlearnPhase) and phase.anchor == "none"
 
 
@@ -169,7 +179,7 @@ def test_every_method_fills_in_the_same_checklist() -> None:
     for aggregator in (FedAvg(), FedAdam()):
         plans = [r.plan(WHOLE, situation(aggregator=aggregator)) for r in (Retrain(), Exclude(), Local())]
         items = [[touch.item for touch in plan.touches] for plan in plans]
-        assert items[0] == items[1] == items[2] and len(set(items[0])) == len(items[0]) == 8
+        assert items[0] == items[1] == items[2] and len(set(items[0])) == len(items[0]) == 7
         assert all(touch.why for plan in plans for touch in plan.touches)
 
 
@@ -188,6 +198,31 @@ def test_rule_state_is_named_and_cleaned_where_it_is() -> None:
 def test_approximate_methods_do_not_claim_the_others_later_updates() -> None:
     for removal, claimed in ((Exclude(), "not covered"), (Local(), "not covered"), (Retrain(), "cleaned")):
         assert status(removal.plan(WHOLE, situation()))["other clients' later updates"] == claimed
+
+
+def test_an_exact_removal_leaves_nothing_uncovered() -> None:
+    for aggregator in (FedAvg(), FedAdam(), KeepsOnClients()):
+        assert "not covered" not in status(Retrain().plan(WHOLE, situation(aggregator=aggregator))).values()
+
+
+def test_what_a_rule_keeps_on_clients_goes_as_the_others_updates_go() -> None:
+    item = "client states on other clients"
+    for removal, expected in ((Retrain(), "cleaned"), (Exclude(), "not covered"), (Local(), "not covered")):
+        assert status(removal.plan(WHOLE, situation(aggregator=KeepsOnClients())))[item] == expected
+        assert status(removal.plan(WHOLE, situation()))[item] == "unaffected"
+
+
+def test_what_still_holds_the_data_is_named() -> None:
+    for removal in (Retrain(), Exclude(), Local()):
+        assert removal.plan(WHOLE, situation()).invalidates == ("adapters/original", "ledger/head.safetensors")
+
+
+def test_a_removal_without_what_it_requires_is_refused() -> None:
+    nobody = situation(available=frozenset())
+    with pytest.raises(PlanRefusedError, match="local requires target_online, which this federation does not have"):
+        plan_removal(Local(), "local", WHOLE, nobody)
+    assert plan_removal(Retrain(), "retrain", WHOLE, nobody) == Retrain().plan(WHOLE, nobody)
+    assert plan_removal(Local(), "local", WHOLE, situation()) == Local().plan(WHOLE, situation())
 
 
 def test_removals_take_their_settings_from_the_config() -> None:
