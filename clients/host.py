@@ -123,8 +123,9 @@ def _template(config: RunConfig) -> Template:
 
 
 def _portions(task: ClientTask, data: FederatedData) -> list[tuple[str, list[Sample]]]:
-    """A client's own rows, in two parts where only some of them were forgotten."""
-    rows = list(data.clients[task.client_id])
+    """A client's own rows, in two parts where only some of them are asked to be forgotten."""
+    gone = set(task.excluded)
+    rows = [row for row in data.clients[task.client_id] if row.id not in gone]
     if task.forget is None:
         return [(task.client_id, rows)]
     asked = set(task.forget)

@@ -6,11 +6,15 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from oblivion.errors import OblivionError
+
+if TYPE_CHECKING:
+    from oblivion.config import RunConfig
+    from oblivion.types import ForgetRequest
 
 app = typer.Typer(
     name="oblivion",
@@ -46,6 +50,7 @@ def run(
     assignments: Set = None,
     out: Annotated[Path | None, typer.Option(help="The run directory; it must not exist.")] = None,
     engine: Engine = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Print the resolved config and an estimate, run nothing.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -53,6 +58,9 @@ def run(
     from oblivion.config import load_config
 
     _quiet_libraries()
+    if resume:
+        _resume(out, as_json, {"a scenario": scenario, "--set": assignments, "--engine": engine, "--dry-run": dry_run})
+        return
     from server.scenarios import free_directory, scenario_path
 
     path = scenario_path("demo" if scenario is None else scenario)
@@ -79,6 +87,19 @@ def run(
     _finish(result.directory, as_json, {})
 
 
+def _resume(out: Path | None, as_json: bool, others: dict[str, Any]) -> None:
+    from simulations import resume
+    from simulations.display import Display
+
+    given = [name for name, value in others.items() if value]
+    if out is None or given:
+        what = f"takes everything from the run, not {given[0]}" if given else "needs the run directory, with --out"
+        raise typer.BadParameter(f"--resume {what}")
+    with Display() as display:
+        result = resume(out, sinks=[display])
+    _finish(result.directory, as_json, {})
+
+
 def _finish(directory: Path, as_json: bool, more: dict[str, str]) -> None:
     report = directory / "report.html"
     if as_json:
@@ -91,24 +112,66 @@ def _finish(directory: Path, as_json: bool, more: dict[str, str]) -> None:
 
 @app.command()
 def forget(
-    run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run.")],
-    client: Annotated[str, typer.Option(help="The client that asks.")],
-    method: Annotated[str, typer.Option(help="A removal; see `oblivion list removals`.")],
+    run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run that has learned.")],
+    client: Annotated[str, typer.Option(help="The client that asks.")] = "",
+    method: Annotated[str, typer.Option(help="A removal; see `oblivion list removals`.")] = "",
     samples: Annotated[str, typer.Option(help="A file with one sample id a line; without it, the whole client.")] = "",
+    request: Annotated[Path | None, typer.Option(help="A request that the client signed (JSON), for --client.")] = None,
     assignments: Set = None,
     engine: Engine = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print the plan and its checklist, run nothing.")] = False,
+    commit: Annotated[str, typer.Option(metavar="REQUEST/TRIAL", help="Make a trial the head of the run; erase.")] = "",
+    refuse: Annotated[str, typer.Option(metavar="REQUEST", help="Refuse an open request, with --ground.")] = "",
+    ground: Annotated[str, typer.Option(help="Why a request is refused.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Try a removal on a request to forget. It changes nothing else in the run."""
-    from oblivion.config import assign, config_from_mapping, parse_assignment
-
+    """Try a removal on a request to forget (it changes nothing else), commit a trial, or refuse a request."""
     _quiet_libraries()
     from server.run_directory import RunDirectory
     from simulations.display import Display
-    from simulations.simulate import forget_in_run, plan_in_run
+    from simulations.simulate import commit_in_run, forget_in_run, plan_in_run, refuse_in_run
 
     run, config = RunDirectory.open(run_directory)
+    if commit:
+        with Display() as display:
+            done = commit_in_run(run, config, commit, [display])
+        _finish(run_directory, as_json, {"committed": commit, "evidence": done["evidence"]})
+        return
+    if refuse:
+        if not ground:
+            raise typer.BadParameter("--refuse needs the ground, with --ground")
+        refuse_in_run(run, config, refuse, ground)
+        _say(json.dumps({"refused": refuse, "ground": ground}) if as_json else f"{refuse} refused: {ground}")
+        return
+    if not method or bool(client) == (request is not None):
+        raise typer.BadParameter("give --method, and either --client or --request")
+    signed = _read_request(request) if request else None
+    if signed is not None:
+        client, samples = signed.client_id, ""
+    changed = _forget_config(config, client, samples, method, assignments, engine)
+    if plan:
+        _show_plan(plan_in_run(run, changed, signed), as_json)
+        return
+    with Display() as display:
+        names = forget_in_run(run, changed, [display], signed)
+    _finish(run_directory, as_json, {"request": names["request"], "trial": names[method]})
+
+
+def _read_request(path: Path) -> ForgetRequest:
+    from oblivion.errors import InputError
+    from oblivion.ledger.requests import from_json
+
+    try:
+        return from_json(json.loads(path.read_text("utf-8")))
+    except ValueError:
+        raise InputError(f"{path}: not JSON; expected a request as its client signed it") from None
+
+
+def _forget_config(
+    config: RunConfig, client: str, samples: str, method: str, assignments: list[str] | None, engine: str | None
+) -> RunConfig:
+    from oblivion.config import assign, config_from_mapping, parse_assignment
+
     tree = config.to_json()
     if engine:
         tree["engine"] = engine
@@ -120,13 +183,7 @@ def forget(
             raise typer.BadParameter(f"--set {key}: give it as {_OWN_OPTIONS[rest]}")
         assign(tree, key, value, "--set")
     tree["forget"].update(client=client, samples=samples, methods=[method])
-    changed = config_from_mapping(tree, "--set")
-    if plan:
-        _show_plan(plan_in_run(run, changed), as_json)
-        return
-    with Display() as display:
-        names = forget_in_run(run, changed, [display])
-    _finish(run_directory, as_json, {"request": names["request"], "trial": names[method]})
+    return config_from_mapping(tree, "--set")
 
 
 def _show_plan(plan: dict[str, Any], as_json: bool) -> None:
@@ -137,7 +194,8 @@ def _show_plan(plan: dict[str, Any], as_json: bool) -> None:
     _say(f"cost: {plan['fraction']:.2f} of retraining; first round with the data: {plan['from_round'] or 'none'}")
     for touch in plan["touches"]:
         _say(f"  {touch['status']:<12} {touch['item']}: {touch['why']}")
-    _say(f"a trial deletes nothing; the forgotten data stays in {', '.join(plan['invalidates'])}")
+    for what in plan["invalidates"]:
+        _say(f"  on commit, this goes: {what}")
 
 
 @app.command()

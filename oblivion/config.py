@@ -134,6 +134,14 @@ class EvaluateConfig(_Section):
     batch_size: int = Field(32, ge=1)
 
 
+class LedgerConfig(_Section):
+    """What is kept of every round: how exactly, for how long, and how often the whole state."""
+
+    checkpoint_every: int = Field(5, ge=1)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    retention: int = Field(0, ge=0)
+
+
 class SimulationConfig(_Section):
     """The simulated hosts: how many, and how long one message may take."""
 
@@ -153,6 +161,7 @@ class RunConfig(_Section):
     train: TrainConfig = TrainConfig()
     forget: ForgetConfig = ForgetConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    ledger: LedgerConfig = LedgerConfig()
     simulation: SimulationConfig = SimulationConfig()
 
     @model_validator(mode="after")

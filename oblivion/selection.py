@@ -59,6 +59,17 @@ def form_cohorts(selected: Sequence[str], sizes: Mapping[str, int], count: int) 
     return tuple(tuple(ordered[i : i + count]) for i in range(0, len(ordered), count))
 
 
+def servable(cohorts: Sequence[Sequence[str]], serves: Mapping[str, Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+    """Split cohorts that no single host serves into single clients."""
+    whole: list[tuple[str, ...]] = []
+    for cohort in cohorts:
+        if set.intersection(*(set(serves[client]) for client in cohort)):
+            whole.append(tuple(cohort))
+        else:
+            whole += [(client,) for client in cohort]
+    return tuple(whole)
+
+
 def assign(
     cohorts: Sequence[Sequence[str]], sizes: Mapping[str, int], serves: Mapping[str, Sequence[str]]
 ) -> dict[str, list[tuple[str, ...]]]:
@@ -78,15 +89,9 @@ def assign(
     dict
         Host to its cohorts. Results do not depend on this assignment, only the time does.
     """
-    whole: list[tuple[str, ...]] = []
-    for cohort in cohorts:
-        if set.intersection(*(set(serves[client]) for client in cohort)):
-            whole.append(tuple(cohort))
-        else:
-            whole += [(client,) for client in cohort]
     load: dict[str, int] = {host: 0 for hosts in serves.values() for host in hosts}
     given: dict[str, list[tuple[str, ...]]] = {host: [] for host in load}
-    for cohort in sorted(whole, key=lambda c: (-sum(sizes[x] for x in c), c)):
+    for cohort in sorted(servable(cohorts, serves), key=lambda c: (-sum(sizes[x] for x in c), c)):
         able = set.intersection(*(set(serves[client]) for client in cohort))
         host = min(able, key=lambda h: (load[h], h))
         given[host].append(cohort)

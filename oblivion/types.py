@@ -123,6 +123,8 @@ class ClientUpdate:
         What a rule asks of its clients besides the update.
     fingerprint : str
         Digest of the code that made the update.
+    norms : mapping of str to float
+        L2 norm of each tensor of `delta`, as the gate measured it; empty before.
     """
 
     client_id: str
@@ -133,15 +135,42 @@ class ClientUpdate:
     metrics: Mapping[str, float] = field(default_factory=dict)
     extras: Mapping[str, Adapter] = field(default_factory=dict)
     fingerprint: str = ""
+    norms: Mapping[str, float] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForgetRequest:
-    """Who asks to be forgotten, and what: a whole client (`sample_ids` is None) or some of its samples."""
+    """Who asks to be forgotten, and what: a whole client (`sample_ids` is None) or some of its samples.
+
+    A request that travels is signed by its client (`oblivion.ledger.requests`); one that a simulation makes for
+    itself leaves the last five fields empty.
+
+    Attributes
+    ----------
+    id : str
+        Identifies the request; of a signed one, it follows from the content.
+    client_id : str
+        Who asks, and whose data is to be forgotten.
+    sample_ids : tuple of str or None
+        What to forget; None means all that the client has. Their order has no meaning.
+    federation : str, default ""
+        Id of the run that the request is for.
+    issued_at, expires_at : str, default ""
+        When it was signed, and from when it counts no more: ISO 8601, UTC, such as ``2026-11-25T22:00:00Z``.
+    nonce : str, default ""
+        32 lower-case hex digits that no other request has.
+    signature : str, default ""
+        Ed25519, 128 lower-case hex digits.
+    """
 
     id: str
     client_id: str
     sample_ids: tuple[str, ...] | None = None
+    federation: str = ""
+    issued_at: str = ""
+    expires_at: str = ""
+    nonce: str = ""
+    signature: str = ""
 
     @property
     def whole_client(self) -> bool:

@@ -51,7 +51,7 @@ def estimate(config: RunConfig, data: FederatedData) -> dict[str, Any]:
             f"{plan.label}: guarantee {plan.guarantee}, {plan.fraction:.2f} of retraining" for plan in plans
         ]
         total += oracles * situation.rounds_cost(1, federation.rounds)
-        total += sum(plan.client_steps for plan in plans if not (oracles and plan.method == "retrain"))
+        total += sum(plan.client_steps for plan in plans)
     hosts = config.simulation.hosts
     assert hosts != "auto"
     workers = 1 if config.engine == "inline" else hosts

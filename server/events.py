@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from oblivion.ledger.memory import RoundRecord
+from oblivion.ledger.rounds import RoundRecord
 
 Event = dict[str, Any]
 Sink = Callable[[Event], None]
 
 
+def round_entry(record: RoundRecord) -> Event:
+    """What is told of a committed round, and kept in the history of ``metrics.json``."""
+    return {
+        "branch": record.branch,
+        "round": record.round,
+        "loss": record.loss,
+        "clients": len(record.accepted),
+        "refused": len(record.refused),
+        "failed": len(record.failed),
+        "seconds": record.seconds,
+    }
+
+
 class Observer:
-    """Passes every event on to its sinks and keeps the history of rounds for the report.
+    """Passes every event on to its sinks.
 
     Parameters
     ----------
@@ -24,29 +36,16 @@ class Observer:
 
     def __init__(self, *sinks: Sink) -> None:
         self._sinks = sinks
-        self._since = time.monotonic()
-        self.history: list[Event] = []
 
     def event(self, name: str, **fields: Any) -> None:
         """Tell that something happened."""
-        if name == "round_started":
-            self._since = time.monotonic()
         event = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": name, **fields}
         for sink in self._sinks:
             sink(event)
 
     def round_committed(self, record: RoundRecord, rounds: int) -> None:
-        """Tell that a round is over, and remember it."""
-        entry: Event = {
-            "branch": record.branch,
-            "round": record.round,
-            "loss": record.loss,
-            "clients": len(record.accepted),
-            "refused": len(record.refused),
-            "failed": len(record.failed),
-            "seconds": round(time.monotonic() - self._since, 3),
-        }
-        self.history.append(entry)
+        """Tell that a round is over."""
+        entry = round_entry(record)
         self.event("round_committed", rounds=rounds, **entry)
         for client, reason in record.refused.items():
             self.event("update.refused", branch=record.branch, round=record.round, client=client, reason=reason)

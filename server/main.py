@@ -1,54 +1,102 @@
-"""A scenario from beginning to end, on whatever engine supplies the hosts."""
+"""A scenario from beginning to end, on whatever engine supplies the hosts. It can be interrupted and repeated."""
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
 from oblivion.config import RunConfig
 from oblivion.report import write_report
+from oblivion.types import ForgetRequest
+from server.committing import commit_trial, finish_commits
 from server.events import Observer
 from server.planning import make_request, plan_values
 from server.rounds import Hosts
 from server.run_directory import RunDirectory
 from server.workflow import Workflow
 
+BUSY_SECONDS = 24 * 3600.0
+"""How long a request waits for a run or another removal that is under way: it is answered after it."""
+
 
 def run_scenario(config: RunConfig, hosts: Hosts, run: RunDirectory, observer: Observer) -> None:
-    """Learn; answer the scenario's request, if it has one; write the report."""
-    workflow = Workflow(config, hosts, run, observer)
-    observer.event(
-        "phase", text=f"learning: {len(workflow.federation.sizes)} clients, {config.federation.rounds} rounds"
-    )
-    workflow.learn()
-    if config.forget.client:
-        request = make_request(workflow.data, config.forget.client, config.forget.samples)
-        workflow.answer(request, config.forget.methods)
-    else:
-        workflow.measure_learned()
+    """Learn; answer the scenario's request, if it has one; write the report. What is done already is not repeated."""
+    with closing(Workflow(config, hosts, run, observer)) as workflow:
+        finish_commits(workflow)
+        observer.event(
+            "phase", text=f"learning: {len(workflow.federation.sizes)} clients, {config.federation.rounds} rounds"
+        )
+        workflow.learn()
+        if not config.forget.client:
+            workflow.measure_learned()
+        elif not workflow.register.removals():
+            request = make_request(workflow.data, config.forget.client, config.forget.samples)
+            workflow.answer(workflow.receive(request), config.forget.methods)
+        _report(run, observer)
+
+
+def _report(run: RunDirectory, observer: Observer) -> None:
     write_report([run.root], run.root / "report.html")
     observer.event("finished", report=str(run.root / "report.html"))
 
 
-def run_plan(config: RunConfig, hosts: Hosts, run: RunDirectory, observer: Observer) -> dict[str, Any]:
-    """The plan of the one removal that ``forget.methods`` names, as plain values."""
-    workflow = Workflow(config, hosts, run, observer)
-    workflow.restore()
-    request = make_request(workflow.data, config.forget.client, config.forget.samples)
-    return plan_values(workflow.plan(request, config.forget.methods[0]))
+def run_plan(
+    config: RunConfig, hosts: Hosts, run: RunDirectory, observer: Observer, signed: ForgetRequest | None = None
+) -> dict[str, Any]:
+    """The plan of the one removal that ``forget.methods`` names, as plain values; the request is not taken in."""
+    with closing(Workflow(config, hosts, run, observer, BUSY_SECONDS)) as workflow:
+        workflow.check_learned()
+        request = signed or make_request(workflow.data, config.forget.client, config.forget.samples)
+        return plan_values(workflow.plan(request, config.forget.methods[0]))
 
 
-def run_forget(config: RunConfig, hosts: Hosts, run: RunDirectory, observer: Observer) -> dict[str, str]:
-    """Answer one more request, or try another removal on one, in a finished run.
+def run_forget(
+    config: RunConfig, hosts: Hosts, run: RunDirectory, observer: Observer, signed: ForgetRequest | None = None
+) -> dict[str, str]:
+    """Answer one more request, or try another removal on one, in a run that has learned.
+
+    Parameters
+    ----------
+    config, hosts, run, observer
+        See `Workflow`.
+    signed : ForgetRequest, optional
+        A request that its client signed elsewhere; by default ``forget`` says what is asked, and the simulated
+        client's key signs it.
 
     Returns
     -------
     dict
         ``{"request": id, method: trial name}``.
     """
-    workflow = Workflow(config, hosts, run, observer)
-    workflow.restore()
-    request = make_request(workflow.data, config.forget.client, config.forget.samples)
-    trials = workflow.answer(request, config.forget.methods)
-    write_report([run.root], run.root / "report.html")
-    observer.event("finished", report=str(run.root / "report.html"))
-    return {"request": request.id, **trials}
+    with closing(Workflow(config, hosts, run, observer, BUSY_SECONDS)) as workflow:
+        finish_commits(workflow)
+        workflow.check_learned()
+        request = signed or make_request(workflow.data, config.forget.client, config.forget.samples)
+        asked = workflow.receive(request)
+        trials = workflow.answer(asked, config.forget.methods)
+        _report(run, observer)
+        return {"request": asked.request.id, **trials}
+
+
+def run_commit(config: RunConfig, hosts: Hosts, run: RunDirectory, observer: Observer, trial: str) -> dict[str, Any]:
+    """Make a trial (``"<request>/<name>"``) the head of the run, erase what it invalidates, write the evidence.
+
+    Returns
+    -------
+    dict
+        ``evidence``: its path; ``erased``: how many records by kind.
+    """
+    with closing(Workflow(config, hosts, run, observer, BUSY_SECONDS)) as workflow:
+        finish_commits(workflow)
+        workflow.check_learned()
+        erased = commit_trial(workflow, trial)
+        _report(run, observer)
+        return {"evidence": str(run.root / "forgets" / trial / "evidence.json"), "erased": erased}
+
+
+def run_refuse(
+    config: RunConfig, hosts: Hosts, run: RunDirectory, observer: Observer, request: str, ground: str
+) -> None:
+    """Refuse an open request; the ground stays in the ledger."""
+    with closing(Workflow(config, hosts, run, observer, BUSY_SECONDS)) as workflow:
+        workflow.register.move(request, "refused", ground)

@@ -10,7 +10,7 @@ from oblivion.data import templates
 from oblivion.metrics.evaluation import Evaluation, evaluate_model
 from oblivion.models.resident import ResidentModel
 from oblivion.selection import assign
-from oblivion.types import Adapter, ClientTask, ForgetRequest, GlobalState, HostRequest, Sample
+from oblivion.types import Adapter, ClientTask, GlobalState, HostRequest, Sample
 from server.rounds import Federation
 
 
@@ -41,17 +41,17 @@ def measure_centrally(
 
 
 def measure_clients(
-    adapter: Adapter, federation: Federation, request: ForgetRequest | None
+    adapter: Adapter, federation: Federation, tasks: Sequence[ClientTask]
 ) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Let every client measure the adapter on its own rows; numbers come back, never text.
+    """Let clients measure the adapter on their own rows; numbers come back, never text.
 
     Returns
     -------
     dict
         Client (in two parts where only some of its rows are asked for) to metric to ``{"value", "n"}``.
     """
-    clients = sorted(federation.sizes)
-    given = assign([(client,) for client in clients], federation.sizes, federation.serves)
+    by_client = {task.client_id: task for task in tasks}
+    given = assign([(client,) for client in by_client], federation.sizes, federation.serves)
     config = federation.config.to_json()
     state = GlobalState(adapter=adapter)
     requests = [
@@ -60,12 +60,12 @@ def measure_clients(
             host=host,
             config=config,
             state=state,
-            cohorts=tuple((_task(client, request),) for (client,) in mine),
+            cohorts=tuple((by_client[client],) for (client,) in mine),
         )
         for host, mine in given.items()
     ]
     measured: dict[str, dict[str, dict[str, float | None]]] = {}
-    replies = federation.hosts.ask(requests)
+    replies = list(federation.hosts.ask(requests))
     silent = {request.host for request in requests} - {reply.host for reply in replies}
     for host in sorted(silent):
         for (client,) in given[host]:
@@ -79,11 +79,6 @@ def measure_clients(
         for client, reason in reply.failures.items():
             federation.observer.event("warning", text=f"{client} could not be measured: {reason}", client=client)
     return dict(sorted(measured.items()))
-
-
-def _task(client: str, request: ForgetRequest | None) -> ClientTask:
-    asked = request.sample_ids if request and request.client_id == client else None
-    return ClientTask(client_id=client, forget=asked)
 
 
 def summary(evaluation: Evaluation) -> dict[str, Any]:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from oblivion.aggregation import aggregators
 from oblivion.config import RunConfig
 from oblivion.data.corpus import FederatedData
+from oblivion.data.federation import without
 from oblivion.data.groups import asked_rows
 from oblivion.data.requests import select_samples
 from oblivion.errors import PlanRefusedError
-from oblivion.ledger.memory import RoundRecord
+from oblivion.ledger.rounds import Absence, RoundRecord
 from oblivion.parameters import build
 from oblivion.removal import removal_from
 from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, plan_removal
@@ -23,10 +22,20 @@ from oblivion.types import ForgetRequest
 
 
 def make_request(data: FederatedData, client: str, samples: str) -> ForgetRequest:
-    """Make a request; its id is a digest of what it asks for, so the same request has the same id."""
-    asked = select_samples(data, client, samples)
-    content = json.dumps([client, None if asked is None else sorted(asked)]).encode()
-    return ForgetRequest(id=f"req-{hashlib.sha256(content).hexdigest()[:12]}", client_id=client, sample_ids=asked)
+    """What is asked for, not yet signed."""
+    return ForgetRequest(id="", client_id=client, sample_ids=select_samples(data, client, samples))
+
+
+def present(data: FederatedData, exclusions: Sequence[Absence]) -> FederatedData:
+    """The same data without what was forgotten for good, where its source still has it."""
+    for absence in exclusions:
+        if absence.client not in data.clients:
+            continue
+        known = {row.id for row in data.clients[absence.client]}
+        gone = known if absence.samples is None else known.intersection(absence.samples)
+        if gone:
+            data = without(data, absence.client, None if gone == known else gone)
+    return data
 
 
 def visits(config: RunConfig, sizes: Mapping[str, int]) -> dict[str, int]:
@@ -36,9 +45,26 @@ def visits(config: RunConfig, sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def make_situation(
-    config: RunConfig, data: FederatedData, request: ForgetRequest, records: Sequence[RoundRecord] = ()
+    config: RunConfig,
+    data: FederatedData,
+    request: ForgetRequest,
+    records: Sequence[RoundRecord] = (),
+    restorable: Sequence[int] | None = None,
 ) -> Situation:
     """What a removal may know when it plans.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Resolved.
+    data : FederatedData
+        The present clients' rows.
+    request : ForgetRequest
+        What is asked for.
+    records : sequence of RoundRecord
+        The rounds that led to the head of the run; empty before it was run.
+    restorable : sequence of int, optional
+        The rounds whose state can be had again; before a run, those that it will keep.
 
     Raises
     ------
@@ -53,7 +79,9 @@ def make_situation(
     federation = config.federation
     return Situation(
         rounds=federation.rounds,
+        head=records[-1].round if records else federation.rounds,
         records=records,
+        restorable=tuple(_kept(config) if restorable is None else restorable),
         aggregator=build(aggregators, federation.aggregator, federation.parameters, "federation.parameters"),
         seed=config.seed,
         clients_per_round=federation.clients_per_round,
@@ -61,8 +89,16 @@ def make_situation(
         steps=steps,
         unlearn_steps=steps_per_visit(target, config.train.batch_size, config.forget.local_epochs),
         # In a simulation every client can be asked at any time.
-        available=frozenset({"target_online", *(("public_data",) if data.public else ())}),
+        available=frozenset({"target_online", "checkpoints", *(("public_data",) if data.public else ())}),
     )
+
+
+def _kept(config: RunConfig) -> range | list[int]:
+    """The rounds whose state a run will be able to restore at its end."""
+    rounds, keep = config.federation.rounds, config.ledger.retention
+    if not keep:
+        return range(rounds + 1)
+    return [r for r in range(rounds + 1) if r > rounds - keep or r % config.ledger.checkpoint_every == 0]
 
 
 def make_plan(config: RunConfig, request: ForgetRequest, situation: Situation, method: str) -> RemovalPlan:

@@ -7,25 +7,25 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence, Sized
+import time
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import Protocol
 
-from oblivion.aggregation import aggregators, schemes
-from oblivion.aggregation.gate import Gate, GateState
-from oblivion.aggregation.rule import Aggregator, LoraScheme
+from oblivion.aggregation.gate import Gate, GateState, update_norm
 from oblivion.config import RunConfig
 from oblivion.errors import FederationError
 from oblivion.fingerprint import code_fingerprint
-from oblivion.ledger.memory import Ledger, RoundRecord, RoundState
-from oblivion.parameters import build
+from oblivion.ledger.replay import replay_of
+from oblivion.ledger.rounds import Branch, CohortOutcome, Ledger, RoundRecord, RoundState, Selection
 from oblivion.removal.plan import UnlearnPhase
-from oblivion.selection import assign, form_cohorts, population, resolve_cohort_size, select_clients
+from oblivion.selection import assign, form_cohorts, resolve_cohort_size, select_clients, servable
 from oblivion.types import (
     Adapter,
     ClientTask,
     ClientUpdate,
     Cost,
     ForgetRequest,
+    GlobalState,
     HostReply,
     HostRequest,
     RoundInfo,
@@ -41,26 +41,9 @@ class Hosts(Protocol):
         """The hosts that are there, sorted."""
         ...
 
-    def ask(self, requests: Sequence[HostRequest]) -> list[HostReply]:
-        """Send one message to each host and wait; a host that does not answer in time is left out."""
+    def ask(self, requests: Sequence[HostRequest]) -> Iterator[HostReply]:
+        """Send one message to each host; replies as they come. A host that does not answer in time is left out."""
         ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Absence:
-    """What a branch does without: a request's client or samples, and nothing else."""
-
-    request: ForgetRequest | None = None
-
-    def leaves(self, client: str) -> bool:
-        """Whether a client takes no part any more."""
-        return self.request is not None and self.request.whole_client and self.request.client_id == client
-
-    def task(self, client: str) -> ClientTask:
-        """The client's part of a training message."""
-        if self.request is None or self.request.client_id != client or self.request.sample_ids is None:
-            return ClientTask(client_id=client)
-        return ClientTask(client_id=client, excluded=self.request.sample_ids)
 
 
 class Federation:
@@ -85,13 +68,12 @@ class Federation:
         self.hosts = hosts
         self.ledger = ledger
         self.observer = observer
-        self.rule: Aggregator = build(
-            aggregators, config.federation.aggregator, config.federation.parameters, "federation.parameters"
-        )
-        self.scheme: LoraScheme = build(schemes, config.lora.scheme, {}, "lora.scheme")
-        self.gate = Gate(initial, config.federation.max_update_norm, code_fingerprint())
         self.sizes: dict[str, int] = {}
+        self.gate = Gate(initial, config.federation.max_update_norm, code_fingerprint())
         self.serves: dict[str, list[str]] = {}
+        self.replay = replay_of(config, ledger, self.sizes)
+        self.rule = self.replay.rule
+        self._heads: dict[str, RoundState] = {}
         self._warned: set[str] = set()
 
     def describe(self) -> None:
@@ -103,10 +85,9 @@ class Federation:
             If no host answers.
         """
         settings = self.config.to_json()
-        replies = self.hosts.ask(
-            [HostRequest(kind="query.describe", host=name, config=settings) for name in self.hosts.names()]
-        )
-        for reply in sorted(replies, key=lambda r: r.host):
+        asked = [HostRequest(kind="query.describe", host=name, config=settings) for name in self.hosts.names()]
+        replies = sorted(self.hosts.ask(asked), key=lambda r: r.host)
+        for reply in replies:
             for client, facts in reply.clients.items():
                 self.sizes[client] = facts["samples"]
                 self.serves.setdefault(client, []).append(reply.host)
@@ -114,42 +95,41 @@ class Federation:
             reasons = "; ".join(reason for reply in replies for reason in reply.failures.values())
             raise FederationError(f"no host says that it serves a client. {reasons}".strip())
 
-    def _dispatch(self, common: HostRequest, tasks: Mapping[str, ClientTask]) -> tuple[list[HostReply], dict[str, str]]:
-        """Send tasks to the hosts in whole cohorts; return the replies and who could not be served."""
-        size = resolve_cohort_size(self.config.train.cohort)
-        cohorts = form_cohorts(list(tasks), self.sizes, size)
-        given = assign(cohorts, self.sizes, self.serves)
-        requests = [
-            dataclasses.replace(common, host=host, cohorts=tuple(tuple(tasks[c] for c in cohort) for cohort in mine))
-            for host, mine in given.items()
-        ]
-        replies = self.hosts.ask(requests)
-        failed: dict[str, str] = {}
-        answered = {reply.host for reply in replies}
-        for host, mine in given.items():
-            if host not in answered:
-                failed |= {client: "no reply from its host" for cohort in mine for client in cohort}
-        for reply in replies:
-            failed |= {client: reason for client, reason in reply.failures.items() if client in tasks}
-        heard = failed.keys() | {update.client_id for reply in replies for update in reply.updates}
-        failed |= {client: "its host answered without it" for client in tasks if client not in heard}
-        return replies, dict(sorted(failed.items()))
+    def begin(self, branch: Branch, start: Adapter | None = None) -> None:
+        """Open a branch if it is not there yet: at its parent's round `fork`, or at the adapter `start`."""
+        if branch.name in {known.name for known in self.ledger.branches()}:
+            return
+        if start is None:
+            self.ledger.open_branch(branch)
+            return
+        state = GlobalState(adapter=start)
+        self.ledger.open_branch(
+            branch, RoundState(round=0, state=state, rule_state=self.rule.init(state), gate_state=GateState())
+        )
 
-    def run_round(
-        self, branch: str, absence: Absence, rounds: int, seed: int, replayed: RoundRecord | None = None
-    ) -> RoundRecord:
-        """Run the branch's next round and commit it.
+    def forget_branch(self, name: str) -> None:
+        """Remove a branch that nothing will go on from."""
+        self.ledger.drop(name)
+        self._heads.pop(name, None)
+
+    def forget_heads(self) -> None:
+        """Hold no state in memory; what was erased must not stay there."""
+        self._heads.clear()
+
+    def head(self, name: str) -> RoundState:
+        """The state after the branch's last committed round; aggregated again where it is not kept."""
+        if name not in self._heads:
+            done = self.ledger.records(name)
+            self._heads[name] = self.replay.state(name, done[-1].round if done else self.ledger.branch(name).fork)
+        return self._heads[name]
+
+    def run_round(self, name: str, replayed: RoundRecord | None = None) -> RoundRecord:
+        """Run the branch's next round, or finish it where a part of it is stored already, and commit it.
 
         Parameters
         ----------
-        branch : str
+        name : str
             A branch of the ledger.
-        absence : Absence
-            What the branch does without.
-        rounds : int
-            Where the branch ends.
-        seed : int
-            The branch's root seed.
         replayed : RoundRecord, optional
             The same round of the branch that is replayed: who was unavailable then stays out, and everyone else
             must answer, if need be at a second try.
@@ -159,61 +139,117 @@ class Federation:
         FederationError
             If too few updates arrive for the quorum, or a replay cannot be completed.
         """
-        unavailable = set(replayed.failed) if replayed else set()
-        head = self.ledger.head(branch)
-        number = head.round + 1
-        there = population([c for c in self.sizes if not absence.leaves(c)], self.config.federation.joins, number)
-        selected = select_clients(there, self.config.federation.clients_per_round, seed, number)
-        asked = {client: absence.task(client) for client in selected if client not in unavailable}
-        info = RoundInfo(branch=branch, round=number, rounds=rounds, population=there, seed=seed)
-        self.observer.event("round_started", branch=branch, round=number, rounds=rounds, clients=len(asked))
-        replies, failed = self._ask_to_train(asked, info, head, must_answer=replayed is not None)
-        accepted, refused, gate_state = self._admit(replies, asked, number, head)
-        failed = {c: r for c, r in failed.items() if c not in {u.client_id for u in accepted}}
+        since = time.monotonic()
+        branch, head = self.ledger.branch(name), self.head(name)
+        info = self.replay.info(name, head.round + 1)
+        selection = self.ledger.selection(name, info.round) or self._select(info, replayed)
+        asked = [client for cohort in selection.cohorts for client in cohort]
+        self.observer.event("round_started", branch=name, round=info.round, rounds=branch.rounds, clients=len(asked))
+        outcomes = self._train(branch, selection, info, head, must_answer=replayed is not None)
+        stored = self.ledger.contributions(name, info.round)
+        accepted = {update.client_id for update in stored}
+        refused = {client: why for outcome in outcomes for client, why in outcome.refused.items()}
+        failed = {client: why for outcome in outcomes for client, why in outcome.failed.items()}
+        failed |= dict.fromkeys(set(selection.selected) - set(asked), "was unavailable")
         if asked:  # a round may have nobody left; it then changes nothing
-            self._check_quorum(accepted, asked, number, failed | refused)
-        for update in accepted:
-            self.ledger.append(branch, update)
-        contributions = self.scheme.into(self.ledger.contributions(branch, number))
-        state, rule_state = self.rule.apply(contributions, head.state, head.rule_state, info)
-        after = RoundState(round=number, state=self.scheme.back(state), rule_state=rule_state, gate_state=gate_state)
+            self._check_quorum(stored, asked, info.round, failed | refused)
+        after = self.replay.step(head, stored, info)
         record = RoundRecord(
-            branch=branch,
-            round=number,
-            selected=selected,
-            accepted=tuple(update.client_id for update in accepted),
-            refused=refused,
-            failed=failed | {client: "was unavailable" for client in selected if client in unavailable},
-            loss=_mean_loss(accepted),
-            cost=_cost(accepted, head.state.adapter, len(asked)),
+            branch=name,
+            round=info.round,
+            selected=selection.selected,
+            accepted=tuple(sorted(accepted)),
+            refused=dict(sorted(refused.items())),
+            failed={client: why for client, why in sorted(failed.items()) if client not in accepted},
+            loss=_mean_loss(stored),
+            cost=_cost(stored, head.state.adapter, len(asked)),
+            seconds=round(time.monotonic() - since, 3),
         )
-        self._warn_of_skipped(accepted)
-        self.ledger.commit(record, after)
-        self.observer.round_committed(record, rounds)
+        self._warn_of_skipped(stored)
+        self._commit(record, after, branch)
         return record
 
-    def _ask_to_train(
-        self, asked: Mapping[str, ClientTask], info: RoundInfo, head: RoundState, must_answer: bool
-    ) -> tuple[list[HostReply], dict[str, str]]:
-        """Ask clients to train; where they must answer, those that fail are asked once more."""
+    def _commit(self, record: RoundRecord, after: RoundState, branch: Branch) -> None:
+        due = record.round % self.config.ledger.checkpoint_every == 0 or record.round == branch.rounds
+        self.ledger.commit(record, after, keep=due or record.unlearned)
+        self._heads[branch.name] = after
+        self.observer.round_committed(record, branch.rounds)
+
+    def _select(self, info: RoundInfo, replayed: RoundRecord | None) -> Selection:
+        unavailable = set(replayed.failed) if replayed else set()
+        selected = select_clients(info.population, self.config.federation.clients_per_round, info.seed, info.round)
+        asked = [client for client in selected if client not in unavailable]
+        cohorts = form_cohorts(asked, self.sizes, resolve_cohort_size(self.config.train.cohort))
+        selection = Selection(
+            branch=info.branch, round=info.round, selected=selected, cohorts=servable(cohorts, self.serves)
+        )
+        self.ledger.begin(selection)
+        return selection
+
+    def _train(
+        self, branch: Branch, selection: Selection, info: RoundInfo, head: RoundState, must_answer: bool
+    ) -> list[CohortOutcome]:
+        """Train the cohorts of a round that are not stored yet, and store each as it comes.
+
+        Where everyone must answer, a cohort with a client that fails is trained once more.
+        """
+        outcomes = {outcome.cohort: outcome for outcome in self.ledger.outcomes(branch.name, selection.round)}
         common = HostRequest(kind="train", config=self.config.to_json(), info=info, state=head.state)
-        replies, failed = self._dispatch(common, asked)
-        if must_answer and failed:
-            again, failed = self._dispatch(common, {client: asked[client] for client in failed})
-            replies += again
-            if failed:
-                raise FederationError(
-                    f"replay of round {info.round}: {', '.join(sorted(failed))} took part then and fails now: "
-                    f"{'; '.join(sorted(set(failed.values())))}"
+        failed: dict[int, CohortOutcome] = {}
+        for _ in range(2 if must_answer else 1):
+            wanted = {i: c for i, c in enumerate(selection.cohorts) if i not in outcomes}
+            tasks = {i: tuple(_task(branch, client) for client in cohort) for i, cohort in wanted.items()}
+            for outcome in self._dispatch(common, tasks):
+                if (outcome.failed and must_answer) or not (outcome.updates or outcome.refused):
+                    failed[outcome.cohort] = outcome
+                    continue
+                self.ledger.append(outcome)
+                outcomes[outcome.cohort] = dataclasses.replace(outcome, updates=())
+                failed.pop(outcome.cohort, None)
+        if failed and must_answer:
+            reasons = {client: why for outcome in failed.values() for client, why in outcome.failed.items()}
+            raise FederationError(
+                f"replay of round {info.round}: {', '.join(sorted(reasons))} took part then and fails now: "
+                f"{'; '.join(sorted(set(reasons.values())))}"
+            )
+        return [outcome for _, outcome in sorted((outcomes | failed).items())]
+
+    def _dispatch(self, common: HostRequest, tasks: Mapping[int, tuple[ClientTask, ...]]) -> Iterator[CohortOutcome]:
+        """Send cohorts to the hosts that serve them; yield what each came to, through the gate, as hosts answer."""
+        assert common.info is not None
+        places = {tuple(task.client_id for task in cohort): index for index, cohort in tasks.items()}
+        given = assign(list(places), self.sizes, self.serves)
+        requests = [
+            dataclasses.replace(common, host=host, cohorts=tuple(tasks[places[cohort]] for cohort in mine))
+            for host, mine in given.items()
+        ]
+        silent = dict(given)
+        for reply in self.hosts.ask(requests):
+            mine = silent.pop(reply.host, [])
+            strangers = _strangers(reply, mine)
+            for cohort in mine:
+                yield self._admit(reply, strangers, cohort, places[cohort], common.info)
+                strangers = []
+        for mine in silent.values():
+            for cohort in mine:
+                yield CohortOutcome(
+                    branch=common.info.branch,
+                    round=common.info.round,
+                    cohort=places[cohort],
+                    failed=dict.fromkeys(cohort, "no reply from its host"),
                 )
-        return replies, failed
 
     def _admit(
-        self, replies: Sequence[HostReply], asked: Iterable[str], number: int, head: RoundState
-    ) -> tuple[tuple[ClientUpdate, ...], dict[str, str], GateState]:
-        updates = [update for reply in replies for update in reply.updates]
-        limits = {client: self.sizes[client] for client in asked}
-        return self.gate.admit(updates, limits, number, head.gate_state)
+        self, reply: HostReply, strangers: list[ClientUpdate], cohort: tuple[str, ...], place: int, info: RoundInfo
+    ) -> CohortOutcome:
+        """Let a cohort's updates through the gate; updates of clients that the host was not asked for are refused."""
+        own = [update for update in reply.updates if update.client_id in cohort]
+        accepted, refused = self.gate.admit([*own, *strangers], {c: self.sizes[c] for c in cohort}, info.round)
+        heard = {update.client_id for update in own}
+        failed = {c: reply.failures.get(c, "its host answered without it") for c in cohort if c not in heard}
+        return CohortOutcome(
+            branch=info.branch, round=info.round, cohort=place, updates=accepted, refused=refused, failed=failed
+        )
 
     def _warn_of_skipped(self, accepted: Sequence[ClientUpdate]) -> None:
         for update in accepted:
@@ -223,9 +259,7 @@ class Federation:
                 text = f"{count} of {update.client_id}'s rows are longer than the context and are left out whole"
                 self.observer.event("warning", text=text, client=update.client_id, skipped=count)
 
-    def _check_quorum(
-        self, accepted: Sequence[ClientUpdate], asked: Sized, number: int, lost: Mapping[str, str]
-    ) -> None:
+    def _check_quorum(self, accepted: Sized, asked: Sized, number: int, lost: Mapping[str, str]) -> None:
         quorum = max(1, math.ceil(self.config.federation.quorum * len(asked)))
         if len(accepted) < quorum:
             reasons = "; ".join(f"{c}: {why}" for c, why in sorted(lost.items()))
@@ -234,21 +268,19 @@ class Federation:
                 f"federation.quorum asks for {quorum}. {reasons}"
             )
 
-    def unlearn(
-        self, branch: str, request: ForgetRequest, phase: UnlearnPhase, public: Sequence[Sample]
-    ) -> RoundRecord:
+    def unlearn(self, name: str, request: ForgetRequest, phase: UnlearnPhase, public: Sequence[Sample]) -> RoundRecord:
         """Let the target client unlearn from the branch's head and apply its update outside the rule.
+
+        The update itself is not stored: it is the data's mirror image.
 
         Raises
         ------
         FederationError
             If the client does not answer, or its update does not pass the gate.
         """
-        head = self.ledger.head(branch)
-        client = request.client_id
-        info = RoundInfo(
-            branch=branch, round=phase.round, rounds=phase.round, population=(client,), seed=self.config.seed
-        )
+        since = time.monotonic()
+        branch, head, client = self.ledger.branch(name), self.head(name), request.client_id
+        info = dataclasses.replace(self.replay.info(name, phase.round), population=(client,), rounds=phase.round)
         common = HostRequest(
             kind="train.unlearn",
             config=self.config.to_json(),
@@ -258,34 +290,46 @@ class Federation:
             parameters=phase.parameters,
             public=tuple(public) if phase.anchor == "public" else (),
         )
-        self.observer.event("round_started", branch=branch, round=phase.round, rounds=phase.round, clients=1)
-        task = {client: ClientTask(client_id=client, forget=request.sample_ids)}
-        replies, failed = self._dispatch(common, task)
-        if failed:  # the whole removal hangs on this one reply
-            replies, failed = self._dispatch(common, task)
-        accepted, refused, _ = self._admit(replies, [client], phase.round, head)
-        if not accepted:
-            why = {**failed, **refused}.get(client, "no update")
+        self.observer.event("round_started", branch=name, round=phase.round, rounds=branch.rounds, clients=1)
+        task = dataclasses.replace(_task(branch, client), forget=request.sample_ids)
+        for _ in range(2):  # the whole removal hangs on this one reply
+            (outcome,) = self._dispatch(common, {0: (task,)})
+            if not outcome.failed:
+                break
+        if not outcome.updates:
+            why = {**outcome.failed, **outcome.refused}.get(client, "no update")
             raise FederationError(f"{client} could not unlearn: {why}")
-        state = apply_unlearning(head, accepted[0], phase)
+        after = apply_unlearning(head, outcome.updates[0], phase)
+        if phase.reset_rule_state:
+            after = dataclasses.replace(after, rule_state=self.rule.init(after.state))
         record = RoundRecord(
-            branch=branch,
+            branch=name,
             round=phase.round,
             selected=(client,),
             accepted=(client,),
-            loss=_mean_loss(accepted),
-            cost=_cost(accepted, head.state.adapter, 1),
+            loss=_mean_loss(outcome.updates),
+            cost=_cost(outcome.updates, head.state.adapter, 1),
+            seconds=round(time.monotonic() - since, 3),
+            unlearned=True,
         )
-        self.ledger.commit(record, state)
-        self.observer.round_committed(record, phase.round)
+        self._commit(record, after, branch)
         return record
+
+
+def _task(branch: Branch, client: str) -> ClientTask:
+    return ClientTask(client_id=client, excluded=branch.excluded(client))
+
+
+def _strangers(reply: HostReply, mine: Sequence[Sequence[str]]) -> list[ClientUpdate]:
+    asked = {client for cohort in mine for client in cohort}
+    return [u for u in reply.updates if not isinstance(u.client_id, str) or u.client_id not in asked]
 
 
 def apply_unlearning(head: RoundState, update: ClientUpdate, phase: UnlearnPhase) -> RoundState:
     """``global + scale * update``, the update first scaled down to `max_norm`; no rule state is touched."""
     import torch
 
-    norm = math.sqrt(sum(float(t.to(torch.float64).square().sum()) for t in update.delta.values()))
+    norm = update_norm(update.delta)
     factor = phase.scale * min(1.0, phase.max_norm / norm) if norm > 0 else 0.0
     adapter = {
         name: (tensor.to(torch.float64) + factor * update.delta[name].to(torch.float64)).to(torch.float32)

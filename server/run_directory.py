@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import shutil
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from oblivion.aggregation.gate import GateState
 from oblivion.config import RunConfig, config_from_mapping
 from oblivion.errors import ConfigError, InputError, OblivionError
 from oblivion.files import write_atomically
-from oblivion.ledger.memory import RoundRecord, RoundState
-from oblivion.types import Cost, GlobalState
-
-_STATE = "ledger/head.safetensors"
-_ROUNDS = "ledger/rounds.json"
 
 
 def to_json(value: Any) -> bytes:
@@ -64,12 +57,12 @@ class RunDirectory:
 
     @classmethod
     def open(cls, root: Path) -> tuple[RunDirectory, RunConfig]:
-        """Open a finished run.
+        """Open a run.
 
         Raises
         ------
         InputError
-            If it is no run directory, or its learning has not finished.
+            If it is no run directory.
         """
         run = cls(root)
         try:
@@ -80,8 +73,6 @@ class RunDirectory:
             raise InputError(f"{root} is not a run directory: it has no config.toml") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"{root}/config.toml: {error}") from None
-        if not (root / _ROUNDS).is_file():
-            raise InputError(f"{root}: the run did not finish learning, so there is nothing to forget or evaluate")
         return run, config
 
     def log(self, event: Mapping[str, Any]) -> None:
@@ -112,54 +103,3 @@ class RunDirectory:
     def write_json(self, name: str, value: Any) -> None:
         """Write one of the run's JSON files."""
         write_atomically(self.root / name, to_json(value))
-
-    def save_head(self, head: RoundState, records: Sequence[RoundRecord]) -> None:
-        """Keep what later removals start from: the state after the last round, and who took part."""
-        from safetensors.torch import save
-
-        tensors = {f"adapter|{n}": t for n, t in head.state.adapter.items()}
-        tensors |= {f"rule|{n}": t.contiguous() for n, t in head.rule_state.items()}
-        write_atomically(self.root / _STATE, save(tensors))
-        rounds = {
-            "round": head.round,
-            "norms": head.gate_state.norms,
-            "records": [dataclasses.asdict(record) for record in records],
-        }
-        self.write_json(_ROUNDS, rounds)
-
-    def load_head(self) -> tuple[RoundState, list[RoundRecord]]:
-        """Read back what `save_head` wrote.
-
-        Raises
-        ------
-        InputError
-            If it is missing or malformed.
-        """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        rounds = self.read_json(_ROUNDS, {})
-        try:
-            tensors = load_file(self.root / _STATE)
-            parts: dict[str, dict[str, Any]] = {"adapter": {}, "rule": {}}
-            for name in sorted(tensors):
-                part, _, rest = name.partition("|")
-                parts[part][rest] = tensors[name]
-            records = [_record(entry) for entry in rounds["records"]]
-            norms = tuple(tuple((str(c), float(n)) for c, n in row) for row in rounds["norms"])
-            head = RoundState(
-                round=int(rounds["round"]),
-                state=GlobalState(adapter=parts["adapter"]),
-                rule_state=parts["rule"],
-                gate_state=GateState(norms=norms),
-            )
-        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-            raise InputError(f"{self.root}/ledger: not what a finished run keeps there: {error}") from None
-        return head, records
-
-
-def _record(entry: Mapping[str, Any]) -> RoundRecord:
-    values = dict(entry)
-    values["selected"], values["accepted"] = tuple(values["selected"]), tuple(values["accepted"])
-    values["loss"] = math.nan if values["loss"] is None else values["loss"]
-    return RoundRecord(**{**values, "cost": Cost(**values["cost"])})

@@ -1,6 +1,7 @@
 """The workflow: learn, answer requests to forget with several removals, measure each, report.
 
-Free of Flower: it runs the same on every engine.
+Free of Flower: it runs the same on every engine. Everything in it can be interrupted and done again: what the ledger
+and the run directory hold already is not repeated.
 """
 
 from __future__ import annotations
@@ -11,24 +12,26 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from oblivion.aggregation.gate import GateState
 from oblivion.config import RunConfig
 from oblivion.data.federation import resolve
 from oblivion.data.groups import asked_rows, central_groups
-from oblivion.ledger.memory import Ledger, MemoryLedger, RoundRecord, RoundState
+from oblivion.errors import InputError
+from oblivion.ledger.opening import open_ledger
+from oblivion.ledger.register import MAIN, Asked
+from oblivion.ledger.requests import issue
+from oblivion.ledger.rounds import Absence, Branch, RoundRecord
 from oblivion.metrics.evaluation import to_open_unlearning
 from oblivion.models.loading import locate
-from oblivion.models.resident import load_resident, read_adapter_folder
-from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, UnlearnPhase, from_round
+from oblivion.models.resident import load_resident
+from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, from_round
 from oblivion.seeding import derive_seed
-from oblivion.types import Adapter, Cost, ForgetRequest, GlobalState
-from server.events import Observer
+from oblivion.types import Adapter, ClientTask, Cost, ForgetRequest
+from server.events import Observer, round_entry
 from server.measure import measure_centrally, measure_clients, summary
-from server.planning import make_plan, make_situation, plan_values
-from server.rounds import Absence, Federation, Hosts
+from server.planning import make_plan, make_situation, plan_values, present
+from server.rounds import Federation, Hosts
 from server.run_directory import RunDirectory, to_json
 
-MAIN = "main"
 ORIGINAL = "adapters/original"
 
 
@@ -59,7 +62,7 @@ class Trained:
 
 
 class Workflow:
-    """One run, from learning to the measured answer of a request.
+    """One run, from learning to the measured answer of a request. It has the run's ledger until `close`.
 
     Parameters
     ----------
@@ -71,67 +74,105 @@ class Workflow:
         Where results go; it exists.
     observer : Observer
         Who is told what happens.
+    wait : float, default 0
+        Seconds to wait for another process that works on the run.
     """
 
-    def __init__(self, config: RunConfig, hosts: Hosts, run: RunDirectory, observer: Observer) -> None:
+    def __init__(
+        self, config: RunConfig, hosts: Hosts, run: RunDirectory, observer: Observer, wait: float = 0.0
+    ) -> None:
         self.config = config
         self.run = run
         self.observer = observer
-        self.data = resolve(config)
-        self.resident = load_resident(config.model, config.lora, config.train.max_length)
-        self.initial = self.resident.initial_adapter(config.seed)
-        self.ledger: Ledger = MemoryLedger()
-        self.federation = Federation(config, hosts, self.ledger, self.initial, observer)
-        self.federation.describe()
+        self.ledger, self.register = open_ledger(run.root, config.ledger, wait)
+        try:
+            self.data = present(resolve(config), self.register.exclusions())
+            self.resident = load_resident(config.model, config.lora, config.train.max_length)
+            self.initial = self.resident.initial_adapter(config.seed)
+            self.federation = Federation(config, hosts, self.ledger, self.initial, observer)
+            self.federation.describe()
+            self.register.enrol_simulated(self.federation.sizes)
+        except BaseException:
+            self.close()
+            raise
 
-    def start_state(self, seed: int) -> RoundState:
-        """The state before any training, for a root seed."""
-        initial = self.initial if seed == self.config.seed else self.resident.initial_adapter(seed)
-        state = GlobalState(adapter=initial)
-        rule_state = self.federation.rule.init(state)
-        return RoundState(round=0, state=state, rule_state=rule_state, gate_state=GateState())
+    def reload(self) -> None:
+        """Go by the exclusions as they are now."""
+        self.data = present(resolve(self.config), self.register.exclusions())
+        self.federation.forget_heads()
+
+    def close(self) -> None:
+        """Leave the run to others."""
+        self.ledger.close()
+
+    @property
+    def head(self) -> str:
+        """The branch that the run stands on: what was learned, or the last removal that was committed."""
+        return self.register.head()
 
     def learn(self) -> None:
-        """Run every round of the federation, and keep the result."""
-        self.ledger.branch(MAIN, self.start_state(self.config.seed))
-        self._rounds(MAIN, Absence(), self.config.federation.rounds, self.config.seed)
-        head = self.ledger.head(MAIN)
-        self._save_adapter(ORIGINAL, head.state.adapter)
-        self.run.save_head(head, self.ledger.records(MAIN))
-        self._write_metrics(self._metrics())
+        """Run every round of the federation that is not there yet, and keep the result."""
+        self.federation.begin(
+            Branch(name=MAIN, seed=self.config.seed, rounds=self.config.federation.rounds), self.initial
+        )
+        if self.head != MAIN:
+            return
+        while self.federation.head(MAIN).round < self.config.federation.rounds:
+            self.federation.run_round(MAIN)
+        self._save_adapter(ORIGINAL, self.federation.head(MAIN).state.adapter)
+        self._write_metrics(self.metrics())
 
-    def restore(self) -> None:
-        """Take up a finished run."""
-        head, records = self.run.load_head()
-        self.ledger.branch(MAIN, head, records)
+    def check_learned(self) -> None:
+        """Refuse a run whose learning has not finished.
 
-    def _rounds(
-        self, branch: str, absence: Absence, last: int, seed: int, replayed: Sequence[RoundRecord] = ()
-    ) -> None:
-        done = self.ledger.head(branch).round
-        for number in range(done + 1, last + 1):
-            record = replayed[number - 1] if replayed else None
-            self.federation.run_round(branch, absence, last, seed, record)
+        Raises
+        ------
+        InputError
+            Saying how to finish it.
+        """
+        names = {branch.name for branch in self.ledger.branches()}
+        if self.head not in names or not self.ledger.records(self.head):
+            done = 0
+        else:
+            done = self.ledger.records(self.head)[-1].round
+        if done < self.config.federation.rounds:
+            raise InputError(
+                f"{self.run.root} has {done} of {self.config.federation.rounds} rounds, so there is nothing to forget "
+                f"yet; finish it with: oblivion run --resume --out {self.run.root}"
+            )
 
     def _save_adapter(self, name: str, adapter: Adapter) -> None:
         folder = self.run.root / name
         shutil.rmtree(folder, ignore_errors=True)  # what an interrupted removal left; metrics.json knows nothing of it
         self.resident.save(adapter, folder, locate(self.config.model))
 
+    def receive(self, wanted: ForgetRequest) -> Asked:
+        """The open request for exactly this, or a new one: signed already, or by the simulated client's key."""
+        if wanted.signature:
+            return self.register.receive(wanted)
+        known = self.register.open_request(wanted.client_id, wanted.sample_ids)
+        if known is not None:
+            return known
+        key = self.register.simulated_key(wanted.client_id)
+        now = self.ledger.book.now()
+        return self.register.receive(issue(wanted.client_id, wanted.sample_ids, key, self.register.federation, now))
+
     def plan(self, request: ForgetRequest, method: str) -> RemovalPlan:
         """Plan a removal without running anything."""
         return make_plan(self.config, request, self._situation(request), method)
 
     def _situation(self, request: ForgetRequest) -> Situation:
-        return make_situation(self.config, self.data, request, self.ledger.records(MAIN))
+        records, restorable = self.ledger.records(self.head), self.ledger.restorable(self.head)
+        return make_situation(self.config, self.data, request, records, restorable)
 
     def measure_learned(self) -> None:
         """Measure the learned model where nobody asks to be forgotten."""
-        metrics = self._metrics()
-        metrics["learned"] = self._entry_of(self._original(), None)
-        self._write_metrics(metrics)
+        metrics = self.metrics()
+        if "learned" not in metrics:
+            metrics["learned"] = self._entry_of(self._original(), None)
+            self._write_metrics(metrics)
 
-    def answer(self, request: ForgetRequest, methods: Sequence[str]) -> dict[str, str]:
+    def answer(self, asked: Asked, methods: Sequence[str]) -> dict[str, str]:
         """Try removals on a request and measure each beside the original and the oracle.
 
         Returns
@@ -139,9 +180,12 @@ class Workflow:
         dict
             Method to the name of its trial; a trial that exists already is not run again.
         """
+        request = asked.request
         plans = {method: self.plan(request, method) for method in methods}
         entry = self._request_entry(request)
         names = {method: self._trial_name(entry, plan) for method, plan in plans.items()}
+        if plans and asked.state == "received":
+            self.register.move(request.id, "planned")
         self._measure_oracles(request, entry)
         if "original" not in entry["models"]:
             self._measure(self._original(), request, entry)
@@ -151,11 +195,17 @@ class Workflow:
         return names
 
     def _original(self) -> Trained:
-        adapter = self.ledger.head(MAIN).state.adapter
-        return Trained(name="original", adapter=adapter, folder=ORIGINAL, cost=self._cost(MAIN))
+        """The model of the run's head, as it is before a request is answered."""
+        adapter = self.federation.head(self.head).state.adapter
+        return Trained(name="original", adapter=adapter, folder=self.head_folder, cost=self._cost(self.head))
+
+    @property
+    def head_folder(self) -> str:
+        """Where the adapter of the run's head lies in the run directory."""
+        return ORIGINAL if self.head == MAIN else f"forgets/{self.head}/adapters"
 
     def _request_entry(self, request: ForgetRequest) -> dict[str, Any]:
-        for entry in self._metrics()["requests"]:
+        for entry in self.metrics()["requests"]:
             if entry["id"] == request.id:
                 return dict(entry)
         rows = asked_rows(self.data.clients[request.client_id], request)
@@ -180,69 +230,92 @@ class Workflow:
                 return name
             number += 1
 
+    def _absent(self, request: ForgetRequest) -> tuple[Absence, ...]:
+        asked = Absence(client=request.client_id, samples=request.sample_ids)
+        return (*self.register.exclusions(), asked)
+
+    def _records_to_replay(self) -> dict[int, RoundRecord]:
+        return {record.round: record for record in self.ledger.records(self.head)}
+
+    def _rounds(self, branch: str, last: int, replayed: Mapping[int, RoundRecord]) -> None:
+        while self.federation.head(branch).round < last:
+            self.federation.run_round(branch, replayed.get(self.federation.head(branch).round + 1))
+
     def _measure_oracles(self, request: ForgetRequest, entry: dict[str, Any]) -> None:
         """Train the federation that never saw the data, once per seed; the first seed is the run's own."""
+        rounds = self.config.federation.rounds
         for index in range(self.config.evaluate.oracle_seeds):
             name = "oracle" if index == 0 else f"oracle-{index + 1}"
-            if name in entry["models"]:
-                continue
-            self.observer.event("phase", text=f"training the {name}: the federation without the data to forget")
-            seed = self.config.seed if index == 0 else derive_seed(self.config.seed, "oracle", index)
             branch = f"{request.id}/{name}"
-            self.ledger.branch(branch, self.start_state(seed))
-            replayed = self.ledger.records(MAIN) if index == 0 else ()
-            self._rounds(branch, Absence(request), self.config.federation.rounds, seed, replayed)
-            adapter = self.ledger.head(branch).state.adapter
-            oracle = Trained(
-                name=name, adapter=adapter, folder=f"adapters/{name}-{request.id}", cost=self._cost(branch), fraction=1
-            )
-            self._save_adapter(oracle.folder, adapter)
-            self._measure(oracle, request, entry)
+            if name not in entry["models"]:
+                self.observer.event("phase", text=f"training the {name}: the federation without the data to forget")
+                seed = self.config.seed if index == 0 else derive_seed(self.config.seed, "oracle", index)
+                start = self.initial if index == 0 else self.resident.initial_adapter(seed)
+                absent = self._absent(request)
+                self.federation.begin(
+                    Branch(name=branch, seed=seed, rounds=rounds, absent=absent, history=False), start
+                )
+                self._rounds(branch, rounds, self._records_to_replay() if index == 0 else {})
+                adapter, cost = self.federation.head(branch).state.adapter, self._cost(branch)
+                folder = f"adapters/{name}-{request.id}"
+                self._save_adapter(folder, adapter)
+                oracle = Trained(name=name, adapter=adapter, folder=folder, cost=cost, fraction=1)
+                self._measure(oracle, request, entry)
+            if branch in {known.name for known in self.ledger.branches()}:
+                self.federation.forget_branch(branch)
 
     def _try(self, name: str, plan: RemovalPlan, request: ForgetRequest, entry: dict[str, Any]) -> None:
         """Carry a plan out on a branch of its own, and measure it."""
         self.observer.event("phase", text=f"removal {plan.label} (guarantee: {plan.guarantee})")
+        self.register.move(request.id, "running")
+        where, branch = f"forgets/{request.id}/{name}", f"{request.id}/{name}"
+        content = json.loads(to_json(plan_values(plan)))
+        begun = branch in {known.name for known in self.ledger.branches()}
+        if begun and self.run.read_json(f"{where}/plan.json", None) != content:
+            self.federation.forget_branch(branch)  # interrupted, and then asked for with other parameters
+        self.run.write_json(f"{where}/plan.json", content)
+        self._run_phases(branch, request, plan)
+        adapter, cost = self.federation.head(branch).state.adapter, self._branch_cost(branch)
         oracle = entry["models"].get("oracle")
-        if plan.method == "retrain" and oracle:  # the same computation: same seed, same absence, same rounds
-            adapter, _, _ = read_adapter_folder(self.run.root / oracle["adapter"])
-            cost = Cost(**{key: value for key, value in oracle["cost"].items() if key != "fraction"})
-        else:
-            branch = f"{request.id}/{name}"
-            self._run_phases(branch, request, plan)
-            adapter, cost = self.ledger.head(branch).state.adapter, self._cost(branch)
         fraction = cost.client_steps / oracle["cost"]["client_steps"] if oracle else plan.fraction
-        where = f"forgets/{request.id}/{name}"
         self._save_adapter(f"{where}/adapters", adapter)
-        self.run.write_json(f"{where}/plan.json", plan_values(plan))
         trial = Trained(name=name, adapter=adapter, folder=f"{where}/adapters", cost=cost, fraction=fraction, plan=plan)
         self._measure(trial, request, entry)
         self.run.write_json(f"{where}/metrics.json", entry["models"][name])
+        self.federation.replay.check(branch)
+        self.register.move(request.id, "verified")
 
-    def _run_phases(self, branch: str, request: ForgetRequest, plan: RemovalPlan) -> None:
-        first = plan.phases[0]
-        initial = isinstance(first, LearnPhase) and first.start == "initial"
-        self.ledger.branch(branch, self.start_state(self.config.seed) if initial else self._head_without(request))
+    def _run_phases(self, name: str, request: ForgetRequest, plan: RemovalPlan) -> None:
+        head, replayed = self.federation.head(self.head).round, self._records_to_replay()
+        first = plan.phases[0] if plan.phases else None
+        fork = first.first - 1 if isinstance(first, LearnPhase) and first.start == "restore" else head
+        branch = Branch(
+            name=name,
+            seed=self.config.seed,
+            rounds=plan.last_round(head),
+            parent=self.head if fork else None,
+            fork=fork,
+            absent=self._absent(request),
+        )
+        self.federation.begin(branch, None if fork else self.initial)
         for phase in plan.phases:
-            if isinstance(phase, UnlearnPhase):
-                self.federation.unlearn(branch, request, phase, self.data.public)
-                continue
-            if phase.reset_rule_state:
-                self.ledger.reset_rule(branch, self.federation.rule.init(self.ledger.head(branch).state))
-            replayed = self.ledger.records(MAIN) if phase.replay else ()
-            self._rounds(branch, Absence(request), phase.last, self.config.seed, replayed)
-
-    def _head_without(self, request: ForgetRequest) -> RoundState:
-        head = self.ledger.head(MAIN)
-        gate_state = head.gate_state.without(request.client_id) if request.whole_client else head.gate_state
-        return dataclasses.replace(head, gate_state=gate_state)
+            if isinstance(phase, LearnPhase):
+                self._rounds(name, phase.last, replayed if phase.replay else {})
+            elif self.federation.head(name).round < phase.round:
+                self.federation.unlearn(name, request, phase, self.data.public)
 
     def _cost(self, branch: str) -> Cost:
         return sum((record.cost for record in self.ledger.records(branch)), Cost())
 
+    def _branch_cost(self, branch: str) -> Cost:
+        """What a branch cost beyond what it shares with its parent."""
+        own = (record.cost for record in self.ledger.records(branch) if record.branch == branch)
+        return sum(own, Cost())
+
     def _measure(self, model: Trained, request: ForgetRequest, entry: dict[str, Any]) -> None:
         """Measure a model and write it into the request's entry in ``metrics.json``."""
         entry["models"][model.name] = self._entry_of(model, request)
-        metrics = self._metrics()
+        metrics = self.metrics()
         metrics["requests"] = [e for e in metrics["requests"] if e["id"] != entry["id"]] + [entry]
         self._write_metrics(metrics)
 
@@ -265,12 +338,25 @@ class Workflow:
             "guarantee": model.plan.guarantee if model.plan else None,
             "adapter": model.folder,
             "central": central,
-            "clients": measure_clients(model.adapter, self.federation, request),
+            "clients": measure_clients(model.adapter, self.federation, self._client_tasks(request)),
             "cost": {**dataclasses.asdict(model.cost), "fraction": model.fraction},
             "touches": [dataclasses.asdict(touch) for touch in model.plan.touches] if model.plan else [],
         }
 
-    def _metrics(self) -> dict[str, Any]:
+    def _client_tasks(self, request: ForgetRequest | None) -> list[ClientTask]:
+        """What every client that is left shall measure: its own rows, less those that were forgotten before."""
+        gone = Branch(name="", seed=0, rounds=0, absent=self.register.exclusions())
+        return [
+            ClientTask(
+                client_id=client,
+                excluded=gone.excluded(client),
+                forget=request.sample_ids if request and request.client_id == client else None,
+            )
+            for client in sorted(self.data.clients)
+        ]
+
+    def metrics(self) -> dict[str, Any]:
+        """What ``metrics.json`` says."""
         empty = {"format": 1, "scenario": self.run.root.name, "requests": [], "history": []}
         metrics: dict[str, Any] = self.run.read_json("metrics.json", empty)
         return metrics
@@ -278,5 +364,8 @@ class Workflow:
     def _write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write ``metrics.json``, with the rounds that were committed since."""
         known = {(e["branch"], e["round"]) for e in metrics["history"]}
-        metrics["history"] += [e for e in self.observer.history if (e["branch"], e["round"]) not in known]
+        for branch in self.ledger.branches():
+            for record in self.ledger.records(branch.name):
+                if record.branch == branch.name and (branch.name, record.round) not in known:
+                    metrics["history"].append(round_entry(record))
         self.run.write_json("metrics.json", metrics)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from clients.host import Host
@@ -23,9 +23,10 @@ class InlineHosts:
         """``host-0``, ``host-1``, ..."""
         return tuple(sorted(self._hosts))
 
-    def ask(self, requests: Sequence[HostRequest]) -> list[HostReply]:
+    def ask(self, requests: Sequence[HostRequest]) -> Iterator[HostReply]:
         """Answer every request in order."""
-        return [self._hosts[request.host].answer(request) for request in requests]
+        for request in requests:
+            yield self._hosts[request.host].answer(request)
 
 
 def run(config: RunConfig, work: Callable[[Hosts], T]) -> T:

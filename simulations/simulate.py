@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from oblivion.config import RunConfig, config_from_mapping
-from oblivion.errors import ConfigError, IntegrityError
+from oblivion.config import ForgetConfig, RunConfig, config_from_mapping
+from oblivion.errors import ConfigError, InputError, IntegrityError
+from oblivion.ledger.opening import check_ledger_exists
+from oblivion.ledger.register import EXCLUSIONS
 from oblivion.models.loading import model_digest
 from oblivion.models.resident import read_adapter_folder
-from oblivion.types import Adapter
+from oblivion.types import Adapter, ForgetRequest
 from server.events import Observer, Sink
-from server.main import run_forget, run_plan, run_scenario
+from server.main import run_commit, run_forget, run_plan, run_refuse, run_scenario
 from server.manifest import make_manifest
-from server.planning import make_request
 from server.prepare import check_names, prepare
 from server.rounds import Hosts
 from server.run_directory import RunDirectory
@@ -42,7 +43,8 @@ class RunResult:
     directory : Path
         The run directory.
     model : str
-        ``"original"``, or ``"<request>/<trial>"``, or ``"<request>/oracle"``.
+        ``"original"`` (the run's present model: what was learned, or the last committed removal), or
+        ``"<request>/<trial>"``, or ``"<request>/oracle"``.
     """
 
     directory: Path
@@ -67,12 +69,22 @@ class RunResult:
 
     @property
     def adapter_folder(self) -> Path:
-        """The model's adapter in PEFT format."""
+        """The model's adapter in PEFT format.
+
+        Raises
+        ------
+        InputError
+            If it was erased because somebody in it was forgotten.
+        """
         if self.model == "original":
-            return self.directory / "adapters" / "original"
-        request, name = self.model.split("/")
-        entry = next(e for e in self.metrics["requests"] if e["id"] == request)
-        return self.directory / str(entry["models"][name]["adapter"])
+            folder = self.directory / str(self.metrics.get("head", "adapters/original"))
+        else:
+            request, name = self.model.split("/")
+            entry = next(e for e in self.metrics["requests"] if e["id"] == request)
+            folder = self.directory / str(entry["models"][name]["adapter"])
+        if not folder.is_dir():
+            raise InputError(f"{self.model} of {self.directory} was erased when a removal was committed")
+        return folder
 
     @property
     def adapter(self) -> Adapter:
@@ -107,21 +119,25 @@ class RunResult:
         names = forget_in_run(run, config_from_mapping(tree, "forget"), sinks)
         return RunResult(self.directory, f"{names['request']}/{names[method]}")
 
+    def commit(self, sinks: Sequence[Sink] = ()) -> RunResult:
+        """Make this trial the head of its run, and erase what it invalidates; the evidence lies beside its plan."""
+        run, config = RunDirectory.open(self.directory)
+        commit_in_run(run, config, self.model, sinks)
+        return RunResult(self.directory)
+
     def oracle(self, client: str, samples: str = "") -> RunResult:
         """The model that never saw the data, trained when it does not exist yet."""
         run, config = RunDirectory.open(self.directory)
-        prepared, data = prepare(config)
-        request = make_request(data, client, samples)
-        entries = {entry["id"]: entry for entry in self.metrics["requests"]}
-        if request.id not in entries or "oracle" not in entries[request.id]["models"]:
-            forget = prepared.forget.model_copy(update={"client": client, "samples": samples, "methods": ()})
-            forget_in_run(run, prepared.model_copy(update={"forget": forget}))
-        return RunResult(self.directory, f"{request.id}/oracle")
+        forget = config.forget.model_copy(update={"client": client, "samples": samples, "methods": ()})
+        names = forget_in_run(run, config.model_copy(update={"forget": forget}))
+        return RunResult(self.directory, f"{names['request']}/oracle")
 
 
 def _prepare_again(run: RunDirectory, config: RunConfig) -> RunConfig:
-    """Prepare a config for a finished run, whose data and base model must still be what it learned from."""
+    """Prepare a config for a run that exists, whose data and base model must still be what it learned from."""
     config, data = prepare(config)
+    if not (run.root / "manifest.json").is_file():  # the run was interrupted before it was written
+        run.write_json("manifest.json", make_manifest(config, data))
     manifest = run.read_json("manifest.json", {})
     now = {"data_digest": data.digest, "model_digest": model_digest(config.model)}
     for key, what in (("data_digest", "the data"), ("model_digest", f"the base model {config.model.name}")):
@@ -132,19 +148,76 @@ def _prepare_again(run: RunDirectory, config: RunConfig) -> RunConfig:
     return config
 
 
-def forget_in_run(run: RunDirectory, config: RunConfig, sinks: Sequence[Sink] = ()) -> dict[str, str]:
-    """Answer a request in a finished run; see `server.main.run_forget`."""
+def _check_not_forgotten(run: RunDirectory, client: str) -> None:
+    """Refuse early what the ledger would refuse: a request of a client that was forgotten."""
+    for absence in run.read_json(f"keys/{EXCLUSIONS}", []):
+        if absence["client"] == client and absence["samples"] is None:
+            raise ConfigError(f"'{client}' was forgotten by {run.root}; nothing of it is left")
+
+
+def forget_in_run(
+    run: RunDirectory, config: RunConfig, sinks: Sequence[Sink] = (), signed: ForgetRequest | None = None
+) -> dict[str, str]:
+    """Answer a request in a run that has learned; see `server.main.run_forget`."""
+    check_ledger_exists(run.root)
+    _check_not_forgotten(run, config.forget.client)
     config = _prepare_again(run, config)
     observer = Observer(run.log, *sinks)
-    return on_engine(config, lambda hosts: run_forget(config, hosts, run, observer))
+    return on_engine(config, lambda hosts: run_forget(config, hosts, run, observer, signed))
 
 
-def plan_in_run(run: RunDirectory, config: RunConfig) -> dict[str, Any]:
+def plan_in_run(run: RunDirectory, config: RunConfig, signed: ForgetRequest | None = None) -> dict[str, Any]:
     """Plan the one removal that `config.forget` names, without running anything."""
-    config = _prepare_again(run, config)
+    check_ledger_exists(run.root)
+    _check_not_forgotten(run, config.forget.client)
+    return _inline(run, config, (), lambda config, hosts, observer: run_plan(config, hosts, run, observer, signed))
+
+
+def commit_in_run(run: RunDirectory, config: RunConfig, trial: str, sinks: Sequence[Sink] = ()) -> dict[str, Any]:
+    """Commit a trial; see `server.main.run_commit`."""
+    check_ledger_exists(run.root)
+    config = config.model_copy(update={"forget": ForgetConfig()})  # what the scenario asked for does not matter here
+    return _inline(run, config, sinks, lambda config, hosts, observer: run_commit(config, hosts, run, observer, trial))
+
+
+def refuse_in_run(run: RunDirectory, config: RunConfig, request: str, ground: str) -> None:
+    """Refuse an open request; see `server.main.run_refuse`."""
+    check_ledger_exists(run.root)
+    config = config.model_copy(update={"forget": ForgetConfig()})
+    _inline(run, config, (), lambda config, hosts, observer: run_refuse(config, hosts, run, observer, request, ground))
+
+
+def _inline(
+    run: RunDirectory,
+    config: RunConfig,
+    sinks: Sequence[Sink],
+    work: Callable[[RunConfig, Hosts, Observer], T],
+) -> T:
+    """Run `work` in this process: nothing in it trains."""
     from simulations.inline import run as inline
 
-    return inline(config, lambda hosts: run_plan(config, hosts, run, Observer()))
+    config = _prepare_again(run, config)
+    observer = Observer(run.log, *sinks)
+    return inline(config, lambda hosts: work(config, hosts, observer))
+
+
+def resume(directory: str | Path, sinks: Sequence[Sink] = ()) -> RunResult:
+    """Go on with a run that was interrupted, from the last cohort that it stored; it ends with the same bits.
+
+    Raises
+    ------
+    InputError
+        If there is no run in the directory.
+    """
+    run, config = RunDirectory.open(Path(directory))
+    config = _prepare_again(run, config)
+    _run(run, config, sinks)
+    return RunResult(run.root)
+
+
+def _run(run: RunDirectory, config: RunConfig, sinks: Sequence[Sink]) -> None:
+    observer = Observer(run.log, *sinks)
+    on_engine(config, lambda hosts: run_scenario(config, hosts, run, observer))
 
 
 def simulate(config: RunConfig, out: str | Path | None = None, sinks: Sequence[Sink] = ()) -> RunResult:
@@ -170,6 +243,5 @@ def simulate(config: RunConfig, out: str | Path | None = None, sinks: Sequence[S
         raise ConfigError(f"{root} exists already; choose another --out, or remove it")
     config, data = prepare(config)
     run = RunDirectory.create(root, config, make_manifest(config, data))
-    observer = Observer(run.log, *sinks)
-    on_engine(config, lambda hosts: run_scenario(config, hosts, run, observer))
+    _run(run, config, sinks)
     return RunResult(root)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -67,8 +67,8 @@ class GridHosts:
         """The nodes, sorted."""
         return tuple(self._nodes)
 
-    def ask(self, requests: Sequence[HostRequest]) -> list[HostReply]:
-        """Send one message to each host and wait for the replies; a host without a usable one is left out."""
+    def ask(self, requests: Sequence[HostRequest]) -> Iterator[HostReply]:
+        """Send one message to each host; yield the replies as they come, a host without a usable one is left out."""
         messages = [
             Message(pack_request(request), dst_node_id=self._nodes[request.host], message_type=request.kind)
             for request in requests
@@ -76,15 +76,13 @@ class GridHosts:
         sent = list(self._grid.push_messages(messages))
         asked = dict(zip(sent, requests, strict=True))
         waiting = set(sent)
-        replies: list[HostReply] = []
         end = time.monotonic() + self._deadline
         while waiting and time.monotonic() < end:
             for message in self._grid.pull_messages(waiting):
                 request = asked[message.metadata.reply_to_message_id]
                 waiting.discard(message.metadata.reply_to_message_id)
-                replies.append(_read(message, request))
+                yield _read(message, request)
             self._pause()
-        return replies
 
 
 def _read(message: Message, request: HostRequest) -> HostReply:

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from oblivion.errors import ConfigError
@@ -27,12 +27,21 @@ UNNAMED = "(not a client id)"
 """Under this key `Gate.admit` reports updates whose client id is not a slug."""
 
 
-def update_norm(delta: Adapter) -> float:
-    """L2 norm over all tensors of an update together, summed in fp64 in name order."""
+def tensor_norms(delta: Adapter) -> dict[str, float]:
+    """L2 norm of each tensor of an update, in fp64; it is finite exactly where all fp32 values are."""
     import torch
 
-    squares = [float(delta[name].to(torch.float64).square().sum()) for name in sorted(delta)]
-    return math.sqrt(math.fsum(squares))
+    return {name: float(torch.linalg.vector_norm(delta[name], dtype=torch.float64)) for name in sorted(delta)}
+
+
+def total_norm(norms: Mapping[str, float]) -> float:
+    """L2 norm of a whole update from those of its tensors."""
+    return math.sqrt(math.fsum(norms[name] ** 2 for name in sorted(norms)))
+
+
+def update_norm(delta: Adapter) -> float:
+    """L2 norm over all tensors of an update together, summed in fp64."""
+    return total_norm(tensor_norms(delta))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +56,11 @@ class GateState:
     """
 
     norms: tuple[tuple[tuple[str, float], ...], ...] = ()
+
+    def after(self, contributions: Iterable[ClientUpdate]) -> GateState:
+        """Return the state after one more round, from what the gate measured of its contributions."""
+        norms = tuple((update.client_id, total_norm(update.norms)) for update in contributions)
+        return GateState(norms=(*self.norms, norms))
 
     def without(self, client_id: str) -> GateState:
         """Return the state without anything of one client; no round is dropped."""
@@ -92,11 +106,23 @@ class Gate:
         str or None
             None if the update is accepted, else the reason in words.
         """
-        return (
-            self._check_envelope(update, expected_client, expected_round, max_examples)
-            or self._check_manifest(update.delta)
-            or self._check_values(update.delta)
-        )
+        reason, _ = self._examine(update, expected_client, expected_round, max_examples)
+        return reason
+
+    def _examine(
+        self, update: ClientUpdate, client: str, round: int, limit: int
+    ) -> tuple[str | None, dict[str, float]]:
+        """The reason to refuse, if there is one, and the norm of each tensor where it could be taken."""
+        reason = self._check_envelope(update, client, round, limit) or self._check_manifest(update.delta)
+        if reason is not None:
+            return reason, {}
+        norms = tensor_norms(update.delta)
+        for name, norm in norms.items():
+            if not math.isfinite(norm):
+                return f"tensor '{name}' has values that are not finite", norms
+        if not total_norm(norms) <= self.max_norm:
+            return f"its L2 norm is above the bound of {self.max_norm:g}", norms
+        return None, norms
 
     def _check_envelope(self, update: ClientUpdate, client: str, round: int, max_examples: int) -> str | None:
         if not isinstance(update.client_id, str) or update.client_id != client:
@@ -128,36 +154,26 @@ class Gate:
                 return f"tensor '{name}' {reason}"
         return None
 
-    def _check_values(self, delta: Adapter) -> str | None:
-        for name in sorted(delta):
-            if not bool(delta[name].isfinite().all()):
-                return f"tensor '{name}' has values that are not finite"
-        if not update_norm(delta) <= self.max_norm:
-            return f"its L2 norm is above the bound of {self.max_norm:g}"
-        return None
-
     def admit(
-        self, updates: Sequence[ClientUpdate], asked: Mapping[str, int], round: int, state: GateState
-    ) -> tuple[tuple[ClientUpdate, ...], dict[str, str], GateState]:
-        """Check the updates of one round.
+        self, updates: Sequence[ClientUpdate], asked: Mapping[str, int], round: int
+    ) -> tuple[tuple[ClientUpdate, ...], dict[str, str]]:
+        """Check the updates that one host sent for one cohort.
 
         Parameters
         ----------
         updates : sequence of ClientUpdate
             As received, in any order.
         asked : mapping of str to int
-            The clients that were asked in this round, each with the most examples it can have trained on.
+            The clients of the cohort, each with the most examples it can have trained on.
         round : int
             The round.
-        state : GateState
-            The gate's state before the round.
 
         Returns
         -------
         tuple
-            The accepted updates in client-id order; refused client ids with the reason; the state after the
-            round. Where two updates claim one client, neither is accepted: which is genuine cannot be
-            known, and the choice must not depend on the order of arrival.
+            The accepted updates in client-id order, each with its `norms`; refused client ids with the reason.
+            Where two updates claim one client, neither is accepted: which is genuine cannot be known, and the
+            choice must not depend on the order of arrival.
         """
         claims = Counter(_key(update) for update in updates)
         accepted: dict[str, ClientUpdate] = {}
@@ -169,14 +185,12 @@ class Gate:
             elif claims[client] > 1:
                 reason = "more than one update claims to come from this client"
             else:
-                reason = self.check(update, client, round, asked[client])
+                reason, norms = self._examine(update, client, round, asked[client])
             if reason is None:
-                accepted[client] = update
+                accepted[client] = replace(update, norms=norms)
             else:
                 refused[client] = reason
-        ordered = tuple(accepted[client] for client in sorted(accepted))
-        norms = tuple((update.client_id, update_norm(update.delta)) for update in ordered)
-        return ordered, dict(sorted(refused.items())), GateState(norms=(*state.norms, norms))
+        return tuple(accepted[client] for client in sorted(accepted)), dict(sorted(refused.items()))
 
 
 def _key(update: ClientUpdate) -> str:

@@ -1,146 +1,129 @@
-"""The ledger's in-memory implementation: participation and the last state of every branch.
-
-It serves tests and runs without history. Contributions are kept only until their round is committed.
-"""
+"""The ledger in this process's memory: for tests, and as the model that the stored one is compared with."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+import sys
+from dataclasses import replace
 
-from oblivion.aggregation.gate import GateState
-from oblivion.aggregation.rule import RuleState
 from oblivion.errors import IntegrityError
-from oblivion.types import ClientUpdate, Cost, GlobalState
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoundState:
-    """Everything the server carries from one round to the next."""
-
-    round: int
-    state: GlobalState
-    rule_state: RuleState
-    gate_state: GateState
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoundRecord:
-    """Who took part in a round, and who could not.
-
-    Attributes
-    ----------
-    branch, round
-        Which round.
-    selected : tuple of str
-        The clients that were asked.
-    accepted : tuple of str
-        Those whose update entered the aggregate.
-    refused : mapping of str to str
-        Client to the gate's reason.
-    failed : mapping of str to str
-        Client to the outside reason (no reply, crash); this is the availability record.
-    loss : float
-        Mean training loss of the accepted clients, weighted by examples.
-    cost : Cost
-        What the round cost.
-    """
-
-    branch: str
-    round: int
-    selected: tuple[str, ...]
-    accepted: tuple[str, ...]
-    refused: Mapping[str, str] = field(default_factory=dict)
-    failed: Mapping[str, str] = field(default_factory=dict)
-    loss: float = float("nan")
-    cost: Cost = field(default_factory=Cost)
-
-
-class Ledger(Protocol):
-    """What a federation remembers of its rounds."""
-
-    def branch(self, name: str, start: RoundState, records: Sequence[RoundRecord] = ()) -> None:
-        """Begin a branch from a state, with the rounds that led to it where it is taken up again."""
-        ...
-
-    def append(self, branch: str, update: ClientUpdate) -> None:
-        """Store an update that passed the gate, as a contribution to the round under way."""
-        ...
-
-    def contributions(self, branch: str, round: int) -> tuple[ClientUpdate, ...]:
-        """The contributions of the round under way, in client-id order."""
-        ...
-
-    def commit(self, record: RoundRecord, after: RoundState) -> None:
-        """End a round: its record and the state after it."""
-        ...
-
-    def reset_rule(self, branch: str, rule_state: RuleState) -> None:
-        """Let the rule begin anew on a branch, between two rounds."""
-        ...
-
-    def head(self, branch: str) -> RoundState:
-        """The state after the branch's last committed round."""
-        ...
-
-    def records(self, branch: str) -> tuple[RoundRecord, ...]:
-        """The branch's committed rounds in order."""
-        ...
+from oblivion.ledger.rounds import (
+    Branch,
+    CohortOutcome,
+    RoundRecord,
+    RoundState,
+    Selection,
+    line,
+    reachable,
+)
+from oblivion.types import ClientUpdate
 
 
 class MemoryLedger:
-    """A `Ledger` in this process's memory."""
+    """A `Ledger` that keeps everything and survives nothing."""
 
     def __init__(self) -> None:
-        self._heads: dict[str, RoundState] = {}
-        self._records: dict[str, list[RoundRecord]] = {}
-        self._pending: dict[tuple[str, int], dict[str, ClientUpdate]] = {}
+        self._branches: dict[str, Branch] = {}
+        self._selections: dict[tuple[str, int], Selection] = {}
+        self._outcomes: dict[tuple[str, int], dict[int, CohortOutcome]] = {}
+        self._records: dict[tuple[str, int], RoundRecord] = {}
+        self._states: dict[tuple[str, int], RoundState] = {}
 
-    def branch(self, name: str, start: RoundState, records: Sequence[RoundRecord] = ()) -> None:
+    def open_branch(self, branch: Branch, start: RoundState | None = None) -> None:
         """Begin a branch; a name is used once."""
-        if name in self._heads:
-            raise IntegrityError(f"branch {name!r} exists already")
-        self._heads[name] = start
-        self._records[name] = list(records)
+        if branch.name in self._branches:
+            raise IntegrityError(f"branch {branch.name!r} exists already")
+        self._branches[branch.name] = branch
+        if start is not None:
+            self._states[branch.name, branch.fork] = start
 
-    def append(self, branch: str, update: ClientUpdate) -> None:
-        """Store a contribution; a client contributes once a round."""
-        pending = self._pending.setdefault((branch, update.round), {})
-        if update.client_id in pending:
-            raise IntegrityError(f"{update.client_id} contributed twice to round {update.round} of {branch!r}")
-        pending[update.client_id] = update
+    def branches(self) -> tuple[Branch, ...]:
+        """All branches in the order in which they began."""
+        return tuple(self._branches.values())
+
+    def branch(self, name: str) -> Branch:
+        """One branch by its name."""
+        if name not in self._branches:
+            raise IntegrityError(f"the ledger has no branch {name!r}; it has {sorted(self._branches)}")
+        return self._branches[name]
+
+    def _check_next(self, branch: str, round: int) -> None:
+        done = [number for name, number in self._records if name == branch]
+        last = max(done, default=self.branch(branch).fork)
+        if round != last + 1:
+            raise IntegrityError(f"round {round} of {branch!r} does not follow round {last}")
+
+    def begin(self, selection: Selection) -> None:
+        """Write down who will be asked."""
+        self._check_next(selection.branch, selection.round)
+        self._selections[selection.branch, selection.round] = selection
+
+    def selection(self, branch: str, round: int) -> Selection | None:
+        """What `begin` wrote."""
+        return self._selections.get((branch, round))
+
+    def append(self, outcome: CohortOutcome) -> None:
+        """Store a cohort; a client contributes once a round."""
+        done = self._outcomes.setdefault((outcome.branch, outcome.round), {})
+        there = {update.client_id for other in done.values() for update in other.updates}
+        again = sorted(there & {update.client_id for update in outcome.updates})
+        if again or outcome.cohort in done:
+            raise IntegrityError(
+                f"{again[0] if again else f'cohort {outcome.cohort}'} contributed twice to round {outcome.round} of "
+                f"{outcome.branch!r}"
+            )
+        done[outcome.cohort] = outcome
+
+    def outcomes(self, branch: str, round: int) -> tuple[CohortOutcome, ...]:
+        """The stored cohorts of a round without their updates."""
+        return tuple(replace(outcome, updates=()) for _, outcome in sorted(self._of(branch, round).items()))
 
     def contributions(self, branch: str, round: int) -> tuple[ClientUpdate, ...]:
-        """The contributions of the round under way, in client-id order."""
-        return tuple(update for _, update in sorted(self._pending.get((branch, round), {}).items()))
+        """A round's contributions in client-id order."""
+        updates = (update for outcome in self._of(branch, round).values() for update in outcome.updates)
+        return tuple(sorted(updates, key=lambda update: update.client_id))
 
-    def commit(self, record: RoundRecord, after: RoundState) -> None:
-        """End a round; its contributions are dropped."""
-        head = self.head(record.branch)
-        if record.round != head.round + 1 or after.round != record.round:
-            raise IntegrityError(f"round {record.round} of {record.branch!r} does not follow round {head.round}")
-        self._pending.pop((record.branch, record.round), None)
-        self._heads[record.branch] = after
-        self._records[record.branch].append(record)
+    def _of(self, branch: str, round: int) -> dict[int, CohortOutcome]:
+        for name, first, last in line(self._branches, self.branch(branch).name, round):
+            if first <= round <= last:
+                return self._outcomes.get((name, round), {})
+        return {}
 
-    def reset_rule(self, branch: str, rule_state: RuleState) -> None:
-        """Let the rule begin anew on a branch, between two rounds."""
-        self._heads[branch] = dataclasses.replace(self.head(branch), rule_state=rule_state)
-
-    def head(self, branch: str) -> RoundState:
-        """The state after the branch's last committed round."""
-        if branch not in self._heads:
-            raise IntegrityError(f"the ledger has no branch {branch!r}; it has {sorted(self._heads)}")
-        return self._heads[branch]
+    def commit(self, record: RoundRecord, after: RoundState, keep: bool) -> None:
+        """End a round."""
+        self._check_next(record.branch, record.round)
+        self._records[record.branch, record.round] = record
+        if keep:
+            self._states[record.branch, record.round] = after
 
     def records(self, branch: str) -> tuple[RoundRecord, ...]:
-        """The branch's committed rounds in order."""
-        self.head(branch)
-        return tuple(self._records[branch])
+        """The committed rounds that led to the branch's head."""
+        pieces = line(self._branches, self.branch(branch).name, sys.maxsize)
+        return tuple(
+            self._records[key]
+            for name, first, last in pieces
+            for key in sorted(self._records)
+            if key[0] == name and first <= key[1] <= last
+        )
 
+    def last_state(self, branch: str, at_most: int) -> RoundState:
+        """The last checkpoint at or before a round."""
+        for name, first, last in reversed(line(self._branches, self.branch(branch).name, at_most)):
+            kept = [key for key in self._states if key[0] == name and first <= key[1] <= last]
+            if kept:
+                return self._states[max(kept)]
+        raise IntegrityError(f"no state of {branch!r} is kept at or before round {at_most}")
 
-def first_selected(records: Sequence[RoundRecord], client_id: str) -> int | None:
-    """The first round in which a client was selected (t_u); None if it never was."""
-    return next((record.round for record in records if client_id in record.selected), None)
+    def restorable(self, branch: str) -> tuple[int, ...]:
+        """The rounds whose state can be had again."""
+        pieces = line(self._branches, self.branch(branch).name, sys.maxsize)
+        inside = [(name, first, last) for name, first, last in pieces]
+        states = {r for n, r in self._states for name, first, last in inside if n == name and first <= r <= last}
+        again = {r.round for r in self.records(branch) if not r.unlearned}
+        return reachable(states, again)
+
+    def drop(self, branch: str) -> None:
+        """Remove everything of a branch."""
+        del self._branches[self.branch(branch).name]
+        for table in (self._selections, self._outcomes, self._records, self._states):
+            for key in [key for key in table if key[0] == branch]:
+                del table[key]

@@ -47,6 +47,14 @@ def _read_run(folder: Path) -> RunConfig:
     return config_from_mapping(values, f"{folder}/config.toml")
 
 
+def _head(folder: Path) -> str:
+    """Where a run keeps its present adapter: what it learned, or what the last committed removal made."""
+    try:
+        return str(json.loads((folder / "metrics.json").read_text("utf-8"))["head"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "adapters/original"
+
+
 def _read_request(folder: Path, model: str) -> ForgetRequest | None:
     """The request that a model of a run answers; `model` is ``"<request>/<name>"``."""
     wanted, _, name = model.partition("/")
@@ -84,7 +92,7 @@ def find_target(target: Any, base: str = "", revision: str = "") -> Target:
     run_folder = Path(getattr(target, "directory", folder))
     run = _read_run(run_folder) if (run_folder / "config.toml").is_file() else None
     if run is not None and run_folder == folder:
-        folder = run_folder / "adapters" / "original"
+        folder = run_folder / _head(run_folder)
     if (folder / CONFIG).is_file():
         adapter, lora, named = read_adapter_folder(folder)
         model = run.model if run and not base else ModelConfig(name=base or named, revision=revision)
@@ -93,7 +101,7 @@ def find_target(target: Any, base: str = "", revision: str = "") -> Target:
         request = _read_request(run_folder, str(target.model)) if run and hasattr(target, "adapter_folder") else None
         return Target(name=str(folder), model=model, lora=lora, adapter=adapter, run=run, request=request)
     if run is not None:
-        raise InputError(f"{run_folder} has no adapters/original; its learning did not finish")
+        raise InputError(f"{folder} is missing: the learning of {run_folder} did not finish, or it was erased")
     model = ModelConfig(name=str(target), revision=revision)
     try:
         locate(model)

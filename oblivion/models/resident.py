@@ -145,23 +145,27 @@ class ResidentModel:
         OblivionError
             If the disk is full, or `folder` exists already.
         """
-        from safetensors.torch import save
-
         check_adapter(adapter, self.parameters)
         settings = self.model.peft_config["default"].to_dict()
         settings.update(base_model_name_or_path=base_name, inference_mode=True)
         text = json.dumps(settings, indent=2, default=lambda v: sorted(v) if isinstance(v, set) else str(v))
-        weights = save({name: tensor.contiguous() for name, tensor in adapter.items()}, {"format": "pt"})
         staging = folder.with_name(folder.name + ".partial")
         try:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
             (staging / CONFIG).write_text(text + "\n", encoding="utf-8")
-            (staging / WEIGHTS).write_bytes(weights)
+            (staging / WEIGHTS).write_bytes(weight_bytes(adapter))
             os.replace(staging, folder)
         except OSError as error:
             shutil.rmtree(staging, ignore_errors=True)
             raise OblivionError(f"{folder} could not be written: {error.strerror}; free some space") from None
+
+
+def weight_bytes(adapter: Adapter) -> bytes:
+    """The content of an adapter's weight file in PEFT format."""
+    from safetensors.torch import save
+
+    return save({name: tensor.contiguous() for name, tensor in adapter.items()}, {"format": "pt"})
 
 
 def check_adapter(adapter: Adapter, like: Adapter | dict[str, Parameter]) -> None:

@@ -11,6 +11,7 @@ removals = Registry(
         "exclude": "oblivion.removal.exclude:Exclude",
         "local": "oblivion.removal.local:Local",
         "retrain": "oblivion.removal.retrain:Retrain",
+        "rollback": "oblivion.removal.rollback:Rollback",
     },
 )
 

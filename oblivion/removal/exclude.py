@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, checklist, cost_fraction, from_round
+from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, checklist, cost_fraction, from_round, invalidated
 from oblivion.types import ForgetRequest
 
 
@@ -28,7 +28,7 @@ class Exclude:
 
     def plan(self, request: ForgetRequest, situation: Situation) -> RemovalPlan:
         """Plan `recovery_rounds` more rounds from the head, the rule's state as it stands."""
-        first, last = situation.rounds + 1, situation.rounds + self.recovery_rounds
+        first, last = situation.head + 1, situation.head + self.recovery_rounds
         steps = situation.rounds_cost(first, last)
         return RemovalPlan(
             method="exclude",
@@ -44,4 +44,5 @@ class Exclude:
             ),
             client_steps=steps,
             fraction=cost_fraction(steps, situation),
+            invalidates=invalidated(from_round(request, situation), situation),
         )

@@ -24,6 +24,7 @@ from oblivion.removal.plan import (
     checklist,
     cost_fraction,
     from_round,
+    invalidated,
 )
 from oblivion.types import ForgetRequest
 
@@ -69,7 +70,7 @@ class Local:
             its own, so they can only be the server's public rows.
         """
         anchor, parameters = self._anchor(request, situation)
-        round = situation.rounds + 1
+        round = situation.head + 1
         phases: tuple[Phase, ...] = (
             UnlearnPhase(
                 round=round,
@@ -84,7 +85,7 @@ class Local:
         )
         if self.recovery_rounds:
             last = round + self.recovery_rounds
-            phases += (LearnPhase(start="continue", first=round + 1, last=last, reset_rule_state=True),)
+            phases += (LearnPhase(start="continue", first=round + 1, last=last),)
         steps = situation.unlearn_steps + situation.rounds_cost(round + 1, round + self.recovery_rounds)
         return RemovalPlan(
             method="local",
@@ -100,6 +101,7 @@ class Local:
             ),
             client_steps=steps,
             fraction=cost_fraction(steps, situation),
+            invalidates=invalidated(from_round(request, situation), situation),
         )
 
     def _anchor(

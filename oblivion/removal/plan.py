@@ -8,8 +8,8 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from oblivion.aggregation.rule import Aggregator
 from oblivion.errors import PlanRefusedError
-from oblivion.ledger.memory import RoundRecord, first_selected
-from oblivion.selection import client_steps
+from oblivion.ledger.rounds import RoundRecord, first_selected
+from oblivion.selection import client_steps, population, select_clients
 from oblivion.types import ForgetRequest, Guarantee
 
 Status: TypeAlias = Literal["cleaned", "unaffected", "not covered"]
@@ -31,19 +31,16 @@ class LearnPhase:
     Attributes
     ----------
     start : str
-        ``"initial"``: from the adapter before any training; ``"continue"``: from where the removal stands.
+        ``"restore"``: from the state before round `first`, as it was; ``"continue"``: from where the removal stands.
     first, last : int
         The rounds, both included.
-    reset_rule_state : bool
-        Whether the rule begins anew, because its momentum or moments hold the client.
     replay : bool
         Whether clients that were unavailable in the original rounds stay out of the same rounds.
     """
 
-    start: Literal["initial", "continue"]
+    start: Literal["restore", "continue"]
     first: int
     last: int
-    reset_rule_state: bool = False
     replay: bool = False
 
 
@@ -51,7 +48,8 @@ class LearnPhase:
 class UnlearnPhase:
     """One visit of the target client with an unlearning objective, applied outside the rule.
 
-    ``next global = global + scale * update``, the update's norm at most `max_norm`.
+    ``next global = global + scale * update``, the update's norm at most `max_norm`. The rule begins anew afterwards
+    where `reset_rule_state` says so, because its momentum or moments hold the client.
     """
 
     round: int
@@ -62,6 +60,7 @@ class UnlearnPhase:
     local_epochs: int
     learning_rate: float
     anchor: Literal["public", "retained", "none"]
+    reset_rule_state: bool = True
 
 
 Phase: TypeAlias = LearnPhase | UnlearnPhase
@@ -78,14 +77,14 @@ class RemovalPlan:
     guarantee : str
         `oblivion.types.Guarantee`.
     from_round : int
-        The first round whose effect is undone; 0 if none is.
+        t_u, the first round that selected the client; 0 if none did.
     phases : tuple of Phase
         In order.
     touches : tuple of Touch
         The filled-in checklist: what becomes of every place where the forgotten data left something, in the model
         that the removal makes and in what later rounds go on from.
     invalidates : tuple of str
-        What in the run directory still holds the forgotten data. A trial deletes nothing.
+        What in the run directory holds the forgotten data and goes when the trial is committed.
     client_steps : int
         Estimated optimizer steps.
     fraction : float
@@ -100,7 +99,14 @@ class RemovalPlan:
     touches: tuple[Touch, ...]
     client_steps: int
     fraction: float
-    invalidates: tuple[str, ...] = ("adapters/original", "ledger/head.safetensors")
+    invalidates: tuple[str, ...] = ()
+
+    def last_round(self, head: int) -> int:
+        """The round at which the removal ends, for a run that stands at `head`."""
+        if not self.phases:
+            return head
+        phase = self.phases[-1]
+        return phase.last if isinstance(phase, LearnPhase) else phase.round
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +116,13 @@ class Situation:
     Attributes
     ----------
     rounds : int
-        The last round of the learned branch.
+        The rounds of a whole training.
+    head : int
+        The round at which the run stands: `rounds`, or more after a removal that went on from there.
     records : sequence of RoundRecord
-        Its rounds; empty before it was run.
+        The rounds that led there; empty before they were run.
+    restorable : tuple of int
+        The rounds whose state can be had again, in order.
     aggregator : Aggregator
         The rule in use.
     seed, clients_per_round, joins
@@ -126,7 +136,9 @@ class Situation:
     """
 
     rounds: int
+    head: int
     records: Sequence[RoundRecord] = ()
+    restorable: tuple[int, ...] = (0,)
     aggregator: Aggregator
     seed: int
     clients_per_round: int
@@ -173,8 +185,26 @@ def cost_fraction(steps: int, situation: Situation) -> float:
 
 
 def from_round(request: ForgetRequest, situation: Situation) -> int:
-    """t_u: the first round that selected the client; 0 if none did."""
-    return first_selected(situation.records, request.client_id) or 0
+    """t_u: the first round that selected the client, or would; 0 if none did."""
+    if situation.records:
+        return first_selected(situation.records, request.client_id) or 0
+    clients = {*situation.steps, request.client_id}
+    for number in range(1, situation.rounds + 1):
+        there = population(tuple(clients), situation.joins, number)
+        if request.client_id in select_clients(there, situation.clients_per_round, situation.seed, number):
+            return number
+    return 0
+
+
+def invalidated(first: int, situation: Situation) -> tuple[str, ...]:
+    """What holds the data from t_u on, in words; nothing where the client was never selected."""
+    if not first:
+        return ()
+    return (
+        "the adapters of the present model, and of every removal and oracle that had the data",
+        f"the states and contributions of rounds {first} to {situation.head} in the ledger",
+        "the client's keys, and its other requests",
+    )
 
 
 Verdict: TypeAlias = tuple[Status, str]
@@ -205,5 +235,9 @@ def checklist(situation: Situation, *, adapter: Verdict, rule_state: Verdict, up
         Touch("selection", "unaffected", "each client's hash is its own; rounds that had selected it fill the place"),
         Touch("other clients' later updates", *updates),
         Touch("client states on other clients", *on_clients),
+        Touch("gate state", "cleaned", "without the norms of the client's updates"),
         Touch("adapter initialisation, ranks, base model", "unaffected", "made from the seed, before any data"),
+        Touch("model selection", "unaffected", "the last round is taken, nothing is chosen by results"),
+        Touch("stored contributions, states, adapters, keys", "cleaned", "erased when the removal is committed"),
+        Touch("coming back", "cleaned", "an exclusion list keeps it out of later rounds and of restored copies"),
     )

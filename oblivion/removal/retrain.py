@@ -9,7 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, Verdict, checklist, cost_fraction, from_round
+from oblivion.removal.plan import (
+    LearnPhase,
+    RemovalPlan,
+    Situation,
+    Verdict,
+    checklist,
+    cost_fraction,
+    from_round,
+    invalidated,
+)
 from oblivion.types import ForgetRequest
 
 
@@ -28,8 +37,9 @@ class Retrain:
             label="retrain",
             guarantee="exact",
             from_round=from_round(request, situation),
-            phases=(LearnPhase(start="initial", first=1, last=situation.rounds, replay=True),),
+            phases=(LearnPhase(start="restore", first=1, last=situation.rounds, replay=True),),
             touches=checklist(situation, adapter=again, rule_state=again, updates=again),
             client_steps=steps,
             fraction=cost_fraction(steps, situation),
+            invalidates=invalidated(from_round(request, situation), situation),
         )

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from oblivion.aggregation.gate import Gate, GateState
+from oblivion.aggregation.gate import Gate
 from oblivion.config import LoraConfig, ModelConfig, TrainConfig
 from oblivion.data.tokens import TokenRow
 from oblivion.errors import OblivionError
@@ -357,7 +357,7 @@ def test_a_nan_loss_gives_an_update_that_the_gate_refuses(resident: ResidentMode
     updates, failures = train_cohort(resident, start, [task], NotANumber(), SGD, INFO)  # type: ignore[arg-type]
     assert not failures and math.isnan(updates[0].metrics["loss"])
     gate = Gate(start, 1000.0, code_fingerprint())
-    accepted, refused, _ = gate.admit(updates, {"c": 4}, INFO.round, GateState())
+    accepted, refused = gate.admit(updates, {"c": 4}, INFO.round)
     assert not accepted and "not finite" in refused["c"]
     assert equal(learn(resident, start), learn(resident, start)), "and the model is not poisoned"
     assert all(t.isfinite().all() for t in learn(resident, start).delta.values())

@@ -1,0 +1,319 @@
+"""Records, and the transparency log that says of each when it was written (RFC 6962, section 2.1).
+
+Every record has an entry in the log with a salted digest of it; the salt lies with the record, so that an erased
+record cannot be recognised by its digest. Entries are the leaves of a Merkle tree. With each, an authentication code
+over the tree's root up to it is stored, so that a change is not only found but located; signed checkpoints of the root
+are for those who do not have the key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import hmac
+import json
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy.exc import IntegrityError as UniqueError
+
+from oblivion.errors import IntegrityError
+from oblivion.files import durable_step, make_folder
+from oblivion.ledger import schema
+from oblivion.ledger.checkpoint import Checkpoint, check_checkpoint, sign_checkpoint
+from oblivion.ledger.keys import Keys
+from oblivion.ledger.merkle import Frontier, leaf_hash
+from oblivion.ledger.schema import database_errors
+
+ANCHOR = "checkpoint.json"
+_SALT_BYTES = 16
+_BATCH = 500
+
+
+def canonical(value: Any) -> str:
+    """JSON with one spelling: sorted keys, no spaces, ASCII, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def utc_now() -> datetime:
+    """The time."""
+    return datetime.now(UTC)
+
+
+def stamp(time: datetime) -> str:
+    """A time as text: ISO 8601 in UTC, to the second."""
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Something that the ledger knows.
+
+    Attributes
+    ----------
+    seq : int
+        Its place in the log, counted from 1.
+    kind, key : str
+        What it is, and its name among those of its kind.
+    branch, round, client
+        What it belongs to; 0 and "" where it belongs to none.
+    content : mapping
+        Plain JSON values.
+    blob : str or None
+        The name of its sealed tensors.
+    """
+
+    seq: int
+    kind: str
+    key: str
+    branch: int
+    round: int
+    client: str
+    content: Mapping[str, Any]
+    blob: str | None
+
+
+def digest(salt: bytes, kind: str, key: str, branch: int, round: int, client: str, content: str, blob: Any) -> str:
+    """Salted SHA-256 of everything that a record says."""
+    return hashlib.sha256(salt + canonical([kind, key, branch, round, client, content, blob]).encode()).hexdigest()
+
+
+def authenticate(key: bytes, seq: int, root: bytes) -> bytes:
+    """HMAC-SHA-256 of the log's root after its entry `seq`."""
+    return hmac.digest(key, seq.to_bytes(8, "big") + root, "sha256")
+
+
+class Book:
+    """The database of one ledger, open for this process alone.
+
+    Parameters
+    ----------
+    folder : Path
+        ``ledger/`` of a run; an empty ledger is made where there is none.
+    keys : Keys
+        The run's secrets.
+    now : callable, optional
+        The clock.
+    wait : float, default 0
+        Seconds to wait for another process to leave it.
+
+    Raises
+    ------
+    IntegrityError
+        If it is damaged, another version's, not of these keys, or an older copy than these keys have seen.
+    OblivionError
+        If another process has it, or it lies on a network file system.
+    """
+
+    def __init__(self, folder: Path, keys: Keys, now: Callable[[], datetime] = utc_now, wait: float = 0.0) -> None:
+        self.path = folder / "ledger.db"
+        self.keys = keys
+        self._clock = now
+        with database_errors(self.path):
+            make_folder(folder, mode=0o700)
+        schema.refuse_network(folder)
+        self._lock = schema.Lock(folder / "lock", wait)
+        try:
+            if not self.path.exists():
+                schema.create(self.path)
+            self._engine = schema.connect(self.path)
+            schema.check_version(self._engine, self.path)
+            self._frontier, self._time = self._read_log()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _read_log(self) -> tuple[Frontier, str]:
+        frontier, last, mac = Frontier(), "", b""
+        anchor = self.keys.read_json(ANCHOR)
+        seen = Checkpoint.from_json(anchor) if anchor is not None else None
+        with self._reading() as connection:
+            for entry, code in connection.execute(select(schema.log.c.entry, schema.log.c.mac).order_by("seq")):
+                frontier.append(leaf_hash(entry.encode()))
+                last, mac = entry, code
+                if seen is not None and frontier.size == seen.size and frontier.root() != seen.root:
+                    raise self._damaged("it is not the one that keys/ has seen")
+        if seen is not None and frontier.size < seen.size:
+            raise IntegrityError(
+                f"{self.path} is an older copy: it has {frontier.size} entries, keys/{ANCHOR} has seen {seen.size}. "
+                "What was erased since would come back; restore the newer ledger"
+            )
+        if seen is not None and not check_checkpoint(self.keys.signing().public_key(), seen):
+            raise IntegrityError(f"{self.keys.folder / ANCHOR} is not signed by this run's key; restore keys/")
+        if frontier.size and not hmac.compare_digest(mac, self._mac(frontier)):
+            raise self._damaged("its last entry was changed, or keys/ is another run's")
+        return frontier, json.loads(last)["time"] if last else ""
+
+    def _damaged(self, what: str) -> IntegrityError:
+        return IntegrityError(f"{self.path}: {what}; `oblivion ledger verify` says where, restore it from its backup")
+
+    def _mac(self, frontier: Frontier) -> bytes:
+        return authenticate(self.keys.log(), frontier.size, frontier.root())
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        with database_errors(self.path), self._engine.connect() as connection:
+            yield connection
+
+    def now(self) -> datetime:
+        """The time, never before the log's last entry: a clock that went backwards revives nothing."""
+        now = self._clock()
+        if self._time:
+            now = max(now, datetime.strptime(self._time, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC))
+        return now
+
+    @contextlib.contextmanager
+    def transaction(self, anchor: bool = False) -> Iterator[Writer]:
+        """Write several records at once, or none.
+
+        Parameters
+        ----------
+        anchor : bool, default False
+            Whether keys/ shall know of it, so that an older copy of the ledger is refused from now on.
+        """
+        with database_errors(self.path), self._engine.connect() as connection, connection.begin() as database:
+            writer = Writer(connection, self.keys.log(), copy.deepcopy(self._frontier), stamp(self.now()))
+            yield writer
+            writer.flush()
+            with durable_step("commit"):
+                database.commit()
+        self._frontier, self._time = writer.frontier, writer.time
+        if anchor:
+            self.keys.write_json(ANCHOR, self.checkpoint().to_json())
+
+    def checkpoint(self) -> Checkpoint:
+        """A signed statement of the log's size and root."""
+        return sign_checkpoint(self.keys.signing(), self._frontier.size, self._frontier.root())
+
+    def find(
+        self,
+        *kinds: str,
+        key: str | None = None,
+        branch: int | None = None,
+        round: int | None = None,
+        client: str | None = None,
+    ) -> list[Record]:
+        """The records of some kinds that have what is given, in the order in which they were written."""
+        columns = schema.records.c
+        query = select(*(column for column in columns if column.name != "salt")).order_by(columns.seq)
+        if kinds:
+            query = query.where(columns.kind.in_(kinds))
+        for column, value in (("key", key), ("branch", branch), ("round", round), ("client", client)):
+            if value is not None:
+                query = query.where(columns[column] == value)
+        with self._reading() as connection:
+            return [
+                Record(**{**row, "content": json.loads(row["content"])}) for row in connection.execute(query).mappings()
+            ]
+
+    def entries(self) -> list[str]:
+        """The whole log."""
+        with self._reading() as connection:
+            return list(connection.execute(select(schema.log.c.entry).order_by("seq")).scalars())
+
+    def truncate_wal(self) -> None:
+        """Move everything into the database file and empty the write-ahead log: what was erased is in neither."""
+        with database_errors(self.path), durable_step("checkpoint"), self._engine.connect() as connection:
+            raw = connection.connection.driver_connection
+            assert raw is not None
+            busy = raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        if busy:
+            raise self._damaged("its write-ahead log could not be emptied, another process reads it")
+
+    def close(self) -> None:
+        """Leave the ledger to others."""
+        self._engine.dispose()
+        self._lock.release()
+
+
+class Writer:
+    """One transaction of a `Book`."""
+
+    def __init__(self, connection: Connection, key: bytes, frontier: Frontier, time: str) -> None:
+        self._connection = connection
+        self._key = key
+        self._log: list[dict[str, Any]] = []
+        self._records: list[dict[str, Any]] = []
+        self.frontier = frontier
+        self.time = time
+
+    def add(
+        self,
+        kind: str,
+        key: str,
+        content: Mapping[str, Any],
+        *,
+        branch: int = 0,
+        round: int = 0,
+        client: str = "",
+        blob: str | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Write a record and its log entry.
+
+        Parameters
+        ----------
+        kind, key, content, branch, round, client, blob
+            See `Record`.
+        facts : mapping, optional
+            What the log entry says for ever beside the digest; nothing personal.
+
+        Returns
+        -------
+        int
+            The record's `seq`.
+        """
+        text, salt = canonical(content), secrets.token_bytes(_SALT_BYTES)
+        said = digest(salt, kind, key, branch, round, client, text, blob)
+        seq = self.note(kind, {"digest": said, "branch": branch, "round": round, **(facts or {})})
+        self._records.append(
+            {"seq": seq, "kind": kind, "key": key, "branch": branch, "round": round, "client": client}
+            | {"content": text, "salt": salt, "blob": blob}
+        )
+        return seq
+
+    def note(self, kind: str, facts: Mapping[str, Any]) -> int:
+        """Write a log entry without a record."""
+        seq = self.frontier.size + 1
+        entry = canonical({**facts, "seq": seq, "kind": kind, "time": self.time})
+        self.frontier.append(leaf_hash(entry.encode()))
+        self._log.append({"seq": seq, "entry": entry, "mac": authenticate(self._key, seq, self.frontier.root())})
+        return seq
+
+    def erase(self, seqs: Sequence[int], why: str) -> None:
+        """Erase records; the log says which places are empty, and why."""
+        self.flush()
+        for start in range(0, len(seqs), _BATCH):
+            self._connection.execute(
+                delete(schema.records).where(schema.records.c.seq.in_(seqs[start : start + _BATCH]))
+            )
+        if seqs:
+            self.note("erased", {"why": why, "seqs": ranges(seqs)})
+
+    def flush(self) -> None:
+        """Hand everything to the database."""
+        try:
+            for table, rows in ((schema.log, self._log), (schema.records, self._records)):
+                if rows:
+                    self._connection.execute(insert(table), rows)
+        except UniqueError:
+            kinds = ", ".join(sorted({f"{row['kind']} {row['key']}" for row in self._records}))
+            raise IntegrityError(f"one of these is in the ledger already: {kinds[:400]}") from None
+        self._log, self._records = [], []
+
+
+def ranges(numbers: Iterable[int]) -> list[list[int]]:
+    """Whole numbers as [first, last] pairs, sorted."""
+    pairs: list[list[int]] = []
+    for number in sorted(numbers):
+        if pairs and number == pairs[-1][1] + 1:
+            pairs[-1][1] = number
+        else:
+            pairs.append([number, number])
+    return pairs

@@ -1,0 +1,137 @@
+"""Committing a removal: its branch becomes the head of the run, and what held the forgotten data goes.
+
+One transaction moves the head and erases the records; then blobs, keys and the write-ahead log follow. A crash in
+between is made good when the ledger is opened next: what has no record is swept.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from oblivion.ledger.book import Record, stamp
+from oblivion.ledger.register import EXCLUSIONS, SIMULATED, Asked, Register
+from oblivion.ledger.store import StoredLedger, key_name, round_content, round_record
+
+_ROUND_KINDS = ("selection", "cohort", "contribution", "state", "round")
+
+
+def commit_removal(
+    ledger: StoredLedger, register: Register, asked: Asked, branch: str, facts: Mapping[str, Any]
+) -> dict[str, int]:
+    """Make a removal's branch the head of the run and erase what it invalidates.
+
+    Parameters
+    ----------
+    ledger, register
+        Open on the same book.
+    asked : Asked
+        The request that the removal answers.
+    branch : str
+        The removal's branch, complete.
+    facts : mapping
+        What the removal's record says: ``guarantee``, ``from_round`` (t_u; 0 for never selected), ``before`` and
+        ``after`` (SHA-256 of the adapter files), ``trial`` and what else evidence will need.
+
+    Returns
+    -------
+    dict
+        How many records were erased, by kind.
+    """
+    request = asked.request
+    gone, redacted = _invalidated(ledger, branch, request.client_id, facts)
+    names = {ledger.number(known.name): known.name for known in ledger.branches()}
+    others = [other for other in register.all_asked() if other.request.id != request.id]
+    void = [o for o in others if request.whole_client and o.request.client_id == request.client_id]
+    gone += _personal(register, asked, void)
+    erased = Counter(record.kind for record in gone)
+    erased["key"] = len(_key_names(gone) - _key_names(_sealed_after(ledger, gone)))
+    keys = {other.request.id: register.next_state_key(other.request.id) for other in [asked, *others]}
+    content = {**facts, "request": request.id, "branch": branch, "committed_at": stamp(ledger.book.now())}
+    with ledger.book.transaction(anchor=True) as writer:
+        writer.erase([record.seq for record in [*gone, *redacted]], f"{request.id} was committed")
+        for record in redacted:
+            said = round_record(record, names[record.branch]).without(request.client_id)
+            writer.add("round", record.key, round_content(said), branch=record.branch, round=record.round)
+        writer.add("exclusion", request.id, {"client": request.client_id, "samples": request.sample_ids})
+        writer.add(
+            "removal",
+            request.id,
+            {**content, "erased": dict(erased)},
+            facts={"request": request.id} | {key: facts[key] for key in ("guarantee", "before", "after")},
+        )
+        for other in others:
+            if other.open and other not in void and other.state != "received":
+                said_of = {"request": other.request.id, "state": "received", "ground": "the head of the run moved"}
+                writer.add("request.state", keys[other.request.id], said_of)
+        said_of = {"request": request.id, "state": "committed", "ground": ""}
+        writer.add("request.state", keys[request.id], said_of)
+    finish_erasure(ledger, register)
+    return dict(erased)
+
+
+def _key_names(records: Iterable[Record]) -> set[str]:
+    return {key_name(record) for record in records if record.blob is not None}
+
+
+def _sealed_after(ledger: StoredLedger, gone: Iterable[Record]) -> list[Record]:
+    seqs = {record.seq for record in gone}
+    return [record for record in ledger.book.find("contribution", "state") if record.seq not in seqs]
+
+
+def _invalidated(
+    ledger: StoredLedger, branch: str, client: str, facts: Mapping[str, Any]
+) -> tuple[list[Record], list[Record]]:
+    """The records that go, and the round records that stay without a mention of the client.
+
+    What stays of the line are the rounds before t_u, and of an exact removal also its own. What an approximate one
+    left behind from t_u on was computed at models that had seen the data; of it only the head stays.
+    """
+    kept = {number: (first, last) for number, first, last in ledger.line(branch)}
+    head = ledger.records(branch)[-1].round if ledger.records(branch) else 0
+    t_u, exact = facts["from_round"], facts["guarantee"] == "exact"
+    gone: list[Record] = []
+    redacted: list[Record] = []
+    for record in ledger.book.find(*_ROUND_KINDS):
+        first, last = kept.get(record.branch, (1, 0))
+        tainted = not exact and 0 < t_u <= record.round and record.kind != "round"
+        if not first <= record.round <= last or (tainted and not (record.kind == "state" and record.round == head)):
+            gone.append(record)
+        elif record.kind == "round" and client in record.content["selected"] and facts["whole_client"]:
+            redacted.append(record)
+    gone += [record for record in ledger.book.find("branch") if record.seq not in kept]
+    return gone, redacted
+
+
+def _personal(register: Register, asked: Asked, void: list[Asked]) -> list[Record]:
+    """What the register holds of a client that leaves altogether: its key, and its other requests."""
+    if not asked.request.whole_client:
+        return []
+    client = asked.request.client_id
+    ids = {other.request.id for other in void}
+    gone = [record for record in register.book.find("client") if record.client == client]
+    gone += [r for r in register.book.find("request") if r.client == client and r.content["id"] in ids]
+    return gone + [r for r in register.book.find("request.state") if r.content["request"] in ids]
+
+
+def finish_erasure(ledger: StoredLedger, register: Register) -> None:
+    """Remove blobs and keys without a record, note the exclusions beside the keys, empty the write-ahead log.
+
+    It can be repeated, and does nothing where all of it is done.
+    """
+    ledger.reload()
+    ledger.sweep()
+    keys = ledger.keys
+    listed = [{"client": absence.client, "samples": absence.samples} for absence in register.exclusions()]
+    if listed and keys.read_json(EXCLUSIONS) != _plain(listed):
+        keys.write_json(EXCLUSIONS, listed)
+    gone = {absence.client for absence in register.exclusions() if absence.samples is None}
+    own = keys.read_json(SIMULATED) or {}
+    if gone & own.keys():
+        keys.write_json(SIMULATED, {client: key for client, key in own.items() if client not in gone})
+    ledger.book.truncate_wal()
+
+
+def _plain(listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**item, "samples": None if item["samples"] is None else list(item["samples"])} for item in listed]

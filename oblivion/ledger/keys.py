@@ -1,0 +1,114 @@
+"""The secrets of a run, in a folder of their own: whoever has the ledger without them can read nothing of it.
+
+Every client's contributions to a branch have a key, and so has every global state; destroying a key erases what it
+sealed, also where a copy of the file survives. The signing key makes the ledger's checkpoints and evidence.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from oblivion.errors import IntegrityError, OblivionError
+from oblivion.files import make_folder, remove, write_atomically
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+_KEY_BYTES = 32
+_OWNER_ONLY = 0o600
+
+
+class Keys:
+    """Keys by name, one file each, readable by their owner alone.
+
+    Parameters
+    ----------
+    folder : Path
+        ``keys/`` of a run; made with mode 0700 where it is missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._known: dict[str, bytes] = {}
+        try:
+            make_folder(folder, mode=0o700)
+        except OSError as error:
+            raise OblivionError(f"{folder} could not be made: {error.strerror}") from None
+
+    def make(self, name: str) -> bytes:
+        """The key called `name`; a new one from the operating system's randomness where there is none."""
+        if name not in self._known and not self._path(name).is_file():
+            key = secrets.token_bytes(_KEY_BYTES)
+            write_atomically(self._path(name), key, _OWNER_ONLY)
+            self._known[name] = key
+        return self.get(name)
+
+    def get(self, name: str) -> bytes:
+        """The key called `name`.
+
+        Raises
+        ------
+        IntegrityError
+            If there is none, or it is not a key.
+        """
+        if name not in self._known:
+            path = self._path(name)
+            if not path.is_file():
+                raise IntegrityError(f"{path} is missing: what it sealed cannot be read; restore keys/ from its backup")
+            key = path.read_bytes()
+            if len(key) != _KEY_BYTES:
+                raise IntegrityError(f"{path} is not a key of {_KEY_BYTES} bytes; restore keys/ from its backup")
+            self._known[name] = key
+        return self._known[name]
+
+    def destroy(self, name: str) -> None:
+        """Remove a key for good."""
+        self._known.pop(name, None)
+        remove(self._path(name))
+
+    def names(self) -> Iterator[str]:
+        """The names of all sealing keys (not the signing key)."""
+        for part in ("contributions", "states"):
+            for path in sorted((self.folder / part).rglob("*.key")):
+                yield path.relative_to(self.folder).as_posix().removesuffix(".key")
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.key"
+
+    def signing(self) -> Ed25519PrivateKey:
+        """The ledger's signing key."""
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+        return Ed25519PrivateKey.from_private_bytes(self.make("signing"))
+
+    def log(self) -> bytes:
+        """The key under which every entry of the log is authenticated."""
+        return self.make("log")
+
+    def read_json(self, name: str) -> Any:
+        """One of the files beside the keys; None where there is none."""
+        path = self.folder / name
+        if not path.is_file():
+            return None
+        try:
+            return json.loads(path.read_text("utf-8"))
+        except ValueError:
+            raise IntegrityError(f"{path}: not JSON; restore keys/ from its backup") from None
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write one of the files beside the keys."""
+        write_atomically(self.folder / name, json.dumps(value, sort_keys=True).encode(), _OWNER_ONLY)
+
+
+def contribution_key(client: str, branch: int) -> str:
+    """Name of the key of one client's contributions to one branch (by the branch's number in the ledger)."""
+    return f"contributions/{client}/{branch}"
+
+
+def state_key(branch: int, round: int) -> str:
+    """Name of the key of the global state after one round of one branch."""
+    return f"states/{branch}/{round}"

@@ -1,0 +1,64 @@
+"""Open the ledger of a run directory: database, blobs and keys together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+from oblivion.config import LedgerConfig
+from oblivion.errors import InputError
+from oblivion.ledger.blobs import FolderBlobs
+from oblivion.ledger.book import Book, utc_now
+from oblivion.ledger.erasure import finish_erasure
+from oblivion.ledger.keys import Keys
+from oblivion.ledger.register import Register
+from oblivion.ledger.store import StoredLedger
+
+DATABASE = "ledger/ledger.db"
+
+
+def open_ledger(
+    root: Path, settings: LedgerConfig, wait: float = 0.0, now: Callable[[], datetime] = utc_now
+) -> tuple[StoredLedger, Register]:
+    """Open the ledger under a run directory for this process alone, or make an empty one.
+
+    What a crash left is made good first: blobs and keys without a record go, an erasure that was begun is finished.
+
+    Parameters
+    ----------
+    root : Path
+        The run directory.
+    settings : LedgerConfig
+        How exactly and for how long updates are kept.
+    wait : float, default 0
+        Seconds to wait for another process to leave it.
+    now : callable, optional
+        The clock.
+
+    Raises
+    ------
+    IntegrityError
+        If it is damaged or an older copy.
+    OblivionError
+        If another process has it, or the disk cannot be written.
+    """
+    keys = Keys(root / "keys")
+    book = Book(root / "ledger", keys, now, wait)
+    try:
+        store = StoredLedger(book, FolderBlobs(root / "ledger" / "blobs"), keys, settings.precision, settings.retention)
+        register = Register(book)
+        register.found()
+        if register.removals():
+            finish_erasure(store, register)
+    except BaseException:
+        book.close()
+        raise
+    return store, register
+
+
+def check_ledger_exists(root: Path) -> None:
+    """Raise `InputError` where a run directory has no ledger."""
+    if not (root / DATABASE).is_file():
+        older = " (it was made by a version before the ledger: run it again)" if (root / "ledger").is_dir() else ""
+        raise InputError(f"{root} has no ledger{older}; nothing can be forgotten from it")

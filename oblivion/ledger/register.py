@@ -1,0 +1,207 @@
+"""Who takes part, who asked to be forgotten, and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from oblivion.errors import ConfigError, IntegrityError
+from oblivion.ledger import requests
+from oblivion.ledger.book import Book, Record, stamp
+from oblivion.ledger.rounds import Absence
+from oblivion.types import ForgetRequest
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+State = Literal["received", "planned", "running", "verified", "committed", "refused"]
+MAIN = "main"
+EXCLUSIONS = "exclusions.json"
+SIMULATED = "simulated-clients.json"
+"""The request keys of simulated clients, which have no disk of their own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A request and where it stands; times are ISO 8601 in UTC."""
+
+    request: ForgetRequest
+    state: State
+    ground: str
+    received_at: str
+    due_at: str
+
+    @property
+    def open(self) -> bool:
+        """Whether it still waits for an answer."""
+        return self.state not in ("committed", "refused")
+
+    @property
+    def absence(self) -> Absence:
+        """What a model that answers it does without."""
+        return Absence(client=self.request.client_id, samples=self.request.sample_ids)
+
+
+class Register:
+    """The part of a ledger that is about requests; it shares the ledger's `Book`."""
+
+    def __init__(self, book: Book) -> None:
+        self.book = book
+        self.keys = book.keys
+
+    @property
+    def federation(self) -> str:
+        """The id of this run, which every request names."""
+        (record,) = self.book.find("federation")
+        return record.key
+
+    def found(self) -> None:
+        """Give a new ledger its id."""
+        import secrets
+
+        if not self.book.find("federation"):
+            with self.book.transaction(anchor=True) as writer:
+                writer.add("federation", secrets.token_hex(16), {})
+
+    def enrol(self, keys: Mapping[str, bytes]) -> None:
+        """Enter the public keys (raw Ed25519, 32 bytes) of clients; one that is there already keeps its own."""
+        known = set(self.clients())
+        with self.book.transaction() as writer:
+            for client in sorted(keys.keys() - known):
+                writer.add("client", client, {"public_key": keys[client].hex()}, client=client)
+
+    def enrol_simulated(self, clients: Mapping[str, Any]) -> None:
+        """Make a request key for every simulated client and enter it."""
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+        own: dict[str, str] = self.keys.read_json(SIMULATED) or {}
+        gone = {absence.client for absence in self.exclusions() if absence.samples is None}
+        new = sorted(set(clients) - own.keys() - gone)
+        if new:
+            own |= {client: Ed25519PrivateKey.generate().private_bytes_raw().hex() for client in new}
+            self.keys.write_json(SIMULATED, own)
+        missing = sorted(own.keys() - set(self.clients()) - gone)
+        if missing:
+            self.enrol({client: self.simulated_key(client).public_key().public_bytes_raw() for client in missing})
+
+    def simulated_key(self, client: str) -> Ed25519PrivateKey:
+        """The request key of a simulated client.
+
+        Raises
+        ------
+        ConfigError
+            If it has none here: it signs its requests itself.
+        """
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+        own = self.keys.read_json(SIMULATED) or {}
+        if client not in own:
+            raise ConfigError(f"'{client}' has no key here; it signs its request itself: give that with --request")
+        return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(own[client]))
+
+    def clients(self) -> tuple[str, ...]:
+        """The enrolled clients; who was forgotten is not among them."""
+        return tuple(sorted(record.client for record in self.book.find("client")))
+
+    def public_key(self, client: str) -> Ed25519PublicKey | None:
+        """The key that a client's requests are checked with."""
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+        for record in self.book.find("client", client=client):
+            return Ed25519PublicKey.from_public_bytes(bytes.fromhex(record.content["public_key"]))
+        return None
+
+    def receive(self, request: ForgetRequest) -> Asked:
+        """Take a request in; the same one again is the one that is there.
+
+        Raises
+        ------
+        IntegrityError
+            If it is forged, altered, expired, for another run, or uses a nonce again.
+        """
+        place = f"{request.client_id}/{request.nonce}"  # another client cannot use up a nonce by being faster
+        known = self.book.find("request", key=place)
+        now = self.book.now()
+        if known:
+            asked = self._asked(known[0])
+            if asked.request == request:
+                return asked
+            raise IntegrityError("the forget request is refused: its nonce was used before; issue the request again")
+        requests.check(request, self.public_key(request.client_id), self.federation, now)
+        content = {
+            **requests.to_json(request),
+            "received_at": stamp(now),
+            "due_at": stamp(requests.due_at(now)),
+        }
+        with self.book.transaction(anchor=True) as writer:
+            writer.add("request", place, content, client=request.client_id)
+            writer.add("request.state", f"{request.id}/1", {"request": request.id, "state": "received", "ground": ""})
+        return self.asked(request.id)
+
+    def all_asked(self) -> tuple[Asked, ...]:
+        """Every request in the order of receipt."""
+        return tuple(self._asked(record) for record in self.book.find("request"))
+
+    def asked(self, request_id: str) -> Asked:
+        """One request.
+
+        Raises
+        ------
+        ConfigError
+            If there is none with this id.
+        """
+        everything = {asked.request.id: asked for asked in self.all_asked()}
+        if request_id not in everything:
+            from oblivion.errors import nearest
+
+            raise ConfigError(f"there is no request '{request_id}'; {nearest(request_id, everything)}")
+        return everything[request_id]
+
+    def open_request(self, client: str, samples: tuple[str, ...] | None) -> Asked | None:
+        """The open request of a client for exactly this, if there is one."""
+        wanted = None if samples is None else sorted(samples)
+        for asked in self.all_asked():
+            own = asked.request.sample_ids
+            if asked.open and asked.request.client_id == client and (None if own is None else sorted(own)) == wanted:
+                return asked
+        return None
+
+    def _asked(self, record: Record) -> Asked:
+        content = dict(record.content)
+        received, due = content.pop("received_at"), content.pop("due_at")
+        request = requests.from_json(content)
+        moves = [move for move in self.book.find("request.state") if move.content["request"] == request.id]
+        last = moves[-1].content
+        return Asked(request=request, state=last["state"], ground=last["ground"], received_at=received, due_at=due)
+
+    def move(self, request_id: str, state: State, ground: str = "") -> None:
+        """Let a request go on to another state; nothing happens where it is there already."""
+        asked = self.asked(request_id)
+        if not asked.open:
+            raise ConfigError(f"{request_id} is {asked.state} already")
+        if asked.state != state:
+            key, content = self.next_state_key(request_id), {"request": request_id, "state": state, "ground": ground}
+            with self.book.transaction(anchor=True) as writer:
+                writer.add("request.state", key, content)
+
+    def next_state_key(self, request_id: str) -> str:
+        """The key of the next record of a request's state."""
+        done = [move for move in self.book.find("request.state") if move.content["request"] == request_id]
+        return f"{request_id}/{len(done) + 1}"
+
+    def exclusions(self) -> tuple[Absence, ...]:
+        """Who and what may never come back: from the ledger, and from the list beside the keys."""
+        listed = [record.content for record in self.book.find("exclusion")]
+        beside = self.keys.read_json(EXCLUSIONS) or []
+        known = {(a["client"], None if a["samples"] is None else tuple(a["samples"])): None for a in [*listed, *beside]}
+        return tuple(Absence(client=client, samples=samples) for client, samples in known)
+
+    def removals(self) -> tuple[Record, ...]:
+        """The committed removals in order; the last one's branch is the head of the run."""
+        return tuple(self.book.find("removal"))
+
+    def head(self) -> str:
+        """The name of the branch that is the head of the run."""
+        removals = self.removals()
+        return str(removals[-1].content["branch"]) if removals else MAIN

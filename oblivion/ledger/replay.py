@@ -1,0 +1,189 @@
+"""From contributions to states again: what a round made of them is a pure function, so it can be made twice."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from oblivion.aggregation import aggregators, schemes
+from oblivion.aggregation.rule import Aggregator, LoraScheme
+from oblivion.config import RunConfig, load_config
+from oblivion.errors import IntegrityError
+from oblivion.ledger.rounds import Branch, Ledger, RoundState, line
+from oblivion.parameters import build
+from oblivion.selection import population
+from oblivion.types import ClientUpdate, RoundInfo
+
+
+class Replay:
+    """Aggregates stored contributions again.
+
+    Parameters
+    ----------
+    ledger : Ledger
+        Where they are.
+    rule, scheme
+        Those of the run.
+    info : callable
+        Branch name and round to what the rule is told of it.
+    """
+
+    def __init__(
+        self, ledger: Ledger, rule: Aggregator, scheme: LoraScheme, info: Callable[[str, int], RoundInfo]
+    ) -> None:
+        self.ledger = ledger
+        self.rule = rule
+        self.scheme = scheme
+        self.info = info
+
+    def step(self, before: RoundState, contributions: Sequence[ClientUpdate], info: RoundInfo) -> RoundState:
+        """The state after a round, from the state before it and the round's contributions in client-id order."""
+        updates = self.scheme.into(contributions)
+        state, rule_state = self.rule.apply(updates, before.state, before.rule_state, info)
+        return RoundState(
+            round=info.round,
+            state=self.scheme.back(state),
+            rule_state=rule_state,
+            gate_state=before.gate_state.after(contributions),
+        )
+
+    def state(self, name: str, round: int, start: RoundState | None = None) -> RoundState:
+        """The state after a round of a branch's line.
+
+        Parameters
+        ----------
+        name : str
+            The branch.
+        round : int
+            The round, or the branch's fork.
+        start : RoundState, optional
+            An earlier state of the line; by default the last that is kept at or before the round.
+
+        Raises
+        ------
+        IntegrityError
+            If contributions on the way are kept no more.
+        """
+        state = start or self.ledger.last_state(name, round)
+        records = {record.round: record for record in self.ledger.records(name)}
+        for number in range(state.round + 1, round + 1):
+            owner = self._owner(name, number)
+            contributions = self.ledger.contributions(owner.name, number)
+            record = records[number]
+            if record.unlearned or tuple(update.client_id for update in contributions) != record.accepted:
+                raise IntegrityError(
+                    f"the state after round {number} of {name!r} cannot be aggregated again: its contributions are not "
+                    "all kept"
+                )
+            state = self.step(_entering(owner, state), contributions, self.info(owner.name, number))
+        return _entering(self.ledger.branch(name), state)
+
+    def check(self, name: str) -> int:
+        """Aggregate a branch's own rounds again from what the ledger holds, and compare with the states that it kept.
+
+        Returns
+        -------
+        int
+            How many rounds were aggregated again.
+
+        Raises
+        ------
+        IntegrityError
+            If a state is not what its contributions make.
+        """
+        branch = self.ledger.branch(name)
+        own = [record for record in self.ledger.records(name) if record.branch == name]
+        kept = set(self.ledger.restorable(name))
+        state, count = None, 0
+        for record in own:
+            if record.unlearned or record.round - 1 not in kept:
+                state = None
+                continue
+            before = state or self.state(name, record.round - 1)
+            contributions = self.ledger.contributions(name, record.round)
+            if tuple(update.client_id for update in contributions) != record.accepted:
+                state = None
+                continue
+            entered = _entering(branch, before)
+            state, count = self.step(entered, contributions, self.info(name, record.round)), count + 1
+            stored = self.ledger.last_state(name, record.round)
+            if stored.round == record.round and not _same(stored, state):
+                raise IntegrityError(
+                    f"the state after round {record.round} of {name!r} is not what its contributions make; "
+                    "`oblivion ledger verify` says what was changed"
+                )
+        return count
+
+    def _owner(self, name: str, round: int) -> Branch:
+        branches = {branch.name: branch for branch in self.ledger.branches()}
+        pieces = line(branches, name, round)
+        return next(branches[owner] for owner, first, last in pieces if first <= round <= last)
+
+
+def _same(one: RoundState, other: RoundState) -> bool:
+    import torch
+
+    pairs = (
+        (one.state.adapter, other.state.adapter),
+        (one.state.residual, other.state.residual),
+        (one.rule_state, other.rule_state),
+    )
+    same = all(a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) for a, b in pairs)
+    return same and one.gate_state == other.gate_state
+
+
+def _entering(branch: Branch, state: RoundState) -> RoundState:
+    """The state as a branch takes it over from its parent: the gate no longer knows who left."""
+    if state.round == branch.fork:
+        for absence in branch.absent:
+            if absence.samples is None:
+                state = dataclasses.replace(state, gate_state=state.gate_state.without(absence.client))
+    return state
+
+
+def verify_head(root: Path) -> str:
+    """Aggregate the head of a run again from its contributions, and return the SHA-256 of the adapter file.
+
+    Raises
+    ------
+    OblivionError
+        If the ledger is damaged, or a state is not what its contributions make.
+    """
+    import hashlib
+
+    from oblivion.ledger.opening import check_ledger_exists, open_ledger
+    from oblivion.models.resident import weight_bytes
+
+    check_ledger_exists(root)
+    config = load_config(root / "config.toml")
+    ledger, register = open_ledger(root, config.ledger)
+    try:
+        clients = register.clients()
+        head = register.head()
+        replay = replay_of(config, ledger, clients)
+        replay.check(head)
+        done = ledger.records(head)
+        state = replay.state(head, done[-1].round if done else ledger.branch(head).fork)
+        return hashlib.sha256(weight_bytes(state.state.adapter)).hexdigest()
+    finally:
+        ledger.close()
+
+
+def replay_of(config: RunConfig, ledger: Ledger, clients: Iterable[str]) -> Replay:
+    """The replay of a run; `clients` are looked at anew for every round, as they may still be coming in."""
+
+    def info(name: str, number: int) -> RoundInfo:
+        branch = ledger.branch(name)
+        there = [client for client in clients if not branch.leaves(client)]
+        return RoundInfo(
+            branch=name,
+            round=number,
+            rounds=branch.rounds,
+            population=population(there, config.federation.joins, number),
+            seed=branch.seed,
+        )
+
+    federation = config.federation
+    rule = build(aggregators, federation.aggregator, federation.parameters, "federation.parameters")
+    return Replay(ledger, rule, build(schemes, config.lora.scheme, {}, "lora.scheme"), info)

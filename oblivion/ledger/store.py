@@ -1,0 +1,385 @@
+"""The ledger on disk: records in one SQLite file, sealed blobs beside it, keys apart.
+
+A record exists only when its blob is durable, so a crash leaves at most blobs and keys without a record; these are
+swept when the ledger is opened. Everything is written cohort by cohort. What is aggregated is what was stored: with
+``precision = "bfloat16"`` updates are rounded before they are used, so that replay has the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+from typing import Any, Literal
+
+from oblivion.aggregation.gate import GateState
+from oblivion.errors import IntegrityError
+from oblivion.ledger.blobs import Blobs, pack, seal, unpack, unseal
+from oblivion.ledger.book import Book, Record, Writer
+from oblivion.ledger.keys import Keys, contribution_key, state_key
+from oblivion.ledger.rounds import (
+    Absence,
+    Branch,
+    CohortOutcome,
+    RoundRecord,
+    RoundState,
+    Selection,
+    line,
+    reachable,
+)
+from oblivion.types import ClientUpdate, Cost, GlobalState
+
+Precision = Literal["float32", "bfloat16"]
+_OF_A_ROUND = ("selection", "cohort", "contribution", "state")
+"""Kinds of records that a branch without history keeps of its last round only."""
+
+
+class StoredLedger:
+    """A `Ledger` that survives every crash.
+
+    Parameters
+    ----------
+    book : Book
+        The database; open.
+    blobs : Blobs
+        Where tensors are kept.
+    keys : Keys
+        What they are sealed with.
+    precision : str, default "float32"
+        How updates are stored, and so aggregated.
+    retention : int, default 0
+        For how many rounds contributions are kept; 0 for all.
+    """
+
+    def __init__(
+        self, book: Book, blobs: Blobs, keys: Keys, precision: Precision = "float32", retention: int = 0
+    ) -> None:
+        self.book = book
+        self.blobs = blobs
+        self.keys = keys
+        self.precision = precision
+        self.retention = retention
+        self._fresh: dict[tuple[int, int], dict[str, ClientUpdate]] = {}
+        self._branches: dict[str, Branch] = {}
+        self._numbers: dict[str, int] = {}
+        self._last: dict[str, int] = {}
+        self.reload()
+        self.sweep()
+
+    def reload(self) -> None:
+        """Read the branches again after some were erased."""
+        found = self.book.find("branch")
+        self._branches = {record.key: _branch(record) for record in found}
+        self._numbers = {record.key: record.seq for record in found}
+        self._last = {}
+
+    def sweep(self) -> None:
+        """Remove blobs and keys that no record needs: what a crash left before or after a transaction."""
+        held = self.book.find("contribution", "state")
+        needed = {record.blob for record in held}
+        opened = {key_name(record) for record in held}
+        self.blobs.sweep()
+        for name in sorted(self.blobs.names() - needed):
+            self.blobs.delete(name)
+        for key in [key for key in self.keys.names() if key not in opened]:
+            self.keys.destroy(key)
+
+    def open_branch(self, branch: Branch, start: RoundState | None = None) -> None:
+        """Begin a branch; a name is used once."""
+        if branch.name in self._branches:
+            raise IntegrityError(f"branch {branch.name!r} exists already")
+        with self.book.transaction() as writer:
+            number = writer.add("branch", branch.name, asdict(branch))
+            if start is not None:
+                self._add_state(writer, number, start)
+        self._branches[branch.name], self._numbers[branch.name] = branch, number
+
+    def branches(self) -> tuple[Branch, ...]:
+        """All branches in the order in which they began."""
+        return tuple(self._branches.values())
+
+    def branch(self, name: str) -> Branch:
+        """One branch by its name."""
+        if name not in self._branches:
+            raise IntegrityError(f"the ledger has no branch {name!r}; it has {sorted(self._branches)}")
+        return self._branches[name]
+
+    def number(self, name: str) -> int:
+        """A branch's number: the place of its record in the log."""
+        self.branch(name)
+        return self._numbers[name]
+
+    def line(self, name: str, at_most: int = sys.maxsize) -> list[tuple[int, int, int]]:
+        """The pieces of a branch's line: (number of the branch, first round, last round)."""
+        self.branch(name)
+        return [(self._numbers[branch], first, last) for branch, first, last in line(self._branches, name, at_most)]
+
+    def _on_line(self, kind: str, name: str) -> list[Record]:
+        return [
+            record
+            for number, first, last in self.line(name)
+            for record in self.book.find(kind, branch=number)
+            if first <= record.round <= last
+        ]
+
+    def _check_next(self, branch: str, round: int) -> None:
+        if branch not in self._last:
+            done = self.book.find("round", branch=self.number(branch))
+            self._last[branch] = max((record.round for record in done), default=self.branch(branch).fork)
+        if round != self._last[branch] + 1:
+            raise IntegrityError(f"round {round} of {branch!r} does not follow round {self._last[branch]}")
+
+    def begin(self, selection: Selection) -> None:
+        """Write down who will be asked."""
+        self._check_next(selection.branch, selection.round)
+        number = self.number(selection.branch)
+        content = {"selected": selection.selected, "cohorts": selection.cohorts}
+        with self.book.transaction() as writer:
+            writer.add(
+                "selection", f"{selection.branch}/{selection.round}", content, branch=number, round=selection.round
+            )
+
+    def selection(self, branch: str, round: int) -> Selection | None:
+        """What `begin` wrote."""
+        for record in self.book.find("selection", branch=self.number(branch), round=round):
+            return Selection(
+                branch=branch,
+                round=round,
+                selected=tuple(record.content["selected"]),
+                cohorts=tuple(tuple(cohort) for cohort in record.content["cohorts"]),
+            )
+        return None
+
+    def append(self, outcome: CohortOutcome) -> None:
+        """Store a cohort: blobs first, then its records in one transaction."""
+        number, place = self.number(outcome.branch), f"{outcome.branch}/{outcome.round}"
+        updates = [self._as_stored(update) for update in outcome.updates]
+        names = [self._put_update(update, number) for update in updates]
+        content = {"refused": dict(outcome.refused), "failed": dict(outcome.failed)}
+        with self.book.transaction() as writer:
+            writer.add("cohort", f"{place}/{outcome.cohort}", content, branch=number, round=outcome.round)
+            for update, name in zip(updates, names, strict=True):
+                client = update.client_id
+                writer.add(
+                    "contribution",
+                    f"{place}/{client}",
+                    _about(update),
+                    branch=number,
+                    round=outcome.round,
+                    client=client,
+                    blob=name,
+                )
+        fresh = self._fresh.setdefault((number, outcome.round), {})
+        fresh |= {update.client_id: update for update in updates}
+
+    def _as_stored(self, update: ClientUpdate) -> ClientUpdate:
+        if self.precision == "float32":
+            return update
+        import torch
+
+        return replace(update, delta={n: t.to(torch.bfloat16).to(torch.float32) for n, t in update.delta.items()})
+
+    def _put_update(self, update: ClientUpdate, branch: int) -> str:
+        import torch
+
+        kind = torch.float32 if self.precision == "float32" else torch.bfloat16
+        tensors = {f"delta|{name}": tensor.to(kind) for name, tensor in update.delta.items()}
+        for extra, values in update.extras.items():
+            tensors |= {f"{extra}|{name}": tensor for name, tensor in values.items()}
+        key = self.keys.make(contribution_key(update.client_id, branch))
+        return self.blobs.put(
+            seal(key, pack(tensors), _context("contribution", branch, update.round, update.client_id))
+        )
+
+    def outcomes(self, branch: str, round: int) -> tuple[CohortOutcome, ...]:
+        """The stored cohorts of a round without their updates."""
+        found = self.book.find("cohort", branch=self.number(branch), round=round)
+        done = [(int(record.key.rpartition("/")[2]), record.content) for record in found]
+        return tuple(
+            CohortOutcome(branch=branch, round=round, cohort=index, refused=said["refused"], failed=said["failed"])
+            for index, said in sorted(done, key=lambda item: item[0])
+        )
+
+    def contributions(self, branch: str, round: int) -> tuple[ClientUpdate, ...]:
+        """A round's contributions in client-id order."""
+        number = next((n for n, first, last in self.line(branch, round) if first <= round <= last), 0)
+        fresh = self._fresh.get((number, round), {})
+        found = self.book.find("contribution", branch=number, round=round)
+        updates = (fresh.get(record.client) or self._read_update(record) for record in found)
+        return tuple(sorted(updates, key=lambda update: update.client_id))
+
+    def _read_update(self, record: Record) -> ClientUpdate:
+        said = record.content
+        parts = _split(self._open(record), ("delta", *said["extras"]))
+        return ClientUpdate(
+            client_id=record.client,
+            round=record.round,
+            delta={name: tensor.float() for name, tensor in parts["delta"].items()},
+            num_examples=said["num_examples"],
+            steps=said["steps"],
+            metrics={name: math.nan if value is None else value for name, value in said["metrics"].items()},
+            extras={extra: parts[extra] for extra in said["extras"]},
+            fingerprint=said["fingerprint"],
+            norms=said["norms"],
+        )
+
+    def _open(self, record: Record) -> dict[str, Any]:
+        assert record.blob is not None
+        data = self.blobs.get(record.blob)
+        context = _context(record.kind, record.branch, record.round, record.client)
+        return unpack(unseal(self.keys.get(key_name(record)), data, context))
+
+    def open_blob(self, record: Record) -> bytes:
+        """The sealed content of a record, in clear; for verification."""
+        assert record.blob is not None
+        context = _context(record.kind, record.branch, record.round, record.client)
+        return unseal(self.keys.get(key_name(record)), self.blobs.get(record.blob), context)
+
+    def commit(self, record: RoundRecord, after: RoundState, keep: bool) -> None:
+        """End a round; keys/ know of it, so that an older copy of the ledger is refused from now on."""
+        self._check_next(record.branch, record.round)
+        branch, number = self.branch(record.branch), self.number(record.branch)
+        over = [] if branch.history else self.book.find(*_OF_A_ROUND, branch=number)
+        late = record.round - self.retention
+        if branch.history and self.retention:
+            over = [old for old in self.book.find("contribution", branch=number) if old.round <= late]
+        with self.book.transaction(anchor=True) as writer:
+            writer.add(
+                "round", f"{record.branch}/{record.round}", round_content(record), branch=number, round=record.round
+            )
+            if keep or not branch.history:
+                self._add_state(writer, number, after)
+            writer.erase([old.seq for old in over], "retention" if branch.history else "no history is kept")
+        self._last[record.branch] = record.round
+        self._fresh.pop((number, record.round), None)
+        self.discard(over)
+
+    def _add_state(self, writer: Writer, number: int, after: RoundState) -> None:
+        parts = {
+            "adapter": after.state.adapter,
+            "residual": after.state.residual,
+            "broadcast": after.state.broadcast,
+            "rule": after.rule_state,
+        }
+        tensors = {f"{part}|{name}": tensor for part, values in parts.items() for name, tensor in values.items()}
+        key = self.keys.make(state_key(number, after.round))
+        blob = self.blobs.put(seal(key, pack(tensors), _context("state", number, after.round, "")))
+        content = {"gate": after.gate_state.norms}
+        writer.add("state", f"{number}/{after.round}", content, branch=number, round=after.round, blob=blob)
+
+    def discard(self, records: Iterable[Record]) -> None:
+        """Remove the blobs of records that were erased, and the keys that sealed nothing else."""
+        gone = [record for record in records if record.blob is not None]
+        for record in gone:
+            assert record.blob is not None
+            self.blobs.delete(record.blob)
+        if gone:
+            held = {key_name(record) for record in self.book.find("contribution", "state")}
+            for name in sorted({key_name(record) for record in gone} - held):
+                self.keys.destroy(name)
+
+    def records(self, branch: str) -> tuple[RoundRecord, ...]:
+        """The committed rounds that led to the branch's head."""
+        names = {number: name for name, number in self._numbers.items()}
+        return tuple(round_record(record, names[record.branch]) for record in self._on_line("round", branch))
+
+    def last_state(self, branch: str, at_most: int) -> RoundState:
+        """The last checkpoint at or before a round."""
+        for number, first, last in reversed(self.line(branch, at_most)):
+            kept = [r for r in self.book.find("state", branch=number) if first <= r.round <= last]
+            if kept:
+                return self._read_state(max(kept, key=lambda record: record.round))
+        raise IntegrityError(f"no state of {branch!r} is kept at or before round {at_most}")
+
+    def _read_state(self, record: Record) -> RoundState:
+        parts = _split(self._open(record), ("adapter", "residual", "broadcast", "rule"))
+        norms = tuple(tuple((client, norm) for client, norm in row) for row in record.content["gate"])
+        return RoundState(
+            round=record.round,
+            state=GlobalState(adapter=parts["adapter"], residual=parts["residual"], broadcast=parts["broadcast"]),
+            rule_state=parts["rule"],
+            gate_state=GateState(norms=norms),
+        )
+
+    def restorable(self, branch: str) -> tuple[int, ...]:
+        """The rounds whose state is kept or can be aggregated again."""
+        stored: dict[int, set[str]] = {}
+        for record in self._on_line("contribution", branch):
+            stored.setdefault(record.round, set()).add(record.client)
+        again = [
+            done.round
+            for done in self.records(branch)
+            if not done.unlearned and stored.get(done.round, set()) == set(done.accepted)
+        ]
+        return reachable((record.round for record in self._on_line("state", branch)), again)
+
+    def drop(self, branch: str) -> None:
+        """Remove everything of a branch."""
+        number = self.number(branch)
+        gone = [*self.book.find("branch", key=branch), *self.book.find(*_OF_A_ROUND, "round", branch=number)]
+        with self.book.transaction() as writer:
+            writer.erase([record.seq for record in gone], "the branch was dropped")
+        self.discard(gone)
+        self.reload()
+
+    def close(self) -> None:
+        """Leave the ledger to others."""
+        self.book.close()
+
+
+def _context(kind: str, branch: int, round: int, client: str) -> str:
+    return f"{kind} of branch {branch}, round {round}" + (f", {client}" if client else "")
+
+
+def key_name(record: Record) -> str:
+    """The name of the key that a record's blob is sealed with."""
+    if record.kind == "state":
+        return state_key(record.branch, record.round)
+    return contribution_key(record.client, record.branch)
+
+
+def _split(tensors: Mapping[str, Any], parts: Iterable[str]) -> dict[str, dict[str, Any]]:
+    split: dict[str, dict[str, Any]] = {part: {} for part in parts}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition("|")
+        split[part][rest] = tensor
+    return split
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _about(update: ClientUpdate) -> dict[str, Any]:
+    return {
+        "num_examples": update.num_examples,
+        "steps": update.steps,
+        "metrics": {name: _number(value) for name, value in update.metrics.items()},
+        "extras": sorted(update.extras),
+        "fingerprint": update.fingerprint,
+        "norms": dict(update.norms),
+    }
+
+
+def _branch(record: Record) -> Branch:
+    absent = tuple(
+        Absence(client=a["client"], samples=None if a["samples"] is None else tuple(a["samples"]))
+        for a in record.content["absent"]
+    )
+    return Branch(**{**record.content, "absent": absent})
+
+
+def round_content(record: RoundRecord) -> dict[str, Any]:
+    """A round record as the content of its `Record`."""
+    content = asdict(record)
+    del content["branch"], content["round"]
+    return {**content, "loss": _number(record.loss)}
+
+
+def round_record(record: Record, branch: str) -> RoundRecord:
+    """Read back what `round_content` wrote."""
+    said = dict(record.content)
+    said["selected"], said["accepted"] = tuple(said["selected"]), tuple(said["accepted"])
+    said["loss"] = math.nan if said["loss"] is None else said["loss"]
+    return RoundRecord(**{**said, "branch": branch, "round": record.round, "cost": Cost(**said["cost"])})

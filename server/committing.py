@@ -1,0 +1,210 @@
+"""Committing a trial: verify it, make it the head of the run, erase, and write the evidence.
+
+The ledger's transaction decides. Whatever comes after it (files, evidence) is done when the run is opened next, if
+a crash came in between.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from oblivion.errors import ConfigError, IntegrityError, PlanRefusedError, nearest
+from oblivion.files import remove, write_atomically
+from oblivion.ledger.book import Record
+from oblivion.ledger.erasure import commit_removal
+from oblivion.ledger.evidence import LIMITS, predicate, seal, statement
+from oblivion.ledger.merkle import inclusion_proof, leaf_hash
+from oblivion.ledger.register import Asked
+from oblivion.models.resident import CONFIG, WEIGHTS, weight_bytes
+from server.workflow import Workflow
+
+PUBLIC_KEY = "public-key.pem"
+
+
+def commit_trial(workflow: Workflow, trial: str) -> dict[str, int]:
+    """Make a trial the head of the run.
+
+    Parameters
+    ----------
+    workflow : Workflow
+        Open on the run.
+    trial : str
+        ``"<request>/<name>"``.
+
+    Returns
+    -------
+    dict
+        How many records of the ledger were erased, by kind.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such request or trial.
+    PlanRefusedError
+        If the request was answered already, or the head of the run moved since the trial.
+    IntegrityError
+        If the trial is not what its stored contributions make.
+    """
+    request_id, _, name = trial.partition("/")
+    asked = workflow.register.asked(request_id)
+    if not asked.open:
+        raise PlanRefusedError(f"{request_id} is {asked.state} already{f': {asked.ground}' if asked.ground else ''}")
+    folder = workflow.run.root / "forgets" / trial
+    entries = {entry["id"]: entry for entry in workflow.metrics()["requests"]}
+    models: dict[str, Any] = entries[request_id]["models"] if request_id in entries else {}
+    branches = {branch.name for branch in workflow.ledger.branches()}
+    if not name or name not in models or trial not in branches:
+        known = [key for key in models if f"{request_id}/{key}" in branches]
+        raise ConfigError(f"{request_id} has no trial '{name}' at the present head; {nearest(name, known)}")
+    plan = workflow.run.read_json(f"forgets/{trial}/plan.json", {})
+    replayed = workflow.federation.replay.check(trial)
+    after = workflow.federation.head(trial).state.adapter
+    if hashlib.sha256(weight_bytes(after)).hexdigest() != _digest(folder / "adapters" / WEIGHTS):
+        raise IntegrityError(f"{folder}/adapters is not what the ledger says; was it changed? Try the removal again")
+    facts = {
+        "trial": name,
+        "whole_client": asked.request.whole_client,
+        "guarantee": plan["guarantee"],
+        "from_round": plan["from_round"],
+        "before": _digests(workflow.run.root / workflow.head_folder),
+        "after": _digests(folder / "adapters"),
+        "replayed": replayed,
+        "key_id": _key_id(workflow, asked),
+    }
+    workflow.observer.event("phase", text=f"committing {trial}: erasing what holds the forgotten data")
+    erased = commit_removal(workflow.ledger, workflow.register, asked, trial, facts)
+    finish_commits(workflow)
+    return erased
+
+
+def finish_commits(workflow: Workflow) -> None:
+    """Erase the files of the last committed removal and write its evidence, where that is not done yet."""
+    removals = workflow.register.removals()
+    if not removals:
+        return
+    trial = str(removals[-1].content["branch"])
+    path = workflow.run.root / "forgets" / trial / "evidence.json"
+    if path.is_file():
+        return
+    files = _erase_files(workflow, removals[-1])
+    workflow.run.write_json(f"forgets/{trial}/evidence.json", _evidence(workflow, removals[-1], files))
+    workflow.reload()
+
+
+def _erase_files(workflow: Workflow, removal: Record) -> Counter[str]:
+    """Remove every adapter that had the data, per-row results, and what other requests tried on the old head."""
+    root, request, trial = workflow.run.root, removal.content["request"], removal.content["branch"]
+    closed = {asked.request.id for asked in workflow.register.all_asked() if not asked.open}
+    erased: Counter[str] = Counter()
+    for adapter in sorted(root.glob("adapters/*")):
+        if not (adapter.name.startswith("oracle") and adapter.name.endswith(f"-{request}")):
+            remove(adapter)
+            erased["adapters"] += 1
+    for adapter in sorted(root.glob("forgets/*/*/adapters*")):
+        if adapter != root / "forgets" / trial / "adapters":
+            remove(adapter)
+            erased["adapters"] += 1
+    stale = [folder for folder in sorted(root.glob("forgets/*")) if folder.name not in closed]
+    for path in [*stale, *sorted(root.glob("evaluations/*"))]:
+        remove(path)
+        erased["files"] += 1
+    metrics = workflow.metrics()
+    metrics["requests"] = [entry for entry in metrics["requests"] if entry["id"] in closed]
+    metrics["head"] = f"forgets/{trial}/adapters"
+    for entry in metrics["requests"]:
+        if entry["id"] == request:
+            entry["committed"] = removal.content["trial"]
+            entry["committed_at"] = removal.content["committed_at"]
+        for model in entry["models"].values():
+            if model["adapter"] and not (root / model["adapter"]).is_dir():
+                model["adapter"] = None
+    workflow.run.write_json("metrics.json", metrics)
+    return erased
+
+
+def _evidence(workflow: Workflow, removal: Record, files: Counter[str]) -> dict[str, Any]:
+    said = removal.content
+    asked, trial = workflow.register.asked(said["request"]), said["branch"]
+    plan = workflow.run.read_json(f"forgets/{trial}/plan.json", {})
+    (entry,) = [e for e in workflow.metrics()["requests"] if e["id"] == said["request"]]
+    signing = workflow.ledger.keys.signing()
+    write_atomically(workflow.run.root / PUBLIC_KEY, _pem(signing.public_key()))
+    models = {name: entry["models"][name] for name in entry["models"] if name in ("original", said["trial"])}
+    models |= {name: model for name, model in entry["models"].items() if name.startswith("oracle")}
+    request = asked.request
+    content = predicate(
+        request={
+            "id": request.id,
+            "client": request.client_id,
+            "scope": "client" if request.whole_client else "samples",
+            "samples": entry["rows"],
+            "issued_at": request.issued_at,
+            "received_at": asked.received_at,
+            "due_at": asked.due_at,
+            "committed_at": said["committed_at"],
+            "key_id": said["key_id"],
+        },
+        plan={
+            "method": plan["method"],
+            "label": plan["label"],
+            "guarantee": plan["guarantee"],
+            "from_round": plan["from_round"],
+            "restored_round": _restored(plan),
+            "phases": plan["phases"],
+            "checklist": plan["touches"],
+            "cost": {key: entry["models"][said["trial"]]["cost"][key] for key in ("client_steps", "fraction")},
+            "rounds_checked_by_replay": said["replayed"],
+        },
+        measured={"committed" if n == said["trial"] else n: model["central"] for n, model in models.items()},
+        erased={
+            **{f"{kind}s": said["erased"].get(kind, 0) for kind in ("contribution", "state", "key")},
+            **{kind: files[kind] for kind in ("adapters", "files")},
+            "invalidated": plan["invalidates"],
+        },
+        log=_log_proof(workflow, removal),
+        environment=workflow.run.read_json("manifest.json", {}),
+        limits=LIMITS,
+    )
+    return seal(statement(said["before"], said["after"], content), signing)
+
+
+def _restored(plan: Mapping[str, Any]) -> int | None:
+    first = plan["phases"][0] if plan["phases"] else {}
+    return first["first"] - 1 if first.get("start") == "restore" else None
+
+
+def _log_proof(workflow: Workflow, removal: Record) -> dict[str, Any]:
+    entries = workflow.ledger.book.entries()
+    checkpoint = workflow.ledger.book.checkpoint()
+    leaves = [leaf_hash(entry.encode()) for entry in entries]
+    proof = inclusion_proof(leaves, removal.seq - 1, checkpoint.size)
+    return {
+        "entry": entries[removal.seq - 1],
+        "index": removal.seq - 1,
+        "proof": [node.hex() for node in proof],
+        **checkpoint.to_json(),
+    }
+
+
+def _key_id(workflow: Workflow, asked: Asked) -> str:
+    key = workflow.register.public_key(asked.request.client_id)
+    return hashlib.sha256(key.public_bytes_raw()).hexdigest() if key else ""
+
+
+def _pem(key: Any) -> bytes:
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    pem: bytes = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return pem
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {name: _digest(folder / name) for name in (CONFIG, WEIGHTS)}
