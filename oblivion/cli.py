@@ -281,6 +281,76 @@ def list_parts(
     _say(json.dumps(described, indent=1) if as_json else lines)
 
 
+ledger = typer.Typer(help="Look at, verify or export the ledger of a run.", no_args_is_help=True)
+app.add_typer(ledger, name="ledger")
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+
+
+@ledger.command("show")
+def ledger_show(run_directory: Run, as_json: Json = False) -> None:
+    """Say which branches, requests and exclusions it holds."""
+    from oblivion.ledger.overview import overview
+
+    held = overview(run_directory)
+    if as_json:
+        _say(json.dumps(held, indent=1))
+        return
+    _say(f"federation {held['federation']}, head {held['head']}, {held['bytes'] / 2**20:.1f} MiB")
+    _say(f"log: {held['checkpoint']['size']} entries, root {held['checkpoint']['root']}")
+    for branch in held["branches"]:
+        rounds = f"rounds {branch['rounds'][0]} to {branch['rounds'][-1]}" if branch["rounds"] else "no rounds"
+        start = f" from round {branch['fork']} of {branch['parent']}" if branch["parent"] else ""
+        _say(f"branch {branch['name']}{start}: {rounds}, {branch['contributions']} contributions")
+    for asked in held["requests"]:
+        what = "everything" if asked["samples"] is None else f"{asked['samples']} samples"
+        ground = f" ({asked['ground']})" if asked["ground"] else ""
+        _say(f"{asked['id']}: {what} of {asked['client']}, {asked['state']}{ground}, due {asked['due_at']}")
+    for gone in held["exclusions"]:
+        what = "" if gone["samples"] is None else f"{gone['samples']} samples of "
+        _say(f"excluded for good: {what}{gone['client']}")
+
+
+@ledger.command("verify")
+def ledger_verify(
+    run_directory: Run,
+    checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint that was exported before.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check the log, every record, blob and key, and that what was forgotten is gone (exit code 4 if not)."""
+    from oblivion.errors import InputError, IntegrityError
+    from oblivion.ledger.checkpoint import Checkpoint
+    from oblivion.ledger.verify import verify_ledger
+
+    seen = None
+    if checkpoint is not None:
+        try:
+            seen = Checkpoint.from_json(json.loads(checkpoint.read_text("utf-8")))
+        except (ValueError, OSError) as error:
+            raise InputError(f"{checkpoint}: not an exported checkpoint: {error}") from None
+    done = verify_ledger(run_directory, seen)
+    counts = {"entries": done.entries, "records": done.records, "blobs": done.blobs}
+    found = [{"where": finding.where, "what": finding.what} for finding in done.findings]
+    if as_json:
+        _say(json.dumps({**counts, "findings": found}, indent=1))
+    else:
+        _say("\n".join(f"{item['where']}: {item['what']}" for item in found) or "everything holds")
+        _say(", ".join(f"{count} {name}" for name, count in counts.items()))
+    if found:
+        raise typer.Exit(IntegrityError.exit_code)
+
+
+@ledger.command("export")
+def ledger_export(
+    run_directory: Run,
+    out: Annotated[Path | None, typer.Option(help="Write the log here, one entry a line.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Write the signed checkpoint here.")] = None,
+) -> None:
+    """Write the log and a signed checkpoint, to be kept away from the run; print the checkpoint."""
+    from oblivion.ledger.overview import export
+
+    _say(json.dumps(export(run_directory, out, checkpoint)))
+
+
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Say which versions, devices, ports, disk and code a run would use, and what is missing."""

@@ -1,7 +1,8 @@
 """The Flower ServerApp: ``flwr run .`` runs the same workflow as ``oblivion run``.
 
-Its two config keys are ``scenario`` (a name in the installed distribution, or an absolute path) and ``set``
-(space-separated ``key=value`` pairs). The run directory is made under ``runs/`` in the ServerApp's working folder.
+Its two config keys are ``scenario`` (a name in the installed distribution, or an absolute path: of a file, or of the
+directory of a run that was interrupted) and ``set`` (space-separated ``key=value`` pairs). The run directory is made
+under ``runs/`` in the ServerApp's working folder.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from oblivion.config import load_config
 from server.events import Event, Observer
 from server.main import run_scenario
-from server.manifest import make_manifest
-from server.prepare import prepare
+from server.prepare import begin_run, prepare_again
 from server.run_directory import RunDirectory
 from server.scenarios import free_directory, scenario_path
 from strategies.grid_hosts import GridHosts
@@ -39,9 +39,13 @@ def _log_event(event: Event) -> None:
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run a scenario on the nodes of a Flower federation."""
-    path = scenario_path(str(context.run_config["scenario"]))
-    config, data = prepare(load_config(path, shlex.split(str(context.run_config["set"]))))
-    root = free_directory(path.stem, Path.cwd() / "runs")
-    run = RunDirectory.create(root, config, make_manifest(config, data))
+    named = Path(str(context.run_config["scenario"]))
+    if named.is_absolute() and named.is_dir():  # Flower cannot resume a run: a new one takes up what the old one stored
+        run, config = RunDirectory.open(named)
+        config = prepare_again(run, config)
+    else:
+        path = scenario_path(str(named))
+        config = load_config(path, shlex.split(str(context.run_config["set"])))
+        run, config = begin_run(config, free_directory(path.stem, Path.cwd() / "runs"))
     hosts = GridHosts(grid, config.simulation.deadline)
     run_scenario(config, hosts, run, Observer(run.log, _log_event))

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from oblivion.data.federation import resolve
 from oblivion.errors import ConfigError, IntegrityError, PlanRefusedError, nearest
 from oblivion.files import remove, write_atomically
 from oblivion.ledger.book import Record
@@ -20,6 +21,8 @@ from oblivion.ledger.evidence import LIMITS, predicate, seal, statement
 from oblivion.ledger.merkle import inclusion_proof, leaf_hash
 from oblivion.ledger.register import Asked
 from oblivion.models.resident import CONFIG, WEIGHTS, weight_bytes
+from server.manifest import describe_clients
+from server.planning import present
 from server.workflow import Workflow
 
 PUBLIC_KEY = "public-key.pem"
@@ -123,6 +126,8 @@ def _erase_files(workflow: Workflow, removal: Record) -> Counter[str]:
             if model["adapter"] and not (root / model["adapter"]).is_dir():
                 model["adapter"] = None
     workflow.run.write_json("metrics.json", metrics)
+    left = present(resolve(workflow.config), workflow.register.exclusions())
+    workflow.run.write_json("manifest.json", {**workflow.run.read_json("manifest.json", {}), **describe_clients(left)})
     return erased
 
 

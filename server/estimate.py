@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 import time
+from pathlib import Path
 from typing import Any
 
+from oblivion.aggregation import aggregators
 from oblivion.config import RunConfig
 from oblivion.data import templates
 from oblivion.data.corpus import FederatedData
 from oblivion.data.groups import asked_rows
+from oblivion.errors import OblivionError
 from oblivion.models.resident import load_resident
 from oblivion.objectives.terms import objective_from
+from oblivion.parameters import build
 from oblivion.selection import client_steps
 from oblivion.training.batches import tokenize
 from oblivion.training.local import LocalTask, train_client
@@ -19,6 +24,7 @@ from server.planning import make_plan, make_request, make_situation, visits
 
 _PROBE_STEPS = 3
 _BYTES_PER_FP32 = 4
+_BYTES_PER_BF16 = 2
 _ADAM_COPIES = 4  # parameters, gradients, two moments
 _PROCESS_MEGABYTES = 600
 
@@ -30,7 +36,8 @@ def estimate(config: RunConfig, data: FederatedData) -> dict[str, Any]:
     -------
     dict
         ``clients`` (rows of each), ``rounds``, ``client_steps`` of learning; with a request ``forget``, ``oracles``
-        and ``removals``; ``seconds`` for all the training, ``memory_mb`` over all processes, ``writes``.
+        and ``removals``; ``seconds`` for all the training, ``memory_mb`` over all processes, ``ledger_mb`` on disk,
+        ``writes``.
     """
     federation = config.federation
     sizes = {client: len(rows) for client, rows in data.clients.items()}
@@ -57,8 +64,42 @@ def estimate(config: RunConfig, data: FederatedData) -> dict[str, Any]:
     workers = 1 if config.engine == "inline" else hosts
     expected["seconds"] = round(_seconds_per_step(config, data) * total / workers)
     expected["memory_mb"] = _megabytes(config, processes=1 if config.engine == "inline" else hosts + 1)
+    expected["ledger_mb"] = round(ledger_bytes(config, data) / 2**20, 1)
     expected["writes"] = "a new run directory under runs/, or --out"
     return expected
+
+
+def ledger_bytes(config: RunConfig, data: FederatedData) -> int:
+    """About how much the ledger of a run will hold: its contributions and states, and those of its removals."""
+    resident = load_resident(config.model, config.lora, config.train.max_length)
+    values = sum(p.numel() for p in resident.parameters.values())
+    federation, settings = config.federation, config.ledger
+    update = values * (_BYTES_PER_FP32 if settings.precision == "float32" else _BYTES_PER_BF16)
+    rule = build(aggregators, federation.aggregator, federation.parameters, "federation.parameters")
+    state = values * _BYTES_PER_FP32 * (1 + len(rule.state_fields))
+    rounds = min(federation.rounds, settings.retention or federation.rounds)
+    visits_per_round = min(federation.clients_per_round, len(data.clients))
+    states = federation.rounds // settings.checkpoint_every + 2
+    branch = rounds * visits_per_round * update + states * state
+    return branch * (1 + len(config.forget.methods))
+
+
+def check_disk(config: RunConfig, data: FederatedData, folder: Path) -> None:
+    """Refuse a run whose ledger would not fit on the disk.
+
+    Raises
+    ------
+    OblivionError
+        Saying how much is needed, how much is free, and what makes it smaller.
+    """
+    needed = ledger_bytes(config, data)
+    there = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise OblivionError(
+            f"the ledger of this run will hold about {needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free at "
+            f"{there}; choose another --out, or set ledger.precision=bfloat16 or ledger.retention"
+        )
 
 
 def _megabytes(config: RunConfig, processes: int) -> int:

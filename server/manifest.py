@@ -11,6 +11,7 @@ from typing import Any
 
 from oblivion.config import RunConfig
 from oblivion.data.corpus import FederatedData
+from oblivion.data.federation import client_digests
 from oblivion.fingerprint import code_fingerprint
 from oblivion.models.loading import model_digest
 
@@ -40,6 +41,14 @@ def _commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
+def describe_clients(data: FederatedData) -> dict[str, dict[str, Any]]:
+    """The part of a manifest that is about clients: how many rows each has, and their digest."""
+    return {
+        "clients": {client: len(rows) for client, rows in data.clients.items()},
+        "client_digests": client_digests(data),
+    }
+
+
 def make_manifest(config: RunConfig, data: FederatedData) -> dict[str, Any]:
     """Describe a run so that somebody else can repeat it.
 
@@ -59,7 +68,7 @@ def make_manifest(config: RunConfig, data: FederatedData) -> dict[str, Any]:
         "model_digest": model_digest(config.model),
         "seed": config.seed,
         "engine": config.engine,
-        "clients": {client: len(rows) for client, rows in data.clients.items()},
+        **describe_clients(data),
         "evaluation_rows": {group: len(rows) for group, rows in data.groups.items()},
         "machine": {
             "system": platform.system(),

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from oblivion.aggregation import aggregators, schemes
 from oblivion.config import RunConfig
 from oblivion.data import datasets, partitions, templates
 from oblivion.data.corpus import FederatedData
-from oblivion.data.federation import resolve
+from oblivion.data.federation import client_digests, resolve
 from oblivion.data.tokens import encode_prompt
-from oblivion.errors import ConfigError, nearest
+from oblivion.errors import ConfigError, IntegrityError, nearest
+from oblivion.ledger.register import EXCLUSIONS
+from oblivion.ledger.rounds import Absence
+from oblivion.ledger.schema import refuse_network
 from oblivion.metrics import suites
-from oblivion.models.loading import locate, resolve_dtype
+from oblivion.models.loading import locate, model_digest, resolve_dtype
 from oblivion.models.resident import load_resident
 from oblivion.objectives import objectives
 from oblivion.objectives.terms import objective_from
@@ -21,7 +25,10 @@ from oblivion.parameters import build
 from oblivion.registry import Registry
 from oblivion.removal import removals
 from oblivion.selection import resolve_cohort_size
-from server.planning import make_plan, make_request, make_situation
+from server.estimate import check_disk
+from server.manifest import make_manifest
+from server.planning import make_plan, make_request, make_situation, present
+from server.run_directory import RunDirectory
 
 
 def check_names(config: RunConfig) -> None:
@@ -106,3 +113,72 @@ def prepare(config: RunConfig) -> tuple[RunConfig, FederatedData]:
     resident = load_resident(config.model, config.lora, config.train.max_length)  # kept in memory for the run
     encode_prompt(resident.tokenizer, templates.get(config.data.template)(), "?")
     return config, data
+
+
+def begin_run(config: RunConfig, root: Path) -> tuple[RunDirectory, RunConfig]:
+    """Validate and resolve a config, and make its run directory.
+
+    Raises
+    ------
+    OblivionError
+        Whatever is wrong, the disk included, before anything was written.
+    """
+    config, data = prepare(config)
+    check_disk(config, data, root.parent)
+    refuse_network(root.parent)
+    return RunDirectory.create(root, config, make_manifest(config, data)), config
+
+
+def prepare_again(run: RunDirectory, config: RunConfig) -> RunConfig:
+    """Prepare a config for a run that exists, whose data and base model must still be what it learned from.
+
+    What was forgotten may be gone from the source of the data, as it should be.
+
+    Raises
+    ------
+    IntegrityError
+        If anything else changed.
+    """
+    forgotten = forgotten_by(run)
+    config, data = prepare(_without_forgotten(config, forgotten))
+    if not (run.root / "manifest.json").is_file():  # the run was interrupted before it was written
+        run.write_json("manifest.json", make_manifest(config, data))
+    manifest = run.read_json("manifest.json", {})
+    what = "" if manifest.get("model_digest") == model_digest(config.model) else f"the base model {config.model.name}"
+    if manifest.get("data_digest") != data.digest:
+        if not forgotten:
+            what = "the data"
+        else:
+            known, now = manifest.get("client_digests", {}), client_digests(present(data, forgotten))
+            changed = sorted(client for client in known.keys() | now.keys() if known.get(client) != now.get(client))
+            what = f"the data of {changed[0]}" if changed else what
+    if what:
+        raise IntegrityError(
+            f"{what} changed since {run.root} was made, so nothing compares with it; restore it, or run again"
+        )
+    return config
+
+
+def forgotten_by(run: RunDirectory) -> tuple[Absence, ...]:
+    """Who and what a run has forgotten for good, by the list beside its keys."""
+    listed = run.read_json(f"keys/{EXCLUSIONS}", [])
+    return tuple(
+        Absence(client=a["client"], samples=None if a["samples"] is None else tuple(a["samples"])) for a in listed
+    )
+
+
+def _without_forgotten(config: RunConfig, forgotten: Sequence[Absence]) -> RunConfig:
+    """The config for data from whose source none, some or all of the forgotten clients were deleted."""
+    gone = {absence.client for absence in forgotten if absence.samples is None}
+    joins = {client: first for client, first in config.federation.joins.items() if client not in gone}
+    for deleted in range(len(gone) + 1):
+        federation = config.federation.model_copy(
+            update={"clients": config.federation.clients - deleted, "joins": joins}
+        )
+        cut = config.model_copy(update={"federation": federation})
+        try:
+            resolve(cut)
+        except ConfigError:
+            continue
+        return cut
+    return config

@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from oblivion.config import ForgetConfig, RunConfig, config_from_mapping
-from oblivion.errors import ConfigError, InputError, IntegrityError
+from oblivion.errors import ConfigError, InputError
 from oblivion.ledger.opening import check_ledger_exists
-from oblivion.ledger.register import EXCLUSIONS
-from oblivion.models.loading import model_digest
 from oblivion.models.resident import read_adapter_folder
 from oblivion.types import Adapter, ForgetRequest
 from server.events import Observer, Sink
 from server.main import run_commit, run_forget, run_plan, run_refuse, run_scenario
-from server.manifest import make_manifest
-from server.prepare import check_names, prepare
+from server.prepare import begin_run, check_names, forgotten_by, prepare_again
 from server.rounds import Hosts
 from server.run_directory import RunDirectory
 from server.scenarios import free_directory
@@ -133,25 +130,10 @@ class RunResult:
         return RunResult(self.directory, f"{names['request']}/oracle")
 
 
-def _prepare_again(run: RunDirectory, config: RunConfig) -> RunConfig:
-    """Prepare a config for a run that exists, whose data and base model must still be what it learned from."""
-    config, data = prepare(config)
-    if not (run.root / "manifest.json").is_file():  # the run was interrupted before it was written
-        run.write_json("manifest.json", make_manifest(config, data))
-    manifest = run.read_json("manifest.json", {})
-    now = {"data_digest": data.digest, "model_digest": model_digest(config.model)}
-    for key, what in (("data_digest", "the data"), ("model_digest", f"the base model {config.model.name}")):
-        if manifest.get(key, now[key]) != now[key]:
-            raise IntegrityError(
-                f"{what} changed since {run.root} was made, so nothing compares with it; restore it, or run again"
-            )
-    return config
-
-
 def _check_not_forgotten(run: RunDirectory, client: str) -> None:
     """Refuse early what the ledger would refuse: a request of a client that was forgotten."""
-    for absence in run.read_json(f"keys/{EXCLUSIONS}", []):
-        if absence["client"] == client and absence["samples"] is None:
+    for absence in forgotten_by(run):
+        if absence.client == client and absence.samples is None:
             raise ConfigError(f"'{client}' was forgotten by {run.root}; nothing of it is left")
 
 
@@ -161,7 +143,7 @@ def forget_in_run(
     """Answer a request in a run that has learned; see `server.main.run_forget`."""
     check_ledger_exists(run.root)
     _check_not_forgotten(run, config.forget.client)
-    config = _prepare_again(run, config)
+    config = prepare_again(run, config)
     observer = Observer(run.log, *sinks)
     return on_engine(config, lambda hosts: run_forget(config, hosts, run, observer, signed))
 
@@ -196,7 +178,7 @@ def _inline(
     """Run `work` in this process: nothing in it trains."""
     from simulations.inline import run as inline
 
-    config = _prepare_again(run, config)
+    config = prepare_again(run, config)
     observer = Observer(run.log, *sinks)
     return inline(config, lambda hosts: work(config, hosts, observer))
 
@@ -210,7 +192,7 @@ def resume(directory: str | Path, sinks: Sequence[Sink] = ()) -> RunResult:
         If there is no run in the directory.
     """
     run, config = RunDirectory.open(Path(directory))
-    config = _prepare_again(run, config)
+    config = prepare_again(run, config)
     _run(run, config, sinks)
     return RunResult(run.root)
 
@@ -241,7 +223,6 @@ def simulate(config: RunConfig, out: str | Path | None = None, sinks: Sequence[S
     root = Path(out) if out is not None else free_directory("run", Path("runs"))
     if root.exists():
         raise ConfigError(f"{root} exists already; choose another --out, or remove it")
-    config, data = prepare(config)
-    run = RunDirectory.create(root, config, make_manifest(config, data))
+    run, config = begin_run(config, root)
     _run(run, config, sinks)
     return RunResult(root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 from collections.abc import Collection, Iterable, Mapping
@@ -181,6 +182,15 @@ def without(data: FederatedData, client_id: str, sample_ids: Collection[str] | N
 
     groups = {name: tuple(row for row in rows if stays(row)) for name, rows in data.groups.items()}
     return replace(data, clients=clients, groups=groups)
+
+
+def client_digests(data: FederatedData) -> dict[str, str]:
+    """Client id to the SHA-256 of its rows, in their order."""
+    digests = {}
+    for client, rows in data.clients.items():
+        content = [[row.id, row.prompt, row.answer, row.paraphrase, *row.wrong_answers] for row in rows]
+        digests[client] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return digests
 
 
 def check_client(data: FederatedData, client_id: str) -> str:

@@ -55,15 +55,17 @@ class MemoryLedger:
     def begin(self, selection: Selection) -> None:
         """Write down who will be asked."""
         self._check_next(selection.branch, selection.round)
+        if (selection.branch, selection.round) in self._selections:
+            raise IntegrityError(f"round {selection.round} of {selection.branch!r} was begun already")
         self._selections[selection.branch, selection.round] = selection
 
     def selection(self, branch: str, round: int) -> Selection | None:
         """What `begin` wrote."""
-        return self._selections.get((branch, round))
+        return self._selections.get((self.branch(branch).name, round))
 
     def append(self, outcome: CohortOutcome) -> None:
         """Store a cohort; a client contributes once a round."""
-        done = self._outcomes.setdefault((outcome.branch, outcome.round), {})
+        done = self._outcomes.setdefault((self.branch(outcome.branch).name, outcome.round), {})
         there = {update.client_id for other in done.values() for update in other.updates}
         again = sorted(there & {update.client_id for update in outcome.updates})
         if again or outcome.cohort in done:
@@ -75,7 +77,8 @@ class MemoryLedger:
 
     def outcomes(self, branch: str, round: int) -> tuple[CohortOutcome, ...]:
         """The stored cohorts of a round without their updates."""
-        return tuple(replace(outcome, updates=()) for _, outcome in sorted(self._of(branch, round).items()))
+        own = self._outcomes.get((self.branch(branch).name, round), {})
+        return tuple(replace(outcome, updates=()) for _, outcome in sorted(own.items()))
 
     def contributions(self, branch: str, round: int) -> tuple[ClientUpdate, ...]:
         """A round's contributions in client-id order."""

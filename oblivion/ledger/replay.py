@@ -145,6 +145,8 @@ def _entering(branch: Branch, state: RoundState) -> RoundState:
 def verify_head(root: Path) -> str:
     """Aggregate the head of a run again from its contributions, and return the SHA-256 of the adapter file.
 
+    Only evidence of the run's last removal can be replayed: what an earlier one made holds who was forgotten since.
+
     Raises
     ------
     OblivionError

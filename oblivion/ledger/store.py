@@ -189,7 +189,7 @@ class StoredLedger:
             tensors |= {f"{extra}|{name}": tensor for name, tensor in values.items()}
         key = self.keys.make(contribution_key(update.client_id, branch))
         return self.blobs.put(
-            seal(key, pack(tensors), _context("contribution", branch, update.round, update.client_id))
+            seal(key, pack(tensors), blob_context("contribution", branch, update.round, update.client_id))
         )
 
     def outcomes(self, branch: str, round: int) -> tuple[CohortOutcome, ...]:
@@ -227,13 +227,13 @@ class StoredLedger:
     def _open(self, record: Record) -> dict[str, Any]:
         assert record.blob is not None
         data = self.blobs.get(record.blob)
-        context = _context(record.kind, record.branch, record.round, record.client)
+        context = blob_context(record.kind, record.branch, record.round, record.client)
         return unpack(unseal(self.keys.get(key_name(record)), data, context))
 
     def open_blob(self, record: Record) -> bytes:
         """The sealed content of a record, in clear; for verification."""
         assert record.blob is not None
-        context = _context(record.kind, record.branch, record.round, record.client)
+        context = blob_context(record.kind, record.branch, record.round, record.client)
         return unseal(self.keys.get(key_name(record)), self.blobs.get(record.blob), context)
 
     def commit(self, record: RoundRecord, after: RoundState, keep: bool) -> None:
@@ -264,7 +264,7 @@ class StoredLedger:
         }
         tensors = {f"{part}|{name}": tensor for part, values in parts.items() for name, tensor in values.items()}
         key = self.keys.make(state_key(number, after.round))
-        blob = self.blobs.put(seal(key, pack(tensors), _context("state", number, after.round, "")))
+        blob = self.blobs.put(seal(key, pack(tensors), blob_context("state", number, after.round, "")))
         content = {"gate": after.gate_state.norms}
         writer.add("state", f"{number}/{after.round}", content, branch=number, round=after.round, blob=blob)
 
@@ -328,15 +328,19 @@ class StoredLedger:
         self.book.close()
 
 
-def _context(kind: str, branch: int, round: int, client: str) -> str:
+def blob_context(kind: str, branch: int, round: int, client: str) -> str:
+    """What a blob is sealed as: it opens as nothing else."""
     return f"{kind} of branch {branch}, round {round}" + (f", {client}" if client else "")
 
 
 def key_name(record: Record) -> str:
     """The name of the key that a record's blob is sealed with."""
-    if record.kind == "state":
-        return state_key(record.branch, record.round)
-    return contribution_key(record.client, record.branch)
+    return key_name_of(record.kind, record.branch, record.round, record.client)
+
+
+def key_name_of(kind: str, branch: int, round: int, client: str) -> str:
+    """The same from the parts of a record."""
+    return state_key(branch, round) if kind == "state" else contribution_key(client, branch)
 
 
 def _split(tensors: Mapping[str, Any], parts: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,32 @@
+"""Run a benchmark: ``python -m benchmarks ledger [--json]``."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+
+NAMES = ("ledger",)
+
+
+def main() -> int:
+    """Print a line a case; 1 if a bound is not kept."""
+    names = [argument for argument in sys.argv[1:] if argument != "--json"]
+    if not names or set(names) - set(NAMES):
+        sys.stderr.write(f"usage: python -m benchmarks {'|'.join(NAMES)} [--json]\n")
+        return 2
+    kept = True
+    for name in names:
+        for result in importlib.import_module(f"benchmarks.{name}").run():
+            kept = kept and (result.bound_s is None or result.ours_s <= result.bound_s)
+            if "--json" in sys.argv:
+                print(json.dumps(result.to_json()), flush=True)
+                continue
+            bound = f", at most {result.bound_s:g} s" if result.bound_s is not None else ""
+            other = f"; {result.other}: {result.other_s:.4f} s" if result.other_s is not None else ""
+            print(f"{result.case}: {result.ours_s:.4f} s{bound}{other}", flush=True)
+    return 0 if kept else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

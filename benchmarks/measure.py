@@ -1,0 +1,52 @@
+"""Timing: process CPU time where work is compared, wall time where a disk is waited for, best or median of several."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of a benchmark: `ratio` is how many times faster than the other; None where there is no other."""
+
+    benchmark: str
+    case: str
+    ours_s: float
+    other: str | None = None
+    other_s: float | None = None
+    bound_s: float | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """``other_s / ours_s``."""
+        return self.other_s / self.ours_s if self.other_s is not None else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "ratio": self.ratio}
+
+
+def cpu_seconds(work: Callable[[], Any], repeat: int = 3) -> float:
+    """The smallest process CPU time (user and system, all threads) of several runs."""
+
+    def once() -> float:
+        since = time.process_time()
+        work()
+        return time.process_time() - since
+
+    return min(once() for _ in range(repeat))
+
+
+def wall_median(work: Callable[[], Any], repeat: int) -> float:
+    """The median wall time of several runs."""
+
+    def once() -> float:
+        since = time.perf_counter()
+        work()
+        return time.perf_counter() - since
+
+    return statistics.median(once() for _ in range(repeat))
