@@ -126,6 +126,10 @@ def forget(
     as_json: Json = False,
 ) -> None:
     """Try a removal on a request to forget (it changes nothing else), commit a trial, or refuse a request."""
+    if refuse and not ground:
+        raise typer.BadParameter("--refuse needs the ground, with --ground")
+    if not commit and not refuse and (not method or bool(client) == (request is not None)):
+        raise typer.BadParameter("give --method, and either --client or --request")
     _quiet_libraries()
     from server.run_directory import RunDirectory
     from simulations.display import Display
@@ -138,13 +142,9 @@ def forget(
         _finish(run_directory, as_json, {"committed": commit, "evidence": done["evidence"]})
         return
     if refuse:
-        if not ground:
-            raise typer.BadParameter("--refuse needs the ground, with --ground")
         refuse_in_run(run, config, refuse, ground)
         _say(json.dumps({"refused": refuse, "ground": ground}) if as_json else f"{refuse} refused: {ground}")
         return
-    if not method or bool(client) == (request is not None):
-        raise typer.BadParameter("give --method, and either --client or --request")
     signed = _read_request(request) if request else None
     if signed is not None:
         client, samples = signed.client_id, ""
@@ -163,8 +163,12 @@ def _read_request(path: Path) -> ForgetRequest:
 
     try:
         return from_json(json.loads(path.read_text("utf-8")))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(f"{path}: not JSON; expected a request as its client signed it") from None
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read: {error.strerror}; expected a request, signed by its client"
+        ) from None
 
 
 def _forget_config(
@@ -325,7 +329,7 @@ def ledger_verify(
     if checkpoint is not None:
         try:
             seen = Checkpoint.from_json(json.loads(checkpoint.read_text("utf-8")))
-        except (ValueError, OSError) as error:
+        except (ValueError, RecursionError, OSError, InputError) as error:
             raise InputError(f"{checkpoint}: not an exported checkpoint: {error}") from None
     done = verify_ledger(run_directory, seen)
     counts = {"entries": done.entries, "records": done.records, "blobs": done.blobs}

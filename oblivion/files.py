@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -18,6 +18,8 @@ from oblivion.errors import OblivionError
 Step: TypeAlias = Literal["write", "fsync", "rename", "unlink", "commit", "checkpoint"]
 Watch: TypeAlias = Callable[[Literal["before", "after"], Step], None]
 
+PARTIAL = ".partial"
+"""What a name ends with while its content is being written."""
 _watch: Watch | None = None
 
 
@@ -73,19 +75,10 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
     OblivionError
         If the disk is full or cannot be written; the old file is still there.
     """
-    staging = path.with_name(path.name + ".partial")
-
-    def opener(name: str, flags: int) -> int:
-        return os.open(name, flags, mode)
-
+    staging = path.with_name(path.name + PARTIAL)
     try:
         make_folder(path.parent)
-        with open(staging, "wb", opener=opener) as file:
-            with durable_step("write"):
-                file.write(data)
-                file.flush()
-            with durable_step("fsync"):
-                os.fsync(file.fileno())
+        _write(staging, data, mode)
         with durable_step("rename"):
             os.replace(staging, path)
         sync_folder(path.parent)
@@ -95,6 +88,57 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
         raise OblivionError(
             f"{path} could not be written: {error.strerror}; free some space or choose another --out"
         ) from None
+
+
+def _write(path: Path, data: bytes, mode: int = 0o666) -> None:
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags, mode)
+
+    with open(path, "wb", opener=opener) as file:
+        with durable_step("write"):
+            file.write(data)
+            file.flush()
+        with durable_step("fsync"):
+            os.fsync(file.fileno())
+
+
+def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write a new folder so that it is there with all of its files or not at all, also after a crash.
+
+    Parameters
+    ----------
+    folder : Path
+        There must be none yet; the folders above it are made where they are missing.
+    contents : mapping of str to bytes
+        The files by name.
+
+    Raises
+    ------
+    OblivionError
+        If the disk is full or cannot be written; nothing of the folder is there then.
+    """
+    written = staging = folder.with_name(folder.name + PARTIAL)
+    remove(staging)  # what a crash left
+    try:
+        make_folder(staging)
+        for name, data in contents.items():
+            _write(staging / name, data)
+        sync_folder(staging)
+        with durable_step("rename"):
+            os.replace(staging, folder)
+            written = folder
+        sync_folder(folder.parent)
+    except OSError as error:
+        shutil.rmtree(written, ignore_errors=True)
+        raise OblivionError(
+            f"{folder} could not be written: {error.strerror}; free some space or choose another --out"
+        ) from None
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what writes that a crash interrupted left anywhere in a folder that nobody else writes to."""
+    for path in sorted(folder.rglob(f"*{PARTIAL}*")):
+        remove(path)
 
 
 def remove(path: Path) -> None:

@@ -7,8 +7,9 @@ a crash came in between.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+import re
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from oblivion.data.federation import resolve
 from oblivion.errors import ConfigError, IntegrityError, PlanRefusedError, nearest
 from oblivion.files import remove, write_atomically
 from oblivion.ledger.book import Record
-from oblivion.ledger.erasure import commit_removal
+from oblivion.ledger.erasure import commit_removal, void_requests
 from oblivion.ledger.evidence import LIMITS, predicate, seal, statement
 from oblivion.ledger.merkle import inclusion_proof, leaf_hash
 from oblivion.ledger.register import Asked
 from oblivion.models.resident import CONFIG, WEIGHTS, weight_bytes
+from oblivion.report import write_report
 from server.manifest import describe_clients
 from server.planning import present
 from server.workflow import Workflow
@@ -76,6 +78,7 @@ def commit_trial(workflow: Workflow, trial: str) -> dict[str, int]:
         "before": _digests(workflow.run.root / workflow.head_folder),
         "after": _digests(folder / "adapters"),
         "replayed": replayed,
+        "files": {kind: len(paths) for kind, paths in _invalid_files(workflow, asked, trial).items()},
         "key_id": _key_id(workflow, asked),
     }
     workflow.observer.event("phase", text=f"committing {trial}: erasing what holds the forgotten data")
@@ -84,37 +87,51 @@ def commit_trial(workflow: Workflow, trial: str) -> dict[str, int]:
     return erased
 
 
-def finish_commits(workflow: Workflow) -> None:
-    """Erase the files of the last committed removal and write its evidence, where that is not done yet."""
+def finish_commits(workflow: Workflow) -> str:
+    """Erase the files of the last committed removal, write report and evidence, where that is not done yet.
+
+    Returns
+    -------
+    str
+        The trial whose commit was finished; empty where nothing was left to do.
+    """
     removals = workflow.register.removals()
     if not removals:
-        return
+        return ""
     trial = str(removals[-1].content["branch"])
     path = workflow.run.root / "forgets" / trial / "evidence.json"
     if path.is_file():
-        return
-    files = _erase_files(workflow, removals[-1])
-    workflow.run.write_json(f"forgets/{trial}/evidence.json", _evidence(workflow, removals[-1], files))
+        return ""
+    _erase_files(workflow, removals[-1])
+    write_report([workflow.run.root], workflow.run.root / "report.html")  # first: evidence says that all is done
+    workflow.run.write_json(f"forgets/{trial}/evidence.json", _evidence(workflow, removals[-1]))
     workflow.reload()
+    return trial
 
 
-def _erase_files(workflow: Workflow, removal: Record) -> Counter[str]:
-    """Remove every adapter that had the data, per-row results, and what other requests tried on the old head."""
-    root, request, trial = workflow.run.root, removal.content["request"], removal.content["branch"]
-    closed = {asked.request.id for asked in workflow.register.all_asked() if not asked.open}
-    erased: Counter[str] = Counter()
-    for adapter in sorted(root.glob("adapters/*")):
-        if not (adapter.name.startswith("oracle") and adapter.name.endswith(f"-{request}")):
-            remove(adapter)
-            erased["adapters"] += 1
-    for adapter in sorted(root.glob("forgets/*/*/adapters*")):
-        if adapter != root / "forgets" / trial / "adapters":
-            remove(adapter)
-            erased["adapters"] += 1
+def _closed(workflow: Workflow, asked: Asked) -> set[str]:
+    """The requests that are answered when `asked` is; those of a client that leaves altogether go with it."""
+    others = [other for other in workflow.register.all_asked() if other.request.id != asked.request.id]
+    void = void_requests(asked, others)
+    return {asked.request.id} | {other.request.id for other in others if not other.open and other not in void}
+
+
+def _invalid_files(workflow: Workflow, asked: Asked, trial: str) -> dict[str, list[Path]]:
+    """Every adapter that had the data; per-row results, and what other requests tried on the old head."""
+    root, closed = workflow.run.root, _closed(workflow, asked)
+    oracle, mine = f"oracle.*-{asked.request.id}", root / "forgets" / trial / "adapters"
+    adapters = [path for path in sorted(root.glob("adapters/*")) if not re.fullmatch(oracle, path.name)]
+    adapters += [path for path in sorted(root.glob("forgets/*/*/adapters")) if path != mine]
     stale = [folder for folder in sorted(root.glob("forgets/*")) if folder.name not in closed]
-    for path in [*stale, *sorted(root.glob("evaluations/*"))]:
+    return {"adapters": adapters, "files": [*stale, *sorted(root.glob("evaluations/*"))]}
+
+
+def _erase_files(workflow: Workflow, removal: Record) -> None:
+    root, request, trial = workflow.run.root, removal.content["request"], removal.content["branch"]
+    asked = workflow.register.asked(request)
+    for path in chain(*_invalid_files(workflow, asked, trial).values()):
         remove(path)
-        erased["files"] += 1
+    closed = _closed(workflow, asked)
     metrics = workflow.metrics()
     metrics["requests"] = [entry for entry in metrics["requests"] if entry["id"] in closed]
     metrics["head"] = f"forgets/{trial}/adapters"
@@ -128,10 +145,9 @@ def _erase_files(workflow: Workflow, removal: Record) -> Counter[str]:
     workflow.run.write_json("metrics.json", metrics)
     left = present(resolve(workflow.config), workflow.register.exclusions())
     workflow.run.write_json("manifest.json", {**workflow.run.read_json("manifest.json", {}), **describe_clients(left)})
-    return erased
 
 
-def _evidence(workflow: Workflow, removal: Record, files: Counter[str]) -> dict[str, Any]:
+def _evidence(workflow: Workflow, removal: Record) -> dict[str, Any]:
     said = removal.content
     asked, trial = workflow.register.asked(said["request"]), said["branch"]
     plan = workflow.run.read_json(f"forgets/{trial}/plan.json", {})
@@ -164,10 +180,11 @@ def _evidence(workflow: Workflow, removal: Record, files: Counter[str]) -> dict[
             "cost": {key: entry["models"][said["trial"]]["cost"][key] for key in ("client_steps", "fraction")},
             "rounds_checked_by_replay": said["replayed"],
         },
-        measured={"committed" if n == said["trial"] else n: model["central"] for n, model in models.items()},
+        measured={"original": {}, "oracle": {}}
+        | {"committed" if n == said["trial"] else n: model["central"] for n, model in models.items()},
         erased={
             **{f"{kind}s": said["erased"].get(kind, 0) for kind in ("contribution", "state", "key")},
-            **{kind: files[kind] for kind in ("adapters", "files")},
+            **said["files"],
             "invalidated": plan["invalidates"],
         },
         log=_log_proof(workflow, removal),

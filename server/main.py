@@ -87,10 +87,13 @@ def run_commit(config: RunConfig, hosts: Hosts, run: RunDirectory, observer: Obs
         ``evidence``: its path; ``erased``: how many records by kind.
     """
     with closing(Workflow(config, hosts, run, observer, BUSY_SECONDS)) as workflow:
-        finish_commits(workflow)
+        finished = finish_commits(workflow)
         workflow.check_learned()
-        erased = commit_trial(workflow, trial)
-        _report(run, observer)
+        if finished == trial:  # it was interrupted, and is given again
+            erased = dict(workflow.register.removals()[-1].content["erased"])
+        else:
+            erased = commit_trial(workflow, trial)
+        observer.event("finished", report=str(run.root / "report.html"))
         return {"evidence": str(run.root / "forgets" / trial / "evidence.json"), "erased": erased}
 
 

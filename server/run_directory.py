@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from oblivion.config import RunConfig, config_from_mapping
 from oblivion.errors import ConfigError, InputError, OblivionError
-from oblivion.files import write_atomically
+from oblivion.files import write_atomically, write_folder
 
 
 def to_json(value: Any) -> bytes:
@@ -38,7 +37,7 @@ class RunDirectory:
 
     @classmethod
     def create(cls, root: Path, config: RunConfig, manifest: Mapping[str, Any]) -> RunDirectory:
-        """Begin a run: its config and manifest are written first.
+        """Begin a run: the directory appears with its config and manifest, so that it can be resumed from then on.
 
         Raises
         ------
@@ -47,12 +46,7 @@ class RunDirectory:
         """
         if root.exists():
             raise ConfigError(f"{root} exists already; choose another --out, or remove it")
-        try:
-            write_atomically(root / "config.toml", config.to_toml().encode())
-            write_atomically(root / "manifest.json", to_json(manifest))
-        except OblivionError:
-            shutil.rmtree(root, ignore_errors=True)  # it did not exist before, so it holds nothing but these
-            raise
+        write_folder(root, {"config.toml": config.to_toml().encode(), "manifest.json": to_json(manifest)})
         return cls(root)
 
     @classmethod

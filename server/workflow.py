@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from oblivion.config import RunConfig
 from oblivion.data.federation import resolve
 from oblivion.data.groups import asked_rows, central_groups
 from oblivion.errors import InputError
+from oblivion.files import remove
 from oblivion.ledger.opening import open_ledger
 from oblivion.ledger.register import MAIN, Asked
 from oblivion.ledger.requests import issue
@@ -112,15 +112,20 @@ class Workflow:
 
     def learn(self) -> None:
         """Run every round of the federation that is not there yet, and keep the result."""
+        if self.head != MAIN:
+            return
         self.federation.begin(
             Branch(name=MAIN, seed=self.config.seed, rounds=self.config.federation.rounds), self.initial
         )
-        if self.head != MAIN:
-            return
         while self.federation.head(MAIN).round < self.config.federation.rounds:
             self.federation.run_round(MAIN)
-        self._save_adapter(ORIGINAL, self.federation.head(MAIN).state.adapter)
+        self._keep_original()
         self._write_metrics(self.metrics())
+
+    def _keep_original(self) -> None:
+        """Save what was learned, if a crash came before that."""
+        if self.head == MAIN and not (self.run.root / ORIGINAL).is_dir():
+            self._save_adapter(ORIGINAL, self.federation.head(MAIN).state.adapter)
 
     def check_learned(self) -> None:
         """Refuse a run whose learning has not finished.
@@ -143,7 +148,7 @@ class Workflow:
 
     def _save_adapter(self, name: str, adapter: Adapter) -> None:
         folder = self.run.root / name
-        shutil.rmtree(folder, ignore_errors=True)  # what an interrupted removal left; metrics.json knows nothing of it
+        remove(folder)  # what an interrupted removal left; metrics.json knows nothing of it
         self.resident.save(adapter, folder, locate(self.config.model))
 
     def receive(self, wanted: ForgetRequest) -> Asked:
@@ -180,6 +185,7 @@ class Workflow:
         dict
             Method to the name of its trial; a trial that exists already is not run again.
         """
+        self._keep_original()
         request = asked.request
         plans = {method: self.plan(request, method) for method in methods}
         entry = self._request_entry(request)
@@ -280,10 +286,11 @@ class Workflow:
         fraction = cost.client_steps / oracle["cost"]["client_steps"] if oracle else plan.fraction
         self._save_adapter(f"{where}/adapters", adapter)
         trial = Trained(name=name, adapter=adapter, folder=f"{where}/adapters", cost=cost, fraction=fraction, plan=plan)
-        self._measure(trial, request, entry)
+        entry["models"][name] = self._entry_of(trial, request)
         self.run.write_json(f"{where}/metrics.json", entry["models"][name])
         self.federation.replay.check(branch)
         self.register.move(request.id, "verified")
+        self._enter(entry)  # last: from here on the trial is not run again
 
     def _run_phases(self, name: str, request: ForgetRequest, plan: RemovalPlan) -> None:
         head, replayed = self.federation.head(self.head).round, self._records_to_replay()
@@ -315,6 +322,9 @@ class Workflow:
     def _measure(self, model: Trained, request: ForgetRequest, entry: dict[str, Any]) -> None:
         """Measure a model and write it into the request's entry in ``metrics.json``."""
         entry["models"][model.name] = self._entry_of(model, request)
+        self._enter(entry)
+
+    def _enter(self, entry: dict[str, Any]) -> None:
         metrics = self.metrics()
         metrics["requests"] = [e for e in metrics["requests"] if e["id"] != entry["id"]] + [entry]
         self._write_metrics(metrics)

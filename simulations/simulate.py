@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 from oblivion.config import ForgetConfig, RunConfig, config_from_mapping
 from oblivion.errors import ConfigError, InputError
-from oblivion.ledger.opening import check_ledger_exists
+from oblivion.ledger.opening import check_ledger_exists, wait_until_free
 from oblivion.models.resident import read_adapter_folder
 from oblivion.types import Adapter, ForgetRequest
 from server.events import Observer, Sink
-from server.main import run_commit, run_forget, run_plan, run_refuse, run_scenario
+from server.main import BUSY_SECONDS, run_commit, run_forget, run_plan, run_refuse, run_scenario
 from server.prepare import begin_run, check_names, forgotten_by, prepare_again
 from server.rounds import Hosts
 from server.run_directory import RunDirectory
@@ -74,14 +74,14 @@ class RunResult:
             If it was erased because somebody in it was forgotten.
         """
         if self.model == "original":
-            folder = self.directory / str(self.metrics.get("head", "adapters/original"))
+            where: str | None = self.metrics.get("head", "adapters/original")
         else:
-            request, name = self.model.split("/")
-            entry = next(e for e in self.metrics["requests"] if e["id"] == request)
-            folder = self.directory / str(entry["models"][name]["adapter"])
-        if not folder.is_dir():
+            request, _, name = self.model.partition("/")
+            models: dict[str, Any] = next((e["models"] for e in self.metrics["requests"] if e["id"] == request), {})
+            where = models.get(name, {}).get("adapter")
+        if where is None or not (self.directory / where).is_dir():
             raise InputError(f"{self.model} of {self.directory} was erased when a removal was committed")
-        return folder
+        return self.directory / where
 
     @property
     def adapter(self) -> Adapter:
@@ -145,6 +145,8 @@ def forget_in_run(
     _check_not_forgotten(run, config.forget.client)
     config = prepare_again(run, config)
     observer = Observer(run.log, *sinks)
+    # Before the engine starts: a removal that is under way needs the memory.
+    wait_until_free(run.root, BUSY_SECONDS, lambda text: observer.event("phase", text=f"waiting: {text}"))
     return on_engine(config, lambda hosts: run_forget(config, hosts, run, observer, signed))
 
 

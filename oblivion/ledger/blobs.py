@@ -71,6 +71,8 @@ class FolderBlobs:
             data = path.read_bytes()
         except FileNotFoundError:
             raise IntegrityError(f"blob {path} is missing; restore the ledger from its backup") from None
+        except OSError as error:
+            raise IntegrityError(f"blob {path} cannot be read: {error.strerror}; restore it from its backup") from None
         if hashlib.sha256(data).hexdigest() != name:
             raise IntegrityError(f"blob {path} was changed; restore the ledger from its backup")
         return data
@@ -118,10 +120,11 @@ def unseal(key: bytes, data: bytes, context: str) -> bytes:
 
 
 def pack(tensors: Mapping[str, Tensor]) -> bytes:
-    """Tensors as safetensors bytes."""
+    """Tensors as safetensors bytes; those that share memory are written as often as they are named."""
+    import torch
     from safetensors.torch import save
 
-    return save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    return save({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()})
 
 
 def unpack(data: bytes) -> dict[str, Tensor]:

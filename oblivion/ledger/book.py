@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import hmac
 import json
 import secrets
@@ -23,22 +22,18 @@ from typing import Any
 from sqlalchemy import Connection, delete, insert, select
 from sqlalchemy.exc import IntegrityError as UniqueError
 
-from oblivion.errors import IntegrityError
+from oblivion.errors import InputError, IntegrityError
 from oblivion.files import durable_step, make_folder
-from oblivion.ledger import schema
+from oblivion.ledger import reading, schema
 from oblivion.ledger.checkpoint import Checkpoint, check_checkpoint, sign_checkpoint
 from oblivion.ledger.keys import Keys
 from oblivion.ledger.merkle import Frontier, leaf_hash
+from oblivion.ledger.reading import authenticate, canonical, digest
 from oblivion.ledger.schema import database_errors
 
 ANCHOR = "checkpoint.json"
 _SALT_BYTES = 16
 _BATCH = 500
-
-
-def canonical(value: Any) -> str:
-    """JSON with one spelling: sorted keys, no spaces, ASCII, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def utc_now() -> datetime:
@@ -79,14 +74,13 @@ class Record:
     blob: str | None
 
 
-def digest(salt: bytes, kind: str, key: str, branch: int, round: int, client: str, content: str, blob: Any) -> str:
-    """Salted SHA-256 of everything that a record says."""
-    return hashlib.sha256(salt + canonical([kind, key, branch, round, client, content, blob]).encode()).hexdigest()
-
-
-def authenticate(key: bytes, seq: int, root: bytes) -> bytes:
-    """HMAC-SHA-256 of the log's root after its entry `seq`."""
-    return hmac.digest(key, seq.to_bytes(8, "big") + root, "sha256")
+def last_seen(keys: Keys) -> Checkpoint | None:
+    """The log's checkpoint that keys/ has; None where it has none yet."""
+    value = keys.read_json(ANCHOR)
+    try:
+        return None if value is None else Checkpoint.from_json(value)
+    except InputError:
+        raise IntegrityError(f"{keys.folder / ANCHOR} is not a checkpoint; restore keys/ from its backup") from None
 
 
 class Book:
@@ -121,22 +115,29 @@ class Book:
         self._lock = schema.Lock(folder / "lock", wait)
         try:
             if not self.path.exists():
+                keys.found()  # only here: new keys for a ledger that is there would hide that its own are missing
                 schema.create(self.path)
             self._engine = schema.connect(self.path)
-            schema.check_version(self._engine, self.path)
-            self._frontier, self._time = self._read_log()
+            try:
+                schema.check_version(self._engine, self.path)
+                self._frontier, self._time, seen = self._read_log()
+                if seen < self._frontier.size:  # a crash came between a commit and this
+                    self._anchor()
+            except BaseException:
+                self._engine.dispose()
+                raise
         except BaseException:
             self._lock.release()
             raise
 
-    def _read_log(self) -> tuple[Frontier, str]:
-        frontier, last, mac = Frontier(), "", b""
-        anchor = self.keys.read_json(ANCHOR)
-        seen = Checkpoint.from_json(anchor) if anchor is not None else None
+    def _read_log(self) -> tuple[Frontier, str, int]:
+        """The log, checked; the time of its last entry; how many of its entries keys/ has seen."""
+        frontier, last, entries = Frontier(), (b"", b""), {}
+        seen = last_seen(self.keys)
         with self._reading() as connection:
-            for entry, code in connection.execute(select(schema.log.c.entry, schema.log.c.mac).order_by("seq")):
-                frontier.append(leaf_hash(entry.encode()))
-                last, mac = entry, code
+            for seq, entry, mac in reading.log_rows(connection):
+                frontier.append(leaf_hash(entry))
+                last, entries[seq] = (entry, mac), reading.parse(entry)
                 if seen is not None and frontier.size == seen.size and frontier.root() != seen.root:
                     raise self._damaged("it is not the one that keys/ has seen")
         if seen is not None and frontier.size < seen.size:
@@ -146,9 +147,22 @@ class Book:
             )
         if seen is not None and not check_checkpoint(self.keys.signing().public_key(), seen):
             raise IntegrityError(f"{self.keys.folder / ANCHOR} is not signed by this run's key; restore keys/")
-        if frontier.size and not hmac.compare_digest(mac, self._mac(frontier)):
+        if frontier.size and not hmac.compare_digest(last[1], self._mac(frontier)):
             raise self._damaged("its last entry was changed, or keys/ is another run's")
-        return frontier, json.loads(last)["time"] if last else ""
+        self._check_records(entries)
+        return frontier, json.loads(last[0])["time"] if frontier.size else "", seen.size if seen is not None else 0
+
+    def _check_records(self, entries: Mapping[int, Mapping[str, Any]]) -> None:
+        """Refuse records that the log does not know: keys of clients, exclusions and the head are taken from them."""
+        gone, there = reading.erased(entries), set()
+        with self._reading() as connection:
+            for row in reading.record_rows(connection):
+                there.add(row["seq"])
+                what = reading.fault(row, entries, gone)
+                if what is not None:
+                    raise self._damaged(f"{reading.name(row)} {what}")
+        for name in reading.missing(entries, there, gone):
+            raise self._damaged(f"{name} is missing")
 
     def _damaged(self, what: str) -> IntegrityError:
         return IntegrityError(f"{self.path}: {what}; `oblivion ledger verify` says where, restore it from its backup")
@@ -185,7 +199,10 @@ class Book:
                 database.commit()
         self._frontier, self._time = writer.frontier, writer.time
         if anchor:
-            self.keys.write_json(ANCHOR, self.checkpoint().to_json())
+            self._anchor()
+
+    def _anchor(self) -> None:
+        self.keys.write_json(ANCHOR, self.checkpoint().to_json())
 
     def checkpoint(self) -> Checkpoint:
         """A signed statement of the log's size and root."""
@@ -217,19 +234,37 @@ class Book:
         with self._reading() as connection:
             return list(connection.execute(select(schema.log.c.entry).order_by("seq")).scalars())
 
-    def truncate_wal(self) -> None:
-        """Move everything into the database file and empty the write-ahead log: what was erased is in neither."""
-        with database_errors(self.path), durable_step("checkpoint"), self._engine.connect() as connection:
+    def scrub(self, removal: int) -> None:
+        """Leave no trace of erased records in the database file and the write-ahead log.
+
+        A deleted row is overwritten where it stood, but not the copies that stay in the unused part of a page when
+        SQLite moves rows to another: they go when the file is written anew, once for each removal.
+
+        Parameters
+        ----------
+        removal : int
+            The number of the last removal's record.
+        """
+        with database_errors(self.path), self._engine.connect() as connection:
             raw = connection.connection.driver_connection
             assert raw is not None
-            busy = raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            if raw.execute("PRAGMA user_version").fetchone()[0] != removal:
+                with durable_step("write"):
+                    raw.execute("VACUUM")
+                with durable_step("commit"):
+                    raw.execute(f"PRAGMA user_version={removal:d}")
+            with durable_step("checkpoint"):
+                busy = raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
         if busy:
             raise self._damaged("its write-ahead log could not be emptied, another process reads it")
 
     def close(self) -> None:
-        """Leave the ledger to others."""
-        self._engine.dispose()
-        self._lock.release()
+        """Leave the ledger to others; SQLite moves its write-ahead log into the database file."""
+        try:
+            with database_errors(self.path), durable_step("checkpoint"):
+                self._engine.dispose()
+        finally:
+            self._lock.release()
 
 
 class Writer:

@@ -43,7 +43,7 @@ def commit_removal(
     gone, redacted = _invalidated(ledger, branch, request.client_id, facts)
     names = {ledger.number(known.name): known.name for known in ledger.branches()}
     others = [other for other in register.all_asked() if other.request.id != request.id]
-    void = [o for o in others if request.whole_client and o.request.client_id == request.client_id]
+    void = void_requests(asked, others)
     gone += _personal(register, asked, void)
     erased = Counter(record.kind for record in gone)
     erased["key"] = len(_key_names(gone) - _key_names(_sealed_after(ledger, gone)))
@@ -69,6 +69,12 @@ def commit_removal(
         writer.add("request.state", keys[request.id], said_of)
     finish_erasure(ledger, register)
     return dict(erased)
+
+
+def void_requests(asked: Asked, others: Iterable[Asked]) -> list[Asked]:
+    """The other requests that go with a request: those of its client, where that leaves altogether."""
+    request = asked.request
+    return [other for other in others if request.whole_client and other.request.client_id == request.client_id]
 
 
 def _key_names(records: Iterable[Record]) -> set[str]:
@@ -116,7 +122,7 @@ def _personal(register: Register, asked: Asked, void: list[Asked]) -> list[Recor
 
 
 def finish_erasure(ledger: StoredLedger, register: Register) -> None:
-    """Remove blobs and keys without a record, note the exclusions beside the keys, empty the write-ahead log.
+    """Remove blobs and keys without a record, note the exclusions beside the keys, leave no trace in the database.
 
     It can be repeated, and does nothing where all of it is done.
     """
@@ -130,7 +136,7 @@ def finish_erasure(ledger: StoredLedger, register: Register) -> None:
     own = keys.read_json(SIMULATED) or {}
     if gone & own.keys():
         keys.write_json(SIMULATED, {client: key for client, key in own.items() if client not in gone})
-    ledger.book.truncate_wal()
+    ledger.book.scrub(max(record.seq for record in register.removals()))
 
 
 def _plain(listed: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from oblivion.errors import IntegrityError, OblivionError
 from oblivion.files import make_folder, remove, write_atomically
+from oblivion.types import CLIENT_ID
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -37,7 +38,9 @@ class Keys:
         try:
             make_folder(folder, mode=0o700)
         except OSError as error:
-            raise OblivionError(f"{folder} could not be made: {error.strerror}") from None
+            raise OblivionError(
+                f"{folder} could not be made: {error.strerror}; free some space or choose another --out"
+            ) from None
 
     def make(self, name: str) -> bytes:
         """The key called `name`; a new one from the operating system's randomness where there is none."""
@@ -79,15 +82,20 @@ class Keys:
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.key"
 
+    def found(self) -> None:
+        """Make the keys of a new ledger."""
+        for name in ("signing", "log"):
+            self.make(name)
+
     def signing(self) -> Ed25519PrivateKey:
         """The ledger's signing key."""
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-        return Ed25519PrivateKey.from_private_bytes(self.make("signing"))
+        return Ed25519PrivateKey.from_private_bytes(self.get("signing"))
 
     def log(self) -> bytes:
         """The key under which every entry of the log is authenticated."""
-        return self.make("log")
+        return self.get("log")
 
     def read_json(self, name: str) -> Any:
         """One of the files beside the keys; None where there is none."""
@@ -105,7 +113,15 @@ class Keys:
 
 
 def contribution_key(client: str, branch: int) -> str:
-    """Name of the key of one client's contributions to one branch (by the branch's number in the ledger)."""
+    """Name of the key of one client's contributions to one branch (by the branch's number in the ledger).
+
+    Raises
+    ------
+    IntegrityError
+        If the client's id is no slug: it becomes the name of a folder.
+    """
+    if not CLIENT_ID.fullmatch(client):
+        raise IntegrityError(f"{client[:80]!a} is not a client id; nothing of it is kept")
     return f"contributions/{client}/{branch}"
 
 

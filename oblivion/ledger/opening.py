@@ -7,12 +7,14 @@ from datetime import datetime
 from pathlib import Path
 
 from oblivion.config import LedgerConfig
-from oblivion.errors import InputError
+from oblivion.errors import InputError, IntegrityError, OblivionError
+from oblivion.files import remove_partial
 from oblivion.ledger.blobs import FolderBlobs
 from oblivion.ledger.book import Book, utc_now
 from oblivion.ledger.erasure import finish_erasure
 from oblivion.ledger.keys import Keys
 from oblivion.ledger.register import Register
+from oblivion.ledger.schema import Lock
 from oblivion.ledger.store import StoredLedger
 
 DATABASE = "ledger/ledger.db"
@@ -23,7 +25,8 @@ def open_ledger(
 ) -> tuple[StoredLedger, Register]:
     """Open the ledger under a run directory for this process alone, or make an empty one.
 
-    What a crash left is made good first: blobs and keys without a record go, an erasure that was begun is finished.
+    What a crash left is made good first: half-written files anywhere under the run directory go, and blobs and keys
+    without a record; an erasure that was begun is finished.
 
     Parameters
     ----------
@@ -43,9 +46,12 @@ def open_ledger(
     OblivionError
         If another process has it, or the disk cannot be written.
     """
+    if (root / DATABASE).is_file():
+        check_keys_exist(root)
     keys = Keys(root / "keys")
     book = Book(root / "ledger", keys, now, wait)
     try:
+        remove_partial(root)
         store = StoredLedger(book, FolderBlobs(root / "ledger" / "blobs"), keys, settings.precision, settings.retention)
         register = Register(book)
         register.found()
@@ -57,8 +63,30 @@ def open_ledger(
     return store, register
 
 
+def check_keys_exist(root: Path) -> None:
+    """Raise `IntegrityError` where the keys of a ledger are not there; new ones would open nothing."""
+    if not (root / "keys").is_dir():
+        raise IntegrityError(f"{root / 'keys'} is missing: the ledger cannot be read; restore keys/ from its backup")
+
+
 def check_ledger_exists(root: Path) -> None:
     """Raise `InputError` where a run directory has no ledger."""
     if not (root / DATABASE).is_file():
         older = " (it was made by a version before the ledger: run it again)" if (root / "ledger").is_dir() else ""
         raise InputError(f"{root} has no ledger{older}; nothing can be forgotten from it")
+
+
+def wait_until_free(root: Path, seconds: float, tell: Callable[[str], None]) -> None:
+    """Wait until no other process works on a run; `tell` hears of it where there is one.
+
+    Raises
+    ------
+    OblivionError
+        If it has not ended after so many seconds.
+    """
+    path = root / "ledger" / "lock"
+    try:
+        Lock(path).release()
+    except OblivionError as error:
+        tell(str(error))
+        Lock(path, seconds).release()

@@ -120,6 +120,7 @@ class Register:
         IntegrityError
             If it is forged, altered, expired, for another run, or uses a nonce again.
         """
+        requests.check_form(request)
         place = f"{request.client_id}/{request.nonce}"  # another client cannot use up a nonce by being faster
         known = self.book.find("request", key=place)
         now = self.book.now()

@@ -142,10 +142,11 @@ def _entering(branch: Branch, state: RoundState) -> RoundState:
     return state
 
 
-def verify_head(root: Path) -> str:
+def verify_head(root: Path, request: str = "") -> str:
     """Aggregate the head of a run again from its contributions, and return the SHA-256 of the adapter file.
 
-    Only evidence of the run's last removal can be replayed: what an earlier one made holds who was forgotten since.
+    Only the last removal of a run can be replayed: what an earlier one made holds who was forgotten since. Where the
+    head is not what answered `request` (if one is named), the text is empty.
 
     Raises
     ------
@@ -163,6 +164,8 @@ def verify_head(root: Path) -> str:
     try:
         clients = register.clients()
         head = register.head()
+        if request and not head.startswith(f"{request}/"):
+            return ""
         replay = replay_of(config, ledger, clients)
         replay.check(head)
         done = ledger.records(head)

@@ -117,8 +117,21 @@ def check(request: ForgetRequest, key: Ed25519PublicKey | None, federation: str,
         Saying what is wrong, what is accepted and what to do. Whether the nonce was used before is not checked
         here.
     """
-    fault = _form_fault(request) or _origin_fault(request, key, federation) or _time_fault(request, _in_utc(now))
+    check_form(request)
+    fault = _origin_fault(request, key, federation) or _time_fault(request, _in_utc(now))
     if fault:
+        raise IntegrityError(f"the forget request is refused: {fault}")
+
+
+def check_form(request: ForgetRequest) -> None:
+    """Refuse a request whose fields are not what a request's are, before anything is looked up by them.
+
+    Raises
+    ------
+    IntegrityError
+        Saying which field.
+    """
+    if fault := _form_fault(request):
         raise IntegrityError(f"the forget request is refused: {fault}")
 
 

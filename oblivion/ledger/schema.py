@@ -41,6 +41,11 @@ VERSION = "r0001"
 NETWORK = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "lustre", "glusterfs", "9p", "fuse.sshfs", "fuse.s3fs"}
 )
+_PARTS = {
+    *(("table", name) for name in ("alembic_version", "log", "records")),
+    *(("index", f"sqlite_autoindex_{name}_1") for name in ("alembic_version", "records")),
+    ("index", "records_by_place"),
+}
 metadata = MetaData()
 
 log = Table(
@@ -67,6 +72,10 @@ records = Table(
 )
 
 
+def _text(stored: bytes) -> str:
+    return stored.decode("utf-8", "surrogateescape")  # whoever changed the file need not have written UTF-8
+
+
 def connect(path: Path) -> Engine:
     """An engine with one connection: durable commits, erased rows overwritten, no temporary files."""
     engine = create_engine(f"sqlite:///{path}", poolclass=StaticPool, connect_args={"check_same_thread": False})
@@ -74,6 +83,7 @@ def connect(path: Path) -> Engine:
     @event.listens_for(engine, "connect")
     def settings(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # transactions begin where this module says so
+        connection.text_factory = _text
         for pragma in (
             "journal_mode=WAL",
             "synchronous=FULL",
@@ -96,10 +106,15 @@ def create(path: Path) -> None:
     staging = path.with_name(path.name + ".partial")
     with database_errors(path):
         staging.unlink(missing_ok=True)
-        with durable_step("write"):
-            _migrate(staging)
-        with durable_step("rename"):
-            os.replace(staging, path)
+        try:
+            with durable_step("write"):
+                _migrate(staging)
+            with durable_step("rename"):
+                os.replace(staging, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                staging.unlink(missing_ok=True)
+            raise
         sync_folder(path.parent)
 
 
@@ -128,17 +143,33 @@ def check_version(engine: Engine, path: Path) -> None:
     try:
         with engine.connect() as connection:
             found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+            parts = {tuple(row) for row in connection.execute(text("SELECT type, name FROM sqlite_master"))}
     except DBAPIError as error:
-        raise IntegrityError(f"{path} is not a ledger: {_reason(error)}; restore it from its backup") from None
+        if _is_damage(error):
+            raise IntegrityError(f"{path} is not a ledger: {_reason(error)}; restore it from its backup") from None
+        with database_errors(path):
+            raise
     if found != VERSION:
         raise IntegrityError(
             f"{path} has the format {str(found)[:20]!r}, this version reads {VERSION!r}; use the version of oblivion "
             "that manifest.json of the run names"
         )
+    strange = sorted(parts ^ _PARTS)
+    if strange:  # a trigger would keep what is erased
+        kind, name = strange[0]
+        raise IntegrityError(
+            f"{path} {'has' if strange[0] in parts else 'lacks'} the {kind} {ascii(name)[:80]}, unlike any ledger; "
+            "restore it from its backup"
+        )
 
 
 def _reason(error: BaseException) -> str:
     return str(getattr(error, "orig", None) or error).splitlines()[0]
+
+
+def _is_damage(error: BaseException) -> bool:
+    signs = ("malformed", "not a database", "no such table", "no such column")
+    return any(sign in _reason(error) for sign in signs)
 
 
 @contextlib.contextmanager
@@ -148,14 +179,16 @@ def database_errors(path: Path) -> Iterator[None]:
         yield
     except (DBAPIError, sqlite3.Error) as error:
         reason = _reason(error)
-        if "malformed" in reason or "not a database" in reason:
+        if _is_damage(error):
             raise IntegrityError(f"{path} is damaged: {reason}; restore it from its backup") from None
         raise OblivionError(
             f"{path} could not be written: {reason}; nothing is lost: free some space or make it writable, and give "
             "the same command again (a run: with --resume)"
         ) from None
     except OSError as error:
-        raise OblivionError(f"{path} could not be written: {error.strerror}; free some space") from None
+        raise OblivionError(
+            f"{path} could not be written: {error.strerror}; free some space or make it writable"
+        ) from None
 
 
 def refuse_network(folder: Path) -> None:
@@ -189,7 +222,8 @@ class Lock:
     """
 
     def __init__(self, path: Path, wait: float = 0.0) -> None:
-        self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        with database_errors(path):
+            self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         end = time.monotonic() + wait
         while True:
             try:
@@ -204,8 +238,13 @@ class Lock:
                 raise OblivionError(
                     f"{path.parent} is in use by process {owner or '(unknown)'}; wait until it has ended"
                 ) from None
-        os.ftruncate(self._handle, 0)
-        os.pwrite(self._handle, str(os.getpid()).encode(), 0)
+        try:
+            with database_errors(path):
+                os.ftruncate(self._handle, 0)
+                os.pwrite(self._handle, str(os.getpid()).encode(), 0)
+        except BaseException:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Let others in."""

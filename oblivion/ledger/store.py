@@ -119,7 +119,7 @@ class StoredLedger:
         return [
             record
             for number, first, last in self.line(name)
-            for record in self.book.find(kind, branch=number)
+            for record in sorted(self.book.find(kind, branch=number), key=lambda record: record.round)
             if first <= record.round <= last
         ]
 
@@ -155,7 +155,8 @@ class StoredLedger:
         """Store a cohort: blobs first, then its records in one transaction."""
         number, place = self.number(outcome.branch), f"{outcome.branch}/{outcome.round}"
         updates = [self._as_stored(update) for update in outcome.updates]
-        names = [self._put_update(update, number) for update in updates]
+        sealing = [contribution_key(update.client_id, number) for update in updates]  # all of them, before any is made
+        names = [self._put_update(update, number, key) for update, key in zip(updates, sealing, strict=True)]
         content = {"refused": dict(outcome.refused), "failed": dict(outcome.failed)}
         with self.book.transaction() as writer:
             writer.add("cohort", f"{place}/{outcome.cohort}", content, branch=number, round=outcome.round)
@@ -174,22 +175,27 @@ class StoredLedger:
         fresh |= {update.client_id: update for update in updates}
 
     def _as_stored(self, update: ClientUpdate) -> ClientUpdate:
+        metrics = {name: value if math.isfinite(value) else math.nan for name, value in update.metrics.items()}
+        update = replace(update, metrics=metrics)
         if self.precision == "float32":
             return update
         import torch
 
         return replace(update, delta={n: t.to(torch.bfloat16).to(torch.float32) for n, t in update.delta.items()})
 
-    def _put_update(self, update: ClientUpdate, branch: int) -> str:
+    def _put_update(self, update: ClientUpdate, branch: int, name: str) -> str:
         import torch
 
         kind = torch.float32 if self.precision == "float32" else torch.bfloat16
         tensors = {f"delta|{name}": tensor.to(kind) for name, tensor in update.delta.items()}
         for extra, values in update.extras.items():
             tensors |= {f"{extra}|{name}": tensor for name, tensor in values.items()}
-        key = self.keys.make(contribution_key(update.client_id, branch))
         return self.blobs.put(
-            seal(key, pack(tensors), blob_context("contribution", branch, update.round, update.client_id))
+            seal(
+                self.keys.make(name),
+                pack(tensors),
+                blob_context("contribution", branch, update.round, update.client_id),
+            )
         )
 
     def outcomes(self, branch: str, round: int) -> tuple[CohortOutcome, ...]:
@@ -244,6 +250,7 @@ class StoredLedger:
         late = record.round - self.retention
         if branch.history and self.retention:
             over = [old for old in self.book.find("contribution", branch=number) if old.round <= late]
+        del self._last[record.branch]  # if the disk fails now, only the database knows how far the branch is
         with self.book.transaction(anchor=True) as writer:
             writer.add(
                 "round", f"{record.branch}/{record.round}", round_content(record), branch=number, round=record.round

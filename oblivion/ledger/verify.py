@@ -9,26 +9,28 @@ copy of everything, cannot be seen from within: it is found against a checkpoint
 from __future__ import annotations
 
 import hmac
-import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, RowMapping, select
+from sqlalchemy import Engine
 
 from oblivion.errors import IntegrityError
-from oblivion.ledger import schema
+from oblivion.ledger import reading, schema
 from oblivion.ledger.blobs import FolderBlobs, unseal
-from oblivion.ledger.book import ANCHOR, authenticate, digest
+from oblivion.ledger.book import ANCHOR
 from oblivion.ledger.checkpoint import Checkpoint, check_checkpoint
 from oblivion.ledger.keys import Keys
 from oblivion.ledger.merkle import Frontier, leaf_hash
+from oblivion.ledger.reading import authenticate
 from oblivion.ledger.register import EXCLUSIONS, SIMULATED
 from oblivion.ledger.store import blob_context, key_name_of
 
 _NAMING = ("selection", "cohort", "round", "contribution", "client")
 """Kinds of records in which a client that was forgotten must not be named."""
+_OWN_FILES = ("ledger.db", "ledger.db-wal", "ledger.db-shm", "lock")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,21 +72,26 @@ def verify_ledger(root: Path, checkpoint: Checkpoint | None = None) -> Verificat
     OblivionError
         If another process works on it.
     """
-    from oblivion.ledger.opening import check_ledger_exists
+    from oblivion.ledger.opening import check_keys_exist, check_ledger_exists
 
     check_ledger_exists(root)
+    check_keys_exist(root)
     keys, path = Keys(root / "keys"), root / "ledger" / "ledger.db"
     lock = schema.Lock(root / "ledger" / "lock")
     try:
-        engine = schema.connect(path)
-        schema.check_version(engine, path)
-        done = Verification()
         with schema.database_errors(path):
-            entries = _check_log(engine, keys, done, checkpoint)
-            rows = _check_records(engine, entries, done)
+            engine = schema.connect(path)
+            try:
+                schema.check_version(engine, path)
+                done = Verification()
+                entries, broken = _check_log(engine, keys, done, checkpoint)
+                rows = _check_records(engine, entries, done)
+            finally:
+                engine.dispose()
         _check_blobs(root, keys, rows, done)
-        _check_forgotten(root, keys, rows, done)
-        engine.dispose()
+        # What stands behind a changed entry may be anything: it is compared with the log, and not believed.
+        sure = [row for row in rows if row["seq"] < broken]
+        _check_forgotten(root, keys, sure, done)
         return done
     finally:
         lock.release()
@@ -92,85 +99,70 @@ def verify_ledger(root: Path, checkpoint: Checkpoint | None = None) -> Verificat
 
 def _check_log(
     engine: Engine, keys: Keys, done: Verification, checkpoint: Checkpoint | None
-) -> dict[int, dict[str, Any]]:
-    """Authenticate the log entry by entry; return the entries by number."""
+) -> tuple[dict[int, dict[str, Any]], float]:
+    """Authenticate the log entry by entry; return the entries by number, and the first that is not authentic."""
     anchor = keys.read_json(ANCHOR)
     known = {"keys/checkpoint.json": Checkpoint.from_json(anchor)} if anchor is not None else {}
     known |= {"the given checkpoint": checkpoint} if checkpoint is not None else {}
-    frontier, entries, intact, expected = Frontier(), {}, True, 1
+    frontier, broken, expected = Frontier(), math.inf, 1
+    entries: dict[int, dict[str, Any]] = {}
     log_key, public = keys.log(), keys.signing().public_key()
     with engine.connect() as connection:
-        for seq, text, mac in connection.execute(select(schema.log).order_by(schema.log.c.seq)):
+        for seq, text, mac in reading.log_rows(connection):
+            if seq < 1:
+                done.find(f"log entry {seq}", "was added: entries are counted from 1")
+                continue
             if seq != expected:
-                done.find(f"log entry {expected}", "is missing")
+                gap = f"log entry {expected}" if seq == expected + 1 else f"log entries {expected} to {seq - 1}"
+                done.find(gap, f"missing: entry {seq} follows")
+                broken = min(broken, expected)
             expected = seq + 1
-            frontier.append(leaf_hash(text.encode()))
-            entry = _parse(text)
-            if intact and entry.get("seq") != seq:
-                done.find(f"log entry {seq}", f"stands in another's place: it says it is entry {entry.get('seq')}")
-                intact = False
+            frontier.append(leaf_hash(text))
+            entry = entries[seq] = reading.parse(text)
             # Each code covers the whole log up to it: after the first that fails, the others say nothing new.
-            elif intact and not hmac.compare_digest(mac, authenticate(log_key, seq, frontier.root())):
-                done.find(f"log entry {seq}", "was changed: its authentication code does not hold")
-                intact = False
+            if broken == math.inf:
+                what, said = None, entry.get("seq")
+                if type(said) is int and said != seq:
+                    what = f"stands in another's place: it says it is entry {reading.shown(said)}"
+                elif not hmac.compare_digest(mac, authenticate(log_key, seq, frontier.root())):
+                    what = "was changed: its authentication code does not hold"
+                if what is not None:
+                    done.find(f"log entry {seq}", what)
+                    broken = seq
             for name, seen in known.items():
                 if frontier.size == seen.size and frontier.root() != seen.root:
                     done.find(f"log entries 1 to {seq}", f"are not those of {name}")
-            entries[seq] = entry
     for name, seen in known.items():
         if not check_checkpoint(public, seen):
             done.find(name, "is not signed by this run's key")
         elif seen.size > frontier.size:
             done.find(f"log entries {frontier.size + 1} to {seen.size}", f"of {name} are missing: an older copy?")
     done.entries = frontier.size
-    return entries
-
-
-def _parse(text: str) -> dict[str, Any]:
-    try:
-        entry = json.loads(text)
-    except ValueError:
-        return {}
-    return entry if isinstance(entry, dict) else {}
+    return entries, broken
 
 
 def _check_records(
     engine: Engine, entries: Mapping[int, Mapping[str, Any]], done: Verification
 ) -> list[Mapping[str, Any]]:
     """Compare every record with its entry; return the records that hold."""
-    gone = {
-        seq
-        for entry in entries.values()
-        if entry.get("kind") == "erased"
-        for first, last in entry.get("seqs", [])
-        for seq in range(first, last + 1)
-    }
+    gone, seen = reading.erased(entries), set()
     rows: list[Mapping[str, Any]] = []
-    seen: set[int] = set()
     with engine.connect() as connection:
-        for row in connection.execute(select(schema.records).order_by(schema.records.c.seq)).mappings():
-            seq, entry = row["seq"], entries.get(row["seq"], {})
-            seen.add(seq)
-            name = _name(row)
-            parts = (row[column] for column in ("kind", "key", "branch", "round", "client", "content", "blob"))
-            if entry.get("digest") != digest(row["salt"], *parts):
-                done.find(name, "is not what the log says: it was changed, or stands in another's place")
-            elif seq in gone:
-                done.find(name, "was erased, and is back")
+        for row in reading.record_rows(connection):
+            seen.add(row["seq"])
+            what = reading.fault(row, entries, gone)
+            if what is not None:
+                done.find(reading.name(row), what)
             else:
-                rows.append({**row, "content": json.loads(row["content"])})
-    for seq, entry in entries.items():
-        if "digest" in entry and seq not in seen and seq not in gone:
-            done.find(f"record {seq} ({entry.get('kind')})", "is missing, and the log does not say that it was erased")
+                rows.append({**row, "content": reading.parse(row["content"])})
+    for name in reading.missing(entries, seen, gone):
+        done.find(name, "is missing, and the log does not say that it was erased")
     done.records = len(seen)
     return rows
 
 
-def _name(row: RowMapping | Mapping[str, Any]) -> str:
-    return f"record {row['seq']} ({str(row['kind'])[:20]} {str(row['key'])[:80]})"
-
-
 def _check_blobs(root: Path, keys: Keys, rows: list[Mapping[str, Any]], done: Verification) -> None:
+    """Open every blob; look for files and keys that belong to nothing."""
     blobs = FolderBlobs(root / "ledger" / "blobs")
     needed: set[str] = set()
     used: set[str] = set()
@@ -183,12 +175,18 @@ def _check_blobs(root: Path, keys: Keys, rows: list[Mapping[str, Any]], done: Ve
         try:
             data = blobs.get(row["blob"])
             unseal(keys.get(key), data, blob_context(row["kind"], row["branch"], row["round"], row["client"]))
-        except IntegrityError as error:
-            done.find(_name(row), str(error))
-    for name in sorted(blobs.names() - needed):
-        done.find(f"blob {name}", "belongs to no record")
-    for path in sorted((root / "ledger").rglob("*.partial")):
-        done.find(str(path.relative_to(root)), "was left by an interrupted write; it goes when the run is opened next")
+        except (IntegrityError, OSError, ValueError) as error:
+            done.find(reading.name(row), reading.shown(str(error), 400))
+    own = {*_OWN_FILES, *(f"blobs/{name[:2]}/{name}" for name in needed)}
+    for path in sorted((root / "ledger").rglob("*")):
+        place = path.relative_to(root / "ledger").as_posix()
+        if place in own or (path.is_dir() and not path.is_symlink()):
+            continue
+        if path.suffix == ".partial":
+            what = "was left by an interrupted write; it goes when the run is opened next"
+        else:
+            what = "belongs to no record" if place.startswith("blobs/") else "does not belong to a ledger"
+        done.find(reading.shown(f"ledger/{place}"), what)
     for key in keys.names():
         if key not in used:
             done.find(f"keys/{key}.key", "seals nothing that is kept")
@@ -203,7 +201,7 @@ def _check_forgotten(root: Path, keys: Keys, rows: list[Mapping[str, Any]], done
         if row["kind"] in _NAMING:
             named = whole & ({row["client"]} | set(_clients(row["content"])))
             for client in sorted(named):
-                done.find(_name(row), f"is about '{client}', which was forgotten")
+                done.find(reading.name(row), f"is about '{client}', which was forgotten")
     for client in sorted(whole):
         if (keys.folder / "contributions" / client).is_dir() and any(
             (keys.folder / "contributions" / client).glob("*.key")
@@ -231,7 +229,7 @@ def _check_samples(rows: list[Mapping[str, Any]], done: Verification) -> None:
             absent = branches.get(row["branch"], {}).get("absent", [])
             left_out = {s for a in absent if a["client"] == row["client"] for s in a["samples"] or ()}
             if not set(request["samples"]) <= left_out:
-                done.find(_name(row), f"may hold samples that {removal['request']} had forgotten")
+                done.find(reading.name(row), f"may hold samples that {removal['request']} had forgotten")
 
 
 def _clients(content: Mapping[str, Any]) -> Iterator[str]:

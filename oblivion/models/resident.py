@@ -10,15 +10,14 @@ import contextlib
 import functools
 import json
 import math
-import os
-import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oblivion.config import LoraConfig, ModelConfig
-from oblivion.errors import ConfigError, InputError, IntegrityError, OblivionError
+from oblivion.errors import ConfigError, InputError, IntegrityError
+from oblivion.files import write_folder
 from oblivion.models.loading import Base, load_base
 from oblivion.seeding import torch_generator
 from oblivion.types import Adapter
@@ -78,6 +77,10 @@ class ResidentModel:
     def max_length(self) -> int:
         """The context in tokens."""
         return self.base.max_length
+
+    def lora_layers(self) -> dict[str, Any]:
+        """The layers that carry an adapter, by the name that their tensors begin with."""
+        return {name: module for name, module in self.model.named_modules() if hasattr(module, "lora_A")}
 
     def initial_adapter(self, seed: int) -> Adapter:
         """The adapter before any training: A uniform as in Hu et al. (2021), B zero.
@@ -149,16 +152,7 @@ class ResidentModel:
         settings = self.model.peft_config["default"].to_dict()
         settings.update(base_model_name_or_path=base_name, inference_mode=True)
         text = json.dumps(settings, indent=2, default=lambda v: sorted(v) if isinstance(v, set) else str(v))
-        staging = folder.with_name(folder.name + ".partial")
-        try:
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir(parents=True)
-            (staging / CONFIG).write_text(text + "\n", encoding="utf-8")
-            (staging / WEIGHTS).write_bytes(weight_bytes(adapter))
-            os.replace(staging, folder)
-        except OSError as error:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise OblivionError(f"{folder} could not be written: {error.strerror}; free some space") from None
+        write_folder(folder, {CONFIG: f"{text}\n".encode(), WEIGHTS: weight_bytes(adapter)})
 
 
 def weight_bytes(adapter: Adapter) -> bytes:

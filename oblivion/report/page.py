@@ -29,7 +29,7 @@ from oblivion.report.tables import (
     methods_table,
     runs_table,
 )
-from oblivion.report.wording import answer, hurt, learned, noise, opening, request_facts, request_title
+from oblivion.report.wording import answer, committed, hurt, learned, noise, opening, request_facts, request_title
 
 MOST_WARNINGS = 30
 _HERE = Path(__file__).parent
@@ -54,6 +54,7 @@ def _request_view(comparison: Comparison, anchor: str) -> dict[str, Any]:
     return {
         "anchor": anchor,
         "answer": answer(comparison),
+        "committed": committed(comparison.request),
         "title": request_title(request),
         "id": request.id,
         "facts": request_facts(request),

@@ -90,6 +90,8 @@ class RequestRecord(_Record):
     samples: int | None = None
     rows: int | None = None
     t_u: int | None = None
+    committed: Text | None = None
+    committed_at: Text | None = None
     models: dict[Text, ModelRecord] = {}
 
     def label(self, key: str) -> str:

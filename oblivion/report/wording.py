@@ -113,6 +113,20 @@ def _others(comparison: Comparison, spoken: Sequence[Standing]) -> Markup:
     return said
 
 
+def committed(request: RequestRecord) -> Markup | None:
+    """What was done about the request for good; None where it is still open."""
+    if request.committed is None:
+        return None
+    said = "{} is the run’s model since {}. What held the data of {} was erased: the original model can no longer be "
+    said += "evaluated, and its numbers here were measured before. Signed evidence: {}."
+    return Markup(said).format(
+        code(request.committed),
+        request.committed_at or "(unknown)",
+        request.client,
+        code(f"forgets/{request.id}/{request.committed}/evidence.json"),
+    )
+
+
 def answer(comparison: Comparison) -> Markup:
     """What the request came to, in two sentences.
 

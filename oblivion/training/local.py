@@ -49,10 +49,11 @@ class LocalTask:
         return self.rows["forget"] if "forget" in self.rows else self.rows["retain"]
 
 
+Rows = dict[Role, list[TokenRow]]
 Micro = dict[Role, PaddedBatch]
 
 
-def _steps(task: LocalTask, settings: TrainConfig, info: RoundInfo, pad_id: int, device: Any) -> Iterator[list[Micro]]:
+def micro_batches(task: LocalTask, settings: TrainConfig, info: RoundInfo) -> Iterator[list[Rows]]:
     """Yield, per optimizer step, its micro-batches by role; anchors are cycled through beside the leading rows."""
 
     def batches(role: Role, count: int) -> Iterator[list[TokenRow]]:
@@ -66,9 +67,7 @@ def _steps(task: LocalTask, settings: TrainConfig, info: RoundInfo, pad_id: int,
         if anchors is not None:
             by_role["retain"] = next(anchors)
         count = min(settings.accumulation, *(len(chosen) for chosen in by_role.values()))
-        yield [
-            {role: collate(chosen[i::count], pad_id, device) for role, chosen in by_role.items()} for i in range(count)
-        ]
+        yield [{role: chosen[i::count] for role, chosen in by_role.items()} for i in range(count)]
 
 
 def _logits(resident: ResidentModel, micro: Micro) -> dict[Role, Tensor]:
@@ -122,7 +121,7 @@ def train_client(
 
     resident.write(start)
     names, parameters = list(resident.parameters), list(resident.parameters.values())
-    device = parameters[0].device
+    device, pad_id = parameters[0].device, resident.tokenizer.pad_token_id
     anchor = [start[name].to(device) for name in names]
     optimizer = make_optimizer(parameters, settings)
     needs_reference = "reference" in objective.needs
@@ -131,7 +130,8 @@ def train_client(
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(info.seed, "dropout", info.round, task.client_id))
         resident.model.train()
-        for micros in _steps(task, settings, info, resident.tokenizer.pad_token_id, device):
+        for step in micro_batches(task, settings, info):
+            micros = [{role: collate(rows, pad_id, device) for role, rows in micro.items()} for micro in step]
             denominators = _denominators(micros, objective)
             optimizer.zero_grad(set_to_none=True)
             total = 0.0

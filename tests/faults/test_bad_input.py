@@ -119,6 +119,9 @@ SETTINGS = [
     ("engine=slurm", CONFIG, "'ray' or 'inline'"),
     ("forget.samples=3", CONFIG, "forget.samples = 3|valid string"),
     ("model.dtype=float16", CONFIG, "'float32' or 'bfloat16'"),
+    ("ledger.precision=float16", CONFIG, "ledger.precision|'float32' or 'bfloat16'"),
+    ("ledger.checkpoint-every=0", CONFIG, "ledger.checkpoint-every = 0|greater than or equal to 1"),
+    ("ledger.retention=-1", CONFIG, "ledger.retention = -1"),
     # a name that is not known
     ("federation.aggregator=fedavgg", CONFIG, "unknown aggregator; did you mean 'fedavg'"),
     ("forget.objective=npoo", CONFIG, "unknown objective; did you mean 'npo'"),
@@ -327,18 +330,80 @@ def test_a_wrong_request_to_forget(finished: Path, arguments: list[str], code: i
 
 
 def test_forget_on_something_that_is_no_finished_run(finished: Path, here: Path) -> None:
+    forget = ("forget", "copy", *ASK)
     refused(INPUT, "nowhere is not a run directory", "forget", "nowhere", *ASK)
     (here / "empty").mkdir()
     refused(INPUT, "empty is not a run directory: it has no config.toml", "forget", "empty", *ASK)
     shutil.copytree(finished, "copy")
-    (here / "copy/ledger/head.safetensors").write_bytes(b"short")
-    refused(INPUT, "copy/ledger: not what a finished run keeps there", "forget", "copy", *ASK, "--plan")
-    (here / "copy/ledger/rounds.json").unlink()
-    refused(INPUT, "did not finish learning", "forget", "copy", *ASK)
+    (here / "copy/ledger/ledger.db").unlink()
+    refused(INPUT, "copy has no ledger (it was made by a version before the ledger: run it again)", *forget)
+    shutil.rmtree(here / "copy/ledger")
+    refused(INPUT, "copy has no ledger; nothing can be forgotten from it", *forget)
+    refused(INPUT, "copy has no ledger", "forget", "copy", "--commit", "req-1/local")
+    refused(INPUT, "copy has no ledger", "forget", "copy", "--refuse", "req-1", "--ground", "none")
     (here / "copy/config.toml").write_text("seed = ")
     refused(INPUT, "copy/config.toml", "forget", "copy", *ASK)
     (here / "copy/config.toml").write_text("sed = 3")
     refused(CONFIG, "copy/config.toml: unknown key 'sed'; did you mean 'seed'", "forget", "copy", *ASK)
+
+
+def test_forget_on_a_run_that_was_interrupted(scenario: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("server.rounds.Federation._commit", interrupted)
+        assert oblivion("run", scenario, "--out", "o")[0] == 130
+    for arguments in (ASK, (*ASK, "--plan"), ("--commit", "req-1/local")):
+        code, out, err = oblivion("forget", "o", *arguments)
+        assert (code, out) == (INPUT, "") and "o has 0 of 1 rounds, so there is nothing to forget yet" in err
+        assert "finish it with: oblivion run --resume --out o" in err
+    assert oblivion("run", "--resume", "--out", "o")[0] == 0
+    assert oblivion("forget", "o", *ASK, "--plan")[0] == 0
+
+
+def test_resume_of_something_that_is_no_run(here: Path) -> None:
+    refused(INPUT, "nowhere is not a run directory", "run", "--resume", "--out", "nowhere")
+    (here / "empty").mkdir()
+    refused(INPUT, "empty is not a run directory: it has no config.toml", "run", "--resume", "--out", "empty")
+
+
+def test_a_trial_that_is_not_there(finished: Path) -> None:
+    refused(CONFIG, "there is no request 'req-1'", "forget", finished, "--commit", "req-1/local")
+    refused(CONFIG, "there is no request 'req-1'", "forget", finished, "--commit", "req-1")
+    refused(CONFIG, "there is no request '..'", "forget", finished, "--commit", "../x/local")
+    (request,) = [e["id"] for e in json.loads((finished / "metrics.json").read_text())["requests"]]
+    for name in ("", "/", "/local", "/original", "/../../x"):
+        refused(CONFIG, f"{request} has no trial", "forget", finished, "--commit", f"{request}{name}")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("ledger/ledger.db", b"", "ledger.db"),
+        ("ledger/ledger.db", b"no database at all" * 99, "ledger.db"),
+        ("keys/log.key", None, "log.key is missing"),
+        ("keys/log.key", b"short", "log.key is not a key of 32 bytes"),
+        ("keys/signing.key", None, "signing.key is missing"),
+        ("keys/signing.key", b"x" * 32, "checkpoint.json is not signed by this run's key"),
+        ("keys/checkpoint.json", b"{", "checkpoint.json"),
+        ("keys/checkpoint.json", b"[]", "checkpoint.json"),
+    ],
+)
+def test_a_ledger_that_is_not_what_it_was(
+    finished: Path, here: Path, name: str, content: bytes | None, words: str
+) -> None:
+    shutil.copytree(finished, "copy")
+    for beside in ("-wal", "-shm"):
+        (here / f"copy/ledger/ledger.db{beside}").unlink(missing_ok=True)
+    if content is None:
+        (here / "copy" / name).unlink()
+    else:
+        (here / "copy" / name).write_bytes(content)
+    for arguments in (("forget", "copy", *ASK), ("run", "--resume", "--out", "copy")):
+        code, out, err = oblivion(*arguments)
+        assert code == CHANGED and out == "" and words in err and "Traceback" not in err, err
+        assert "restore" in err, "it says what to do"
 
 
 def test_data_or_a_model_that_changed_since_the_run(micro_model: Path, here: Path) -> None:
@@ -435,20 +500,28 @@ def fail_after(calls: int, number: int, original: Any) -> Any:
     return call
 
 
-@pytest.mark.parametrize("name", ["fsync", "replace"])
-@pytest.mark.parametrize("calls", [0, 2, 4, 6])
+@pytest.mark.parametrize(
+    ("name", "calls"),
+    [*(("fsync", n) for n in (0, 2, 4, 6, 12, 24, 40, 60)), *(("replace", n) for n in (0, 1, 2, 4, 8, 12, 16))],
+)
 def test_a_disk_that_fills_up_during_a_run(
-    scenario: Path, here: Path, monkeypatch: pytest.MonkeyPatch, name: str, calls: int
+    scenario: Path, finished: Path, here: Path, monkeypatch: pytest.MonkeyPatch, name: str, calls: int
 ) -> None:
-    monkeypatch.setattr(os, name, fail_after(calls, errno.ENOSPC, getattr(os, name)))
-    code, out, err = oblivion("run", scenario, "--out", "o")
-    monkeypatch.undo()
+    """And the same command, a begun run with --resume, gives what would have come without it."""
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, fail_after(calls, errno.ENOSPC, getattr(os, name)))
+        code, out, err = oblivion("run", scenario, "--out", "o")
     assert code == 1 and out == "", err
     last = err.splitlines()[-1]
-    assert last.startswith("error: o/") and "No space left on device" in last and "Traceback" not in err
+    assert last.startswith("error: o") and "No space left on device" in last and "Traceback" not in err
     assert not list(here.rglob("*.partial"))
     for path in here.rglob("*.json"):  # every file that is there is whole
         json.loads(path.read_text("utf-8"))
+    again = ("--resume",) if (here / "o").exists() else (scenario,)
+    code, _, err = oblivion("run", *again, "--out", "o")
+    assert code == 0, err
+    adapter = "adapters/original/adapter_model.safetensors"
+    assert (here / "o" / adapter).read_bytes() == (finished / adapter).read_bytes()
 
 
 def test_events_that_cannot_be_written(scenario: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -473,7 +546,7 @@ def test_a_place_that_cannot_be_written(scenario: Path, monkeypatch: pytest.Monk
         original(path, *arguments, **options)
 
     monkeypatch.setattr(os, "mkdir", read_only)
-    refused(1, "runs/micro/config.toml could not be written: Permission denied|--out", "run", scenario)
+    refused(1, "runs/micro|could not be written: Permission denied|--out", "run", scenario)
 
 
 def test_a_result_is_shown_even_if_it_cannot_be_written(finished: Path, here: Path) -> None:

@@ -1,50 +1,106 @@
-"""A disk that is full, a directory that is taken, files that were cut: nothing is lost and the message helps."""
+"""A disk that is full, a directory that is taken: nothing is lost, nothing is half there, and the message helps.
+
+Faults come in two ways: `watch_steps` lets every single durable step fail, and the system's own calls are made to.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import json
 import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 
+from oblivion import files
 from oblivion.aggregation.gate import GateState
-from oblivion.config import RunConfig
-from oblivion.errors import ConfigError, InputError, OblivionError
-from oblivion.files import write_atomically
-from oblivion.ledger.memory import RoundRecord, RoundState
-from oblivion.types import GlobalState
+from oblivion.config import LedgerConfig, RunConfig
+from oblivion.errors import ConfigError, IntegrityError, OblivionError
+from oblivion.files import Step, make_folder, remove, watch_steps, write_atomically
+from oblivion.ledger import schema
+from oblivion.ledger.erasure import commit_removal
+from oblivion.ledger.opening import open_ledger
+from oblivion.ledger.register import Register
+from oblivion.ledger.requests import issue
+from oblivion.ledger.rounds import Absence, Branch, CohortOutcome, RoundRecord, RoundState, Selection
+from oblivion.ledger.store import StoredLedger
+from oblivion.types import ClientUpdate, GlobalState
 from server.run_directory import RunDirectory
+
+FULL = "No space left on device"
 
 
 def full(*_: Any, **__: Any) -> Any:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("where", ["fsync", "replace", "open", "mkdir"])
+class FullDisk:
+    """A watch that lets one durable step fail, as a full disk would: the `at`-th, counted from 1."""
+
+    def __init__(self, at: int, when: Literal["before", "after"] = "before") -> None:
+        self.at, self.when = at, when
+        self.seen: list[Step] = []
+
+    def __call__(self, when: Literal["before", "after"], step: Step) -> None:
+        if when == self.when:
+            self.seen.append(step)
+            if len(self.seen) == self.at:
+                full()
+
+    @property
+    def struck(self) -> bool:
+        return len(self.seen) >= self.at
+
+
+@contextlib.contextmanager
+def watched(watch: files.Watch) -> Iterator[None]:
+    watch_steps(watch)
+    try:
+        yield
+    finally:
+        watch_steps(None)
+
+
+@pytest.fixture(autouse=True)
+def unwatched() -> Iterator[None]:
+    yield
+    watch_steps(None)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# One file
+
+
+@pytest.mark.parametrize("where", ["os.fsync", "os.replace", "os.open", "pathlib.Path.mkdir"])
 def test_a_full_disk_leaves_the_old_file_and_no_partial_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    monkeypatch.setattr(Path if where in ("open", "mkdir") else os, where, full)
-    with pytest.raises(OblivionError, match="No space left on device; free some space or choose another --out") as e:
+    monkeypatch.setattr(where, full)
+    with pytest.raises(OblivionError, match=f"{FULL}; free some space or choose another --out") as caught:
         write_atomically(path, b"new")
     monkeypatch.undo()
-    assert str(path) in str(e.value) and e.value.exit_code == 1
-    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert str(path) in str(caught.value) and caught.value.exit_code == 1
+    assert path.read_bytes() == b"old" and names(tmp_path) == ["file"]
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
 
 
 def test_a_disk_that_fills_up_in_the_middle_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    original = Path.open
 
-    def short(self: Path, *arguments: Any, **options: Any) -> Any:
-        file = original(self, *arguments, **options)
+    def short(name: Path, *arguments: Any, **options: Any) -> Any:
+        file = open(name, *arguments, **options)  # noqa: SIM115
 
         class Full:
             def __enter__(self) -> Any:
@@ -59,11 +115,57 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_file(tmp_path: Path, monkeypatc
 
         return Full()
 
-    monkeypatch.setattr(Path, "open", short)
-    with pytest.raises(OblivionError, match="No space left"):
+    monkeypatch.setattr(files, "open", short, raising=False)
+    with pytest.raises(OblivionError, match=FULL):
         write_atomically(path, b"new and longer")
     monkeypatch.undo()
-    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert path.read_bytes() == b"old" and names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_every_step_of_a_file_can_fail(tmp_path: Path, when: Literal["before", "after"]) -> None:
+    expected: list[Step] = ["write", "fsync", "rename", "fsync"]
+    for at in range(1, len(expected) + 1):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        (folder / "file").write_bytes(b"old")
+        disk = FullDisk(at, when)
+        with watched(disk), pytest.raises(OblivionError, match=FULL):
+            write_atomically(folder / "file", b"new")
+        assert disk.seen == expected[:at]
+        renamed = at == 4 or (at == 3 and when == "after")
+        assert (folder / "file").read_bytes() == (b"new" if renamed else b"old") and names(folder) == ["file"]
+        write_atomically(folder / "file", b"new")
+        assert (folder / "file").read_bytes() == b"new"
+
+
+def test_new_folders_are_made_durable_from_the_top(tmp_path: Path) -> None:
+    disk = FullDisk(99)
+    with watched(disk):
+        write_atomically(tmp_path / "a" / "b" / "file", b"x")
+    assert disk.seen == ["fsync", "fsync", "write", "fsync", "rename", "fsync"]
+    for at in (1, 2):
+        with watched(FullDisk(at)), pytest.raises(OblivionError, match=FULL):
+            write_atomically(tmp_path / str(at) / "b" / "file", b"x")
+        write_atomically(tmp_path / str(at) / "b" / "file", b"x")
+        assert (tmp_path / str(at) / "b" / "file").read_bytes() == b"x"
+
+
+def test_removing_can_fail_and_be_repeated(tmp_path: Path) -> None:
+    def make() -> list[Path]:
+        make_folder(tmp_path / "folder" / "below")
+        for path in (tmp_path / "file", tmp_path / "folder" / "below" / "file"):
+            path.write_bytes(b"x")
+        return [tmp_path / "file", tmp_path / "folder"]
+
+    for at in (1, 2):
+        for path in make():
+            with watched(FullDisk(at)), pytest.raises(OblivionError, match=f"{path} could not be removed: {FULL}"):
+                remove(path)
+            assert path.exists() == (at == 1)
+            remove(path)
+            assert not path.exists()
+    remove(tmp_path / "nothing")
 
 
 def test_a_path_that_goes_through_a_file(tmp_path: Path) -> None:
@@ -88,94 +190,301 @@ def test_an_existing_run_directory_is_never_overwritten(tmp_path: Path, kind: st
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> RunDirectory:
-    made = RunDirectory.create(tmp_path / "run", RunConfig(), {})
-    state = GlobalState(adapter={"x": torch.arange(64.0)})
-    made.save_head(
-        RoundState(round=1, state=state, rule_state={"m/x": torch.ones(2)}, gate_state=GateState()),
-        [RoundRecord(branch="main", round=1, selected=("a",), accepted=("a",), loss=1.0)],
+# The ledger: every step of everything that it does
+
+
+def state(round: int) -> RoundState:
+    return RoundState(
+        round=round,
+        state=GlobalState(adapter={"x": torch.arange(8.0) + round}),
+        rule_state={"m/x": torch.full((8,), float(round))},
+        gate_state=GateState(norms=((("a", 1.0 / 3),),) * round),
     )
-    return made
 
 
-def rounds(change: Any) -> bytes:
-    value = {
-        "round": 1,
-        "norms": [],
-        "records": [
-            {"branch": "main", "round": 1, "selected": ["a"], "accepted": ["a"], "refused": {}, "failed": {},
-             "loss": 1.0, "cost": {"client_steps": 0, "tokens": 0, "bytes_up": 0, "bytes_down": 0}}
-        ],
-    }  # fmt: skip
-    change(value)
-    return json.dumps(value).encode()
+def outcome(branch: str, round: int, place: int, client: str) -> CohortOutcome:
+    delta = {"x": torch.linspace(0.0, 1.0, 8) * (round + place)}
+    update = ClientUpdate(client_id=client, round=round, delta=delta, num_examples=2, steps=1, metrics={"loss": 0.5})
+    return CohortOutcome(branch=branch, round=round, cohort=place, updates=(update,))
 
 
-def drop(key: str) -> Any:
-    return lambda value: value.pop(key)
+def go_on(ledger: StoredLedger, name: str, last: int, clients: tuple[str, ...]) -> None:
+    """What a federation does: whatever of a branch's rounds is not there yet."""
+    for round in range(ledger.branch(name).fork + 1, last + 1):
+        if round in {done.round for done in ledger.records(name) if done.branch == name}:
+            continue
+        if ledger.selection(name, round) is None:
+            cohorts = tuple((client,) for client in clients)
+            ledger.begin(Selection(branch=name, round=round, selected=clients, cohorts=cohorts))
+        there = {done.cohort for done in ledger.outcomes(name, round)}
+        for place, client in enumerate(clients):
+            if place not in there:
+                ledger.append(outcome(name, round, place, client))
+        record = RoundRecord(branch=name, round=round, selected=clients, accepted=clients, loss=0.5)
+        ledger.commit(record, state(round), keep=round == last)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"{",
-        b"[]",
-        b"{}",
-        b"\xff",
-        rounds(drop("records")),
-        rounds(drop("norms")),
-        rounds(lambda v: v.update(records=[3])),
-        rounds(lambda v: v.update(records=["text"])),
-        rounds(lambda v: v["records"][0].pop("selected")),
-        rounds(lambda v: v["records"][0].update(surplus=1)),
-        rounds(lambda v: v["records"][0].update(cost=None)),
-        rounds(lambda v: v.update(norms=[[["a"]]])),
-        rounds(lambda v: v.update(round=None)),
-    ],
-)
-def test_garbled_rounds_are_an_input_error(run: RunDirectory, content: bytes) -> None:
-    (run.root / "ledger/rounds.json").write_bytes(content)
-    with pytest.raises(InputError) as caught:
-        run.load_head()
-    assert str(run.root) in str(caught.value) and caught.value.exit_code == 3
+def known(ledger: StoredLedger) -> set[str]:
+    return {branch.name for branch in ledger.branches()}
 
 
-def test_the_unchanged_file_is_read(run: RunDirectory) -> None:
-    (run.root / "ledger/rounds.json").write_bytes(rounds(lambda value: None))
-    head, records = run.load_head()
-    assert head.round == 1 and len(records) == 1 and torch.equal(head.state.adapter["x"], torch.arange(64.0))
+def learn(ledger: StoredLedger, register: Register) -> None:
+    register.enrol_simulated({"a": 1, "b": 1})
+    if "main" not in known(ledger):
+        ledger.open_branch(Branch(name="main", seed=0, rounds=3), state(0))
+    go_on(ledger, "main", 3, ("a", "b"))
 
 
-@pytest.mark.parametrize("size", [0, 4, 40, 200])
-def test_truncated_state_is_an_input_error(run: RunDirectory, size: int) -> None:
-    path = run.root / "ledger/head.safetensors"
-    data = path.read_bytes()
-    assert size < len(data)
-    path.write_bytes(data[:size])
-    with pytest.raises(InputError, match="not what a finished run keeps there"):
-        run.load_head()
+def try_removal(ledger: StoredLedger, register: Register) -> None:
+    asked = register.open_request("b", None)
+    if asked is None:
+        signed = issue("b", None, register.simulated_key("b"), register.federation, ledger.book.now())
+        asked = register.receive(signed)
+    if asked.state == "received":
+        register.move(asked.request.id, "running")
+    if "oracle" not in known(ledger):
+        ledger.open_branch(Branch(name="oracle", seed=0, rounds=3, history=False), state(0))
+    go_on(ledger, "oracle", 3, ("a",))
+    if "r/rollback" not in known(ledger):
+        absent = (Absence(client="b"),)
+        ledger.open_branch(Branch(name="r/rollback", seed=0, rounds=3, parent="main", fork=1, absent=absent))
+    go_on(ledger, "r/rollback", 3, ("a",))
+    register.move(asked.request.id, "verified")
 
 
-def test_missing_or_foreign_state_is_an_input_error(run: RunDirectory) -> None:
-    from safetensors.torch import save
+def commit(ledger: StoredLedger, register: Register) -> None:
+    if not register.removals():
+        (asked,) = register.all_asked()
+        facts = {
+            "trial": "rollback",
+            "whole_client": True,
+            "guarantee": "exact",
+            "from_round": 1,
+            "before": {},
+            "after": {},
+        }
+        commit_removal(ledger, register, asked, "r/rollback", facts)
 
-    path = run.root / "ledger/head.safetensors"
-    path.write_bytes(save({"another|x": torch.ones(1)}))
-    with pytest.raises(InputError, match="not what a finished run keeps there"):
-        run.load_head()
-    path.unlink()
-    with pytest.raises(InputError, match="not what a finished run keeps there"):
-        run.load_head()
+
+def drop(ledger: StoredLedger, register: Register) -> None:
+    if "oracle" in known(ledger):
+        ledger.drop("oracle")
 
 
-def test_a_crash_while_the_head_is_saved_keeps_the_old_one(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    state = GlobalState(adapter={"x": torch.zeros(64)})
-    new = RoundState(round=2, state=state, rule_state={}, gate_state=GateState())
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OblivionError):
-        run.save_head(new, [])
+Work = Callable[[StoredLedger, Register], None]
+STAGES: dict[str, tuple[Work, ...]] = {
+    "open": (),
+    "learn": (learn,),
+    "try": (learn, try_removal),
+    "drop": (learn, try_removal, drop),
+    "commit": (learn, try_removal, commit),
+}
+
+
+def content(ledger: StoredLedger, register: Register) -> dict[str, Any]:
+    """Everything that a ledger tells, as plain values; request ids, nonces and times left out."""
+
+    def plain(tensors: Any) -> dict[str, list[float]]:
+        return {name: tensor.tolist() for name, tensor in tensors.items()}
+
+    told: dict[str, Any] = {
+        "head": register.head(),
+        "clients": register.clients(),
+        "asked": [(asked.request.client_id, asked.state) for asked in register.all_asked()],
+        "exclusions": register.exclusions(),
+        "records": len(ledger.book.find()),
+    }
+    for branch in ledger.branches():
+        kept = ledger.last_state(branch.name, 99)
+        told[branch.name] = {
+            "records": ledger.records(branch.name),
+            "restorable": ledger.restorable(branch.name),
+            "state": (kept.round, plain(kept.state.adapter), plain(kept.rule_state), kept.gate_state),
+            "contributions": [
+                (update.client_id, round, plain(update.delta), update.metrics)
+                for round in range(1, 4)
+                for update in ledger.contributions(branch.name, round)
+            ],
+        }
+    return told
+
+
+def disk(root: Path) -> dict[str, int]:
+    """How many blobs and keys there are, and that nothing is half there."""
+    assert not list(root.rglob("*.partial"))
+    return {
+        "blobs": len([p for p in (root / "ledger" / "blobs").rglob("*") if p.is_file()]),
+        "keys": len(list((root / "keys").rglob("*.key"))),
+    }
+
+
+def attempt(root: Path, last: Work | None) -> None:
+    """Open, do the last stage, close: the call that fails, and that is given again."""
+    ledger, register = open_ledger(root, LedgerConfig())
+    try:
+        if last is not None:
+            last(ledger, register)
+    finally:
+        ledger.close()
+
+
+def prepare(root: Path, works: tuple[Work, ...]) -> None:
+    for work in works:
+        attempt(root, work)
+
+
+def outcome_of(root: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    ledger, register = open_ledger(root, LedgerConfig())
+    try:
+        return content(ledger, register), disk(root)
+    finally:
+        ledger.close()
+
+
+def failure_of(root: Path, last: Work | None, broken: FullDisk) -> OblivionError | None:
+    with watched(broken):
+        try:
+            attempt(root, last)
+        except OblivionError as error:
+            return error
+    return None
+
+
+def places(steps: list[Step]) -> list[int]:
+    """Where to fail, counted from 1: the first and the last step of every kind, and some of the others."""
+    kinds = set(steps)
+    first = {steps.index(kind) + 1 for kind in kinds}
+    last = {len(steps) - steps[::-1].index(kind) for kind in kinds}
+    return sorted(first | last | set(range(1, len(steps) + 1, 16)))
+
+
+@pytest.fixture
+def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder in memory where there is one: these tests look at what fails, not at what survives a power cut."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    shared_memory = Path("/dev/shm")
+    inside = shared_memory if os.access(shared_memory, os.W_OK) else tmp_path
+    with tempfile.TemporaryDirectory(dir=inside) as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_durable_step_of_the_ledger_can_fail(quick: Path, stage: str, when: Literal["before", "after"]) -> None:
+    """And the same call works afterwards, with what it would have left at once."""
+    works = STAGES[stage]
+    last = works[-1] if works else None
+    start, reference = quick / "start", quick / "reference"
+    start.mkdir()
+    prepare(start, works[:-1])
+    shutil.copytree(start, reference)
+    counting = FullDisk(10**9, when)
+    with watched(counting):
+        attempt(reference, last)
+    expected = outcome_of(reference)
+    assert len(counting.seen) >= 5
+    for at in places(counting.seen):
+        root = quick / str(at)
+        shutil.copytree(start, root)
+        broken = FullDisk(at, when)
+        error = failure_of(root, last, broken)
+        if error is None:
+            assert not broken.struck  # names of blobs are random, and so is how many folders they need
+            continue
+        message = str(error)
+        assert FULL in message and str(root) in message and error.exit_code == 1, (at, broken.seen[-1], message)
+        assert "free some space" in message or "make it writable" in message, message
+        assert not list(root.rglob("*.partial")), (at, broken.seen[-1])
+        attempt(root, last)
+        assert outcome_of(root) == expected, (at, broken.seen[-1])
+
+
+@pytest.mark.parametrize("stage", ["learn", "try", "drop"])
+def test_the_same_ledger_goes_on_after_a_full_disk(quick: Path, stage: str) -> None:
+    """A process that frees some space does not need to open it again: a step that failed did not happen."""
+    *before, last = STAGES[stage]
+    start, reference = quick / "start", quick / "reference"
+    start.mkdir()
+    prepare(start, tuple(before))
+    shutil.copytree(start, reference)
+    counting = FullDisk(10**9)
+    with watched(counting):
+        attempt(reference, last)
+    expected, _ = outcome_of(reference)
+    for at in places(counting.seen):
+        root = quick / str(at)
+        shutil.copytree(start, root)
+        ledger, register = open_ledger(root, LedgerConfig())
+        broken = FullDisk(at)
+        with watched(broken), contextlib.suppress(OblivionError):
+            last(ledger, register)
+        last(ledger, register)
+        assert content(ledger, register) == expected, (at, broken.seen[-1])
+        ledger.close()
+        assert outcome_of(root)[0] == expected
+
+
+def test_a_database_that_cannot_grow(tmp_path: Path) -> None:
+    """Not a fault of ours: SQLite itself says that the disk is full."""
+    ledger, register = open_ledger(tmp_path, LedgerConfig())
+    learn(ledger, register)
+    before = content(ledger, register)
+    with ledger.book._engine.connect() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
+    with pytest.raises(OblivionError, match="database or disk is full; nothing is lost: free some space") as caught:
+        for number in range(100):
+            ledger.open_branch(Branch(name=f"r/{number}" + "x" * 400, seed=0, rounds=3), state(0))
+    assert str(tmp_path / "ledger/ledger.db") in str(caught.value)
+    with ledger.book._engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA max_page_count=100000")
+    for name in [branch.name for branch in ledger.branches() if branch.name != "main"]:
+        ledger.drop(name)
+    assert {**content(ledger, register), "records": 0} == {**before, "records": 0}
+    ledger.open_branch(Branch(name="r/1", seed=0, rounds=3), state(0))
+    ledger.close()
+    assert set(outcome_of(tmp_path)[0]) == {*before, "r/1"}
+
+
+@pytest.mark.parametrize("where", ["os.fsync", "os.replace", "os.open", "pathlib.Path.mkdir"])
+def test_a_ledger_on_a_full_disk_cannot_be_made_and_then_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setattr(where, full)
+    with pytest.raises(OblivionError, match=FULL):
+        open_ledger(tmp_path, LedgerConfig())
     monkeypatch.undo()
-    head, _ = run.load_head()
-    assert head.round == 1 and torch.equal(head.state.adapter["x"], torch.arange(64.0))
+    attempt(tmp_path, learn)
+    assert "main" in outcome_of(tmp_path)[0]
+
+
+@pytest.mark.parametrize("call", ["ftruncate", "pwrite"])
+def test_a_lock_that_cannot_be_written_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    attempt(tmp_path, learn)
+    monkeypatch.setattr(schema.os, call, full)
+    with pytest.raises(OblivionError, match=FULL):
+        open_ledger(tmp_path, LedgerConfig())
+    monkeypatch.undo()
+    assert "main" in outcome_of(tmp_path)[0]
+
+
+def test_a_crash_right_before_the_anchor_lets_no_older_copy_in(tmp_path: Path) -> None:
+    """The commit stands when keys/ does not know of it yet; whoever opens the ledger next makes that good."""
+    (tmp_path / "run").mkdir()
+    prepare(tmp_path / "run", (learn, try_removal))
+    shutil.copytree(tmp_path / "run" / "ledger", tmp_path / "older")
+
+    class Killed(BaseException):
+        pass
+
+    def right_before_the_anchor(when: str, step: Step) -> None:
+        if when == "after" and step == "commit":
+            raise Killed
+
+    with watched(right_before_the_anchor), pytest.raises(Killed):
+        attempt(tmp_path / "run", commit)
+    assert outcome_of(tmp_path / "run")[0]["head"] == "r/rollback"
+    shutil.rmtree(tmp_path / "run" / "ledger")
+    shutil.copytree(tmp_path / "older", tmp_path / "run" / "ledger")
+    with pytest.raises(IntegrityError, match="is an older copy"):
+        open_ledger(tmp_path / "run", LedgerConfig())

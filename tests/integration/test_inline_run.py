@@ -12,6 +12,8 @@ import torch
 import oblivion as ob
 from oblivion.data.federation import resolve
 from oblivion.errors import ConfigError, PlanRefusedError
+from oblivion.ledger.opening import open_ledger
+from oblivion.ledger.rounds import RoundRecord
 from oblivion.types import Adapter
 from simulations import RunResult, simulate
 
@@ -35,6 +37,19 @@ def entry(result: RunResult) -> dict[str, Any]:
     return dict(only)
 
 
+def trial_of(result: RunResult, name: str) -> RunResult:
+    """A trial of the run's one request, whose id is random."""
+    return RunResult(result.directory, f"{entry(result)['id']}/{name}")
+
+
+def records_of(result: RunResult, branch: str = "main") -> tuple[RoundRecord, ...]:
+    ledger, _ = open_ledger(result.directory, result.config.ledger)
+    try:
+        return ledger.records(branch)
+    finally:
+        ledger.close()
+
+
 def test_every_model_is_measured_centrally_and_on_every_client(trained: RunResult) -> None:
     models = entry(trained)["models"]
     assert set(models) == {"original", "oracle", "retrain", "exclude", "local"}
@@ -55,9 +70,8 @@ def test_what_each_model_cost(trained: RunResult) -> None:
 
 
 def test_retraining_is_the_oracle_bit_for_bit(trained: RunResult) -> None:
-    request = entry(trained)["id"]
-    oracle = RunResult(trained.directory, f"{request}/oracle").adapter
-    assert same_bits(RunResult(trained.directory, f"{request}/retrain").adapter, oracle)
+    oracle = trial_of(trained, "oracle").adapter
+    assert same_bits(trial_of(trained, "retrain").adapter, oracle)
     assert not same_bits(trained.adapter, oracle)
 
 
@@ -77,6 +91,32 @@ def test_the_guarantees_and_the_checklist(trained: RunResult) -> None:
     }
     statuses = {t["item"]: t["status"] for t in models["local"]["touches"]}
     assert statuses["other clients' later updates"] == "not covered"
+
+
+def test_the_ledger_has_what_the_history_tells(trained: RunResult) -> None:
+    records = records_of(trained)
+    assert [record.round for record in records] == [1, 2, 3]
+    assert [record.selected for record in records] == [
+        ("client-0", "client-1", "client-3"),
+        *[("client-0", "client-1", "client-2", "client-3")] * 2,
+    ]
+    told = {(e["branch"], e["round"]): (e["loss"], e["clients"]) for e in trained.history}
+    assert all(told["main", record.round] == (record.loss, len(record.accepted)) for record in records)
+    request = entry(trained)["id"]
+    kept = {"main"} | {f"{request}/{name}" for name in ("retrain", "exclude", "local")}
+    ledger, register = open_ledger(trained.directory, trained.config.ledger)
+    try:
+        assert kept <= {branch.name for branch in ledger.branches()}
+        assert not [branch.name for branch in ledger.branches() if "oracle" in branch.name], (
+            "an oracle leaves no rounds"
+        )
+        assert ledger.restorable("main") == (0, 1, 2, 3) and register.head() == "main"
+        assert register.asked(request).state == "verified"
+        for record in records:
+            there = [update.client_id for update in ledger.contributions("main", record.round)]
+            assert there == list(record.accepted)
+    finally:
+        ledger.close()
 
 
 def test_no_text_of_any_client_is_written(trained: RunResult) -> None:
@@ -113,8 +153,7 @@ def test_two_runs_have_the_same_bits_whatever_the_hosts(
         changes = {"simulation.hosts": hosts, "forget.methods": ["local"]}
         again = run(micro_scenario, tmp_path / f"hosts-{hosts}", changes)
         assert same_bits(again.adapter, trained.adapter)
-        trial = f"{entry(trained)['id']}/local"
-        assert same_bits(RunResult(again.directory, trial).adapter, RunResult(trained.directory, trial).adapter)
+        assert same_bits(trial_of(again, "local").adapter, trial_of(trained, "local").adapter)
 
 
 def test_cohorts_of_another_size_change_no_bit(trained: RunResult, micro_scenario: Path, tmp_path: Path) -> None:
@@ -176,8 +215,7 @@ def test_the_oracle_of_another_client_is_trained_when_it_is_asked_for(trained: R
 def test_removing_a_client_that_was_never_selected_changes_no_bit(micro_scenario: Path, tmp_path: Path) -> None:
     changes = {"federation.clients-per-round": 1, "federation.joins.client-2": 1, "forget.client": ""}
     result = run(micro_scenario, tmp_path / "run", changes)
-    records = json.loads((result.directory / "ledger" / "rounds.json").read_text())["records"]
-    selected = {client for record in records for client in record["selected"]}
+    selected = {client for record in records_of(result) for client in record.selected}
     absent = min({f"client-{i}" for i in range(4)} - selected)
     assert same_bits(result.oracle(absent).adapter, result.adapter)
 

@@ -1,4 +1,4 @@
-"""The Ray engine: the same bits as inline, also when an actor is killed; Ctrl-C leaves nothing behind."""
+"""The Ray engine: the bits of inline, also when an actor or everything is killed; Ctrl-C leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ import psutil
 import pytest
 
 COMMAND = [sys.executable, "-m", "oblivion.cli", "run"]
+METHODS = ("--set", "forget.methods=rollback,exclude,local")
 
 
-def start(scenario: Path, out: Path, *options: str) -> subprocess.Popen[str]:
+def start(*arguments: object) -> subprocess.Popen[str]:
+    """``oblivion run`` as a process group of its own."""
     return subprocess.Popen(
-        [*COMMAND, str(scenario), "--out", str(out), *options],
+        [*COMMAND, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
     )
 
 
@@ -44,16 +47,39 @@ def wait_for_round(out: Path, number: int, process: subprocess.Popen[str]) -> No
 
 
 def digests(out: Path) -> dict[str, str]:
+    """Path to digest of every adapter, the random id of the request replaced."""
+    (request,) = [entry["id"] for entry in json.loads((out / "metrics.json").read_text())["requests"]]
     files = sorted(out.rglob("adapter_model.safetensors"))
-    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(out)).replace(request, "<request>"): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+def end_group(process: subprocess.Popen[str]) -> None:
+    """Kill a process and everything that it started, at once."""
+    started = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGKILL)
+    for child in started:  # Ray's daemons lead groups of their own
+        if child.is_running():
+            child.kill()
+    process.communicate(timeout=30)
+    psutil.wait_procs(started, timeout=30)
+    assert process.returncode == -signal.SIGKILL
 
 
 @pytest.fixture(scope="module")
 def inline(micro_scenario: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     out = tmp_path_factory.mktemp("inline") / "run"
-    finish(start(micro_scenario, out, "--set", "forget.methods=exclude,local"))
+    finish(start(micro_scenario, "--out", out, *METHODS))
     found = digests(out)
-    assert len(found) == 4  # original, oracle, and two trials
+    trials = {f"forgets/<request>/{name}/adapters/adapter_model.safetensors" for name in ("exclude", "local")}
+    rollback, oracle = (
+        f"{where}/adapter_model.safetensors"
+        for where in ("forgets/<request>/rollback/adapters", "adapters/oracle-<request>")
+    )
+    assert found.keys() == {*trials, rollback, oracle, "adapters/original/adapter_model.safetensors"}
+    assert found[rollback] == found[oracle]
     return found
 
 
@@ -61,7 +87,7 @@ def test_ray_gives_the_bits_of_inline_also_when_an_actor_is_killed(
     inline: dict[str, str], micro_scenario: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    process = start(micro_scenario, out, "--engine", "ray", "--set", "forget.methods=exclude,local")
+    process = start(micro_scenario, "--out", out, "--engine", "ray", *METHODS)
     wait_for_round(out, 1, process)
     actors = [
         child for child in psutil.Process(process.pid).children(recursive=True) if "ClientAppActor" in child.name()
@@ -76,9 +102,21 @@ def test_ray_gives_the_bits_of_inline_also_when_an_actor_is_killed(
     assert digests(out) == inline
 
 
+def test_a_run_that_was_killed_is_resumed_with_the_bits_of_inline(
+    inline: dict[str, str], micro_scenario: Path, tmp_path: Path
+) -> None:
+    """SIGKILL for everything at once, in the middle of learning."""
+    out = tmp_path / "run"
+    process = start(micro_scenario, "--out", out, "--engine", "ray", *METHODS)
+    wait_for_round(out, 1, process)
+    end_group(process)
+    finish(start("--resume", "--out", out))
+    assert digests(out) == inline
+
+
 def test_ctrl_c_ends_with_130_and_leaves_no_process(micro_scenario: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    process = start(micro_scenario, out, "--engine", "ray", "--set", "federation.rounds=200")
+    process = start(micro_scenario, "--out", out, "--engine", "ray", "--set", "federation.rounds=200")
     wait_for_round(out, 1, process)
     started = psutil.Process(process.pid).children(recursive=True)
     assert len(started) > 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -119,13 +120,15 @@ except SystemExit as end:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert "heavy: [] code: 0" in done.stdout and done.stderr == ""
-    for command in ("run", "forget", "evaluate", "report", "list", "doctor"):
+    for command in ("run", "forget", "evaluate", "report", "ledger", "list", "doctor"):
         assert command in done.stdout
 
 
-@pytest.mark.parametrize("command", ["run", "forget", "evaluate", "report", "list", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["run", "forget", "evaluate", "report", "list", "doctor", "ledger show", "ledger verify"]
+)
 def test_every_command_has_help(command: str) -> None:
-    out = good(command, "--help")
+    out = good(*command.split(), "--help")
     assert "Usage: oblivion " + command in out and "--json" in out
 
 
@@ -142,6 +145,18 @@ def test_every_command_has_help(command: str) -> None:
         ["forget"],
         ["forget", "run"],
         ["forget", "run", "--client", "client-1"],
+        ["forget", "run", "--method", "local"],
+        ["forget", "run", "--method", "local", "--client", "client-1", "--request", "signed.json"],
+        ["forget", "run", "--refuse", "req-1"],
+        ["forget", "run", "--commit"],
+        ["run", "--resume"],
+        ["run", "--resume", "demo"],
+        ["run", "--resume", "demo", "--out", "run"],
+        ["run", "--resume", "--out", "run", "--set", "seed=3"],
+        ["run", "--resume", "--out", "run", "--engine", "inline"],
+        ["run", "--resume", "--out", "run", "--dry-run"],
+        ["ledger", "show"],
+        ["ledger", "verify"],
         ["evaluate", "x", "--limit", "-1"],
         ["evaluate", "x", "--max-new-tokens", "0"],
         ["evaluate", "x", "--batch-size", "many"],
@@ -244,6 +259,118 @@ def test_forget_adds_a_trial_and_says_where(run: Path) -> None:
     again = good("forget", run, "--client", "client-2", "--method", "local")
     assert f"request: {answer['request']}" in again and "trial: local\n" in again
     assert (run / "adapters/original/adapter_model.safetensors").read_bytes() == before
+
+
+@pytest.fixture
+def copy(run: Path, elsewhere: Path) -> Path:
+    """The run, to be changed for good."""
+    shutil.copytree(run, elsewhere / "copy")
+    return elsewhere / "copy"
+
+
+def request_of(run: Path) -> str:
+    """The request that the scenario made."""
+    return str(next(e["id"] for e in strict_json((run / "metrics.json").read_text())["requests"]))
+
+
+def test_a_commit_says_what_it_made_and_where_the_evidence_is(copy: Path) -> None:
+    trial = f"{request_of(copy)}/exclude"
+    code, out, err = oblivion("forget", copy, "--commit", trial, "--json")
+    answer = strict_json(out)
+    evidence = copy / "forgets" / trial / "evidence.json"
+    assert code == 0 and f"committing {trial}" in err
+    expected = {"run": str(copy), "report": str(copy / "report.html"), "committed": trial, "evidence": str(evidence)}
+    assert answer == expected and evidence.is_file() and not (copy / "adapters/original").exists()
+    code, out, err = oblivion("forget", copy, "--commit", trial)
+    assert code == 5 and out == "" and err == f"error: {request_of(copy)} is committed already\n"
+
+
+def test_a_request_that_is_refused_stays_refused_with_its_ground(copy: Path) -> None:
+    request, ground = request_of(copy), "the law asks that it is kept"
+    answer = strict_json(good("forget", copy, "--refuse", request, "--ground", ground, "--json"))
+    assert answer == {"refused": request, "ground": ground}
+    code, _, err = oblivion("forget", copy, "--commit", f"{request}/exclude")
+    assert code == 5 and f"{request} is refused already: {ground}" in err
+    code, _, err = oblivion("forget", copy, "--refuse", request, "--ground", "again")
+    assert code == 2 and f"{request} is refused already" in err
+    code, _, err = oblivion("forget", copy, "--refuse", "req-nothing", "--ground", "x")
+    assert code == 2 and "there is no request 'req-nothing'" in err and request in err
+
+
+def signed_request(run: Path, client: str) -> dict[str, Any]:
+    """As a client would sign it elsewhere; here, with the key that the simulation made for it."""
+    from oblivion.config import LedgerConfig
+    from oblivion.ledger.opening import open_ledger
+    from oblivion.ledger.requests import issue, to_json
+
+    ledger, register = open_ledger(run, LedgerConfig())
+    request = issue(client, None, register.simulated_key(client), register.federation, ledger.book.now())
+    ledger.close()
+    return to_json(request)
+
+
+def test_a_request_that_its_client_signed(copy: Path, elsewhere: Path) -> None:
+    content = signed_request(copy, "client-1")
+    (elsewhere / "signed.json").write_text(json.dumps(content))
+    arguments = ("forget", copy, "--request", "signed.json", "--method", "exclude")
+    assert strict_json(good(*arguments, "--plan", "--json"))["guarantee"] == "none"
+    answer = strict_json(good(*arguments, "--json"))
+    assert answer["request"] == content["id"] and answer["trial"] == "exclude"
+    assert strict_json(good(*arguments, "--json")) == answer, "the same request again is the one that is there"
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        ({"client": "client-0"}, 4, "the forget request is refused"),
+        ({"federation": "f" * 32}, 4, "issue a request for this federation"),
+        ({"expires": "2020-01-01T00:00:00Z"}, 4, "send the request as it was issued"),
+        ({"signature": "0" * 128}, 4, "not that of client 'client-1'"),
+        ({"version": 2}, 3, "the version is not known"),
+        ({"surplus": 1}, 3, "'surplus' is unknown"),
+        ({"client": "../x"}, 3, "client id"),
+    ],
+)
+def test_a_request_that_is_not_as_it_was_signed(
+    copy: Path, elsewhere: Path, change: dict[str, Any], code: int, words: str
+) -> None:
+    (elsewhere / "signed.json").write_text(json.dumps({**signed_request(copy, "client-1"), **change}))
+    ended, out, err = oblivion("forget", copy, "--request", "signed.json", "--method", "exclude")
+    assert ended == code and words in err and out == "" and "Traceback" not in err
+    assert [e["client"] for e in strict_json((copy / "metrics.json").read_text())["requests"]] == ["client-2"]
+
+
+@pytest.mark.parametrize(("content", "words"), [(None, "cannot be read"), (b"{", "not JSON"), (b"\xff", "not JSON")])
+def test_a_request_that_cannot_be_read(run: Path, elsewhere: Path, content: bytes | None, words: str) -> None:
+    if content is not None:
+        (elsewhere / "signed.json").write_bytes(content)
+    code, out, err = oblivion("forget", run, "--request", "signed.json", "--method", "exclude")
+    assert code == 3 and f"signed.json: {words}" in err and out == ""
+
+
+def test_a_finished_run_that_is_resumed_changes_no_bit(copy: Path) -> None:
+    def adapters() -> dict[str, bytes]:
+        return {name: data for name, data in files(copy).items() if name.endswith((".safetensors", "metrics.json"))}
+
+    before = adapters()
+    answer = strict_json(good("run", "--resume", "--out", copy, "--json"))
+    assert answer == {"run": str(copy), "report": str(copy / "report.html")}
+    assert adapters() == before
+
+
+def test_the_ledger_is_shown_verified_and_exported(run: Path, elsewhere: Path) -> None:
+    before = {name: data for name, data in files(run).items() if name.endswith((".db", ".key"))}
+    held = strict_json(good("ledger", "show", run, "--json"))
+    request = request_of(run)
+    assert held["head"] == "main" and {"main", f"{request}/exclude"} <= {b["name"] for b in held["branches"]}
+    assert request in good("ledger", "show", run)
+    checked = strict_json(good("ledger", "verify", run, "--json"))
+    assert checked["findings"] == [] and checked["entries"] >= checked["records"] > 0 and checked["blobs"] > 0
+    checkpoint = strict_json(good("ledger", "export", run, "--out", "log.txt", "--checkpoint", "checkpoint.json"))
+    assert checkpoint["size"] == checked["entries"] == len((elsewhere / "log.txt").read_text().splitlines())
+    assert strict_json((elsewhere / "checkpoint.json").read_text()) == checkpoint
+    assert "everything holds" in good("ledger", "verify", run, "--checkpoint", "checkpoint.json")
+    assert {name: data for name, data in files(run).items() if name.endswith((".db", ".key"))} == before
 
 
 def test_report_of_one_run_and_of_several(run: Path, elsewhere: Path) -> None:

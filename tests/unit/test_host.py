@@ -108,7 +108,7 @@ def test_one_cohort_or_two_is_the_same(config: RunConfig) -> None:
 def test_inline_hosts_give_what_one_host_gives(config: RunConfig) -> None:
     def work(hosts: Any) -> list[HostReply]:
         assert hosts.names() == ("host-0", "host-1")
-        return hosts.ask([request(config, ANN, host="host-0"), request(config, BOB, host="host-1")])
+        return list(hosts.ask([request(config, ANN, host="host-0"), request(config, BOB, host="host-1")]))
 
     replies = run(config, work)
     assert [r.host for r in replies] == ["host-0", "host-1"]

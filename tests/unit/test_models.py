@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -233,11 +234,12 @@ def test_save_is_all_or_nothing(resident: ResidentModel, tmp_path: Path, monkeyp
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OblivionError, match="No space left on device; free some space"):
-        resident.save(random_adapter(resident), tmp_path / "final", "base")
-    assert not (tmp_path / "final").exists()
-    monkeypatch.undo()
+    for step in ("fsync", "replace"):
+        monkeypatch.setattr(os, step, full)
+        with pytest.raises(OblivionError, match="No space left on device; free some space"):
+            resident.save(random_adapter(resident), tmp_path / "final", "base")
+        assert not list(tmp_path.iterdir())
+        monkeypatch.undo()
     resident.save(random_adapter(resident), tmp_path / "final", "base")
     assert sorted(p.name for p in (tmp_path / "final").iterdir()) == [CONFIG, WEIGHTS]
 

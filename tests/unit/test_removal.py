@@ -11,18 +11,22 @@ from oblivion.aggregation.fedadam import FedAdam
 from oblivion.aggregation.fedavg import FedAvg
 from oblivion.config import ForgetConfig
 from oblivion.errors import ConfigError, PlanRefusedError
-from oblivion.ledger.memory import RoundRecord
+from oblivion.ledger.rounds import RoundRecord
 from oblivion.removal import removal_from, removals
 from oblivion.removal.exclude import Exclude
 from oblivion.removal.local import Local
-from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, UnlearnPhase, plan_removal
+from oblivion.removal.plan import LearnPhase, Removal, RemovalPlan, Situation, UnlearnPhase, plan_removal
 from oblivion.removal.retrain import Retrain
+from oblivion.removal.rollback import Rollback
 from oblivion.selection import population, select_clients
 from oblivion.types import ForgetRequest
 
 WHOLE = ForgetRequest(id="r1", client_id="c")
 WITH_PUBLIC = frozenset({"target_online", "public_data"})
 SOME = ForgetRequest(id="r2", client_id="c", sample_ids=("s1",))
+NEVER = ForgetRequest(id="r3", client_id="never")
+EVERY: tuple[Removal, ...] = (Retrain(), Rollback(), Exclude(), Local())
+EXACT: tuple[Removal, ...] = (Retrain(), Rollback())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +50,16 @@ def situation(**changes: Any) -> Situation:
     ]
     values: dict[str, Any] = {
         "records": records,
+        "restorable": (0, 1, 2, 3, 4),
         "aggregator": FedAvg(),
         "rounds": 4,
+        "head": 4,
         "seed": 0,
         "clients_per_round": 8,
         "joins": joins,
         "steps": {"a": 2, "b": 3, "d": 5},
         "unlearn_steps": 4,
-        "available": frozenset({"target_online"}),
+        "available": frozenset({"target_online", "checkpoints"}),
     }
     return Situation(**{**values, **changes})
 
@@ -65,7 +71,7 @@ def status(plan: RemovalPlan) -> dict[str, str]:
 def test_retrain_repeats_every_round_from_the_initial_adapter() -> None:
     # rounds 1 to 3: a and b, 2 + 3 steps each; round 4 also d: 5. In all 3 * 5 + 10 = 25
     plan = Retrain().plan(WHOLE, situation())
-    assert plan.phases == (LearnPhase(start="initial", first=1, last=4, replay=True),)
+    assert plan.phases == (LearnPhase(start="restore", first=1, last=4, replay=True),)
     assert plan.client_steps == 25 and plan.fraction == 1.0
     assert (plan.method, plan.guarantee, plan.from_round) == ("retrain", "exact", 2)
 
@@ -93,8 +99,9 @@ def test_local_unlearns_once_and_recovers() -> None:
             learning_rate=1e-3,
             anchor="none",
         ),
-        LearnPhase(start="continue", first=6, last=7, reset_rule_state=True),
+        LearnPhase(start="continue", first=6, last=7),
     )
+    assert plan.phases[0].reset_rule_state, "its momentum or moments hold the client"
     assert plan.client_steps == 24 and plan.fraction == pytest.approx(24 / 25)
     assert (plan.guarantee, plan.from_round) == ("approximate", 2)
 
@@ -103,6 +110,101 @@ def test_local_without_recovery_is_the_visit_alone() -> None:
     plan = Local(recovery_rounds=0).plan(WHOLE, situation())
     assert [type(phase) for phase in plan.phases] == [UnlearnPhase]
     assert plan.client_steps == 4 and plan.fraction == pytest.approx(0.16)
+
+
+# Rollback: where it begins, how far it goes, what it costs
+
+
+def test_rollback_begins_right_before_the_client() -> None:
+    # c joined in round 2: rounds 2 and 3 cost 2 + 3 each, round 4 also d: 5 + 5 + 10 = 20 of 25
+    plan = Rollback().plan(WHOLE, situation())
+    assert plan.phases == (LearnPhase(start="restore", first=2, last=4, replay=True),)
+    assert plan.client_steps == 20 and plan.fraction == pytest.approx(0.8)
+    assert (plan.method, plan.label, plan.guarantee, plan.from_round) == ("rollback", "rollback", "exact", 2)
+
+
+@pytest.mark.parametrize(
+    ("restorable", "first", "steps"),
+    # t_u of d is 4: what lies at or after it holds d. Rounds without d: a, b and from round 2 c, 2 + 3 + 1
+    [((0, 1, 2, 3, 4), 4, 6), ((0, 2, 4), 3, 12), ((0, 4), 1, 23), ((0,), 1, 23), ((3,), 4, 6)],
+)
+def test_rollback_begins_at_the_last_state_before_the_client(
+    restorable: tuple[int, ...], first: int, steps: int
+) -> None:
+    here = situation(restorable=restorable, steps={"a": 2, "b": 3, "c": 1})
+    plan = Rollback().plan(ForgetRequest(id="r", client_id="d"), here)
+    assert plan.phases == (LearnPhase(start="restore", first=first, last=4, replay=True),)
+    assert plan.client_steps == steps and plan.fraction == pytest.approx(steps / 23) and plan.from_round == 4
+
+
+def test_rollback_of_a_client_of_the_first_round_is_retraining() -> None:
+    first = ForgetRequest(id="r", client_id="a")
+    here = situation(steps={"b": 3, "c": 1, "d": 5})
+    rollback, retrain = Rollback().plan(first, here), Retrain().plan(first, here)
+    assert rollback.phases == retrain.phases and rollback.fraction == retrain.fraction == 1.0
+
+
+def test_rollback_of_a_client_that_was_never_selected_does_nothing() -> None:
+    plan = Rollback().plan(NEVER, situation())
+    assert plan.phases == () and plan.client_steps == 0 and plan.fraction == 0.0 and plan.from_round == 0
+    assert plan.guarantee == "exact" and plan.invalidates == () and plan.last_round(4) == 4
+    assert status(plan)["global adapter"] == "unaffected"
+
+
+def test_rollback_goes_as_far_as_training_went_or_as_the_head_where_it_came_later() -> None:
+    """After a removal that went on to round 6, what was learned in rounds 5 and 6 is repair, not training."""
+    later = situation(head=6)
+    assert Rollback().plan(WHOLE, later).last_round(6) == 4
+    more = [*later.records, *(RoundRecord(branch="r/x", round=n, selected=("e",), accepted=("e",)) for n in (5, 6))]
+    new = situation(head=6, records=more, restorable=tuple(range(7)), steps={"a": 2, "b": 3})
+    plan = Rollback().plan(ForgetRequest(id="r", client_id="e"), new)
+    assert plan.phases == (LearnPhase(start="restore", first=5, last=6, replay=True),)
+
+
+def test_samples_are_rolled_back_with_the_client_in_the_rounds() -> None:
+    # c keeps 1 step: round 2 and 3: 6 each, round 4: 11, of 5 + 6 + 6 + 11
+    here = situation(steps={"a": 2, "b": 3, "c": 1, "d": 5})
+    plan = Rollback().plan(SOME, here)
+    assert plan.phases == (LearnPhase(start="restore", first=2, last=4, replay=True),)
+    assert plan.client_steps == 23 and plan.fraction == pytest.approx(23 / 28)
+
+
+def test_removals_go_on_from_where_the_run_stands() -> None:
+    here = situation(head=7)
+    assert Exclude(recovery_rounds=2).plan(WHOLE, here).phases == (LearnPhase(start="continue", first=8, last=9),)
+    visit, recovery = Local().plan(WHOLE, here).phases
+    assert isinstance(visit, UnlearnPhase) and visit.round == 8
+    assert isinstance(recovery, LearnPhase) and (recovery.first, recovery.last) == (9, 10)
+    assert Retrain().plan(WHOLE, here).last_round(7) == 4
+    assert Exclude(recovery_rounds=0).plan(WHOLE, here).last_round(7) == 7
+    assert Local(recovery_rounds=0).plan(WHOLE, here).last_round(7) == 8
+
+
+# Before a run, t_u is what the keyed selection will make of it
+
+
+def test_t_u_is_predicted_where_nothing_was_run() -> None:
+    for seed in range(5):
+        here = situation(records=(), joins={"c": 2}, clients_per_round=2, seed=seed, rounds=6, head=6)
+        chosen = [select_clients(population(["a", "b", "c", "d"], {"c": 2}, n), 2, seed, n) for n in range(1, 7)]
+        expected = next((n for n, selected in enumerate(chosen, start=1) if "c" in selected), 0)
+        assert [r.plan(WHOLE, here).from_round for r in EVERY] == [expected] * 4
+
+
+def test_the_prediction_for_samples_counts_the_client_once() -> None:
+    """The client stays among those that remain, so it must not be drawn for twice."""
+    steps = {"a": 2, "b": 3, "c": 1, "d": 5}
+    for seed in range(5):
+        here = situation(records=(), joins={}, clients_per_round=1, seed=seed, rounds=8, head=8, steps=steps)
+        chosen = [select_clients(("a", "b", "c", "d"), 1, seed, n) for n in range(1, 9)]
+        expected = next((n for n, selected in enumerate(chosen, start=1) if "c" in selected), 0)
+        assert Rollback().plan(SOME, here).from_round == expected
+
+
+def test_a_prediction_is_not_made_where_there_are_records() -> None:
+    """Who was asked is a fact then, whatever the selection would make of it today."""
+    alone = [RoundRecord(branch="main", round=n, selected=("a",), accepted=("a",)) for n in range(1, 5)]
+    assert Rollback().plan(WHOLE, situation(records=alone)).from_round == 0
 
 
 def test_samples_keep_the_client_in_the_rounds() -> None:
@@ -122,9 +224,9 @@ def test_cost_follows_the_keyed_selection() -> None:
 
 
 def test_a_client_that_was_never_selected_has_no_first_round() -> None:
-    request = ForgetRequest(id="r", client_id="never")
-    for removal in (Retrain(), Exclude(), Local()):
-        assert removal.plan(request, situation()).from_round == 0
+    for removal in EVERY:
+        plan = removal.plan(NEVER, situation())
+        assert plan.from_round == 0 and plan.invalidates == ()
 
 
 def test_fraction_of_a_federation_without_steps_is_finite() -> None:
@@ -175,18 +277,42 @@ def test_learning_and_unknown_objectives_are_refused(objective: str, parameters:
     assert caught.value.exit_code == 2 and objective in str(caught.value)
 
 
+ITEMS = [
+    "global adapter",
+    "server rule state",
+    "aggregation weights",
+    "selection",
+    "other clients' later updates",
+    "client states on other clients",
+    "gate state",
+    "adapter initialisation, ranks, base model",
+    "model selection",
+    "stored contributions, states, adapters, keys",
+    "coming back",
+]
+
+
 def test_every_method_fills_in_the_same_checklist() -> None:
-    for aggregator in (FedAvg(), FedAdam()):
-        plans = [r.plan(WHOLE, situation(aggregator=aggregator)) for r in (Retrain(), Exclude(), Local())]
-        items = [[touch.item for touch in plan.touches] for plan in plans]
-        assert items[0] == items[1] == items[2] and len(set(items[0])) == len(items[0]) == 7
-        assert all(touch.why for plan in plans for touch in plan.touches)
+    for aggregator in (FedAvg(), FedAdam(), KeepsOnClients()):
+        for request in (WHOLE, SOME, NEVER):
+            plans = [removal.plan(request, situation(aggregator=aggregator)) for removal in EVERY]
+            assert [[touch.item for touch in plan.touches] for plan in plans] == [ITEMS] * 4
+            assert all(touch.why for plan in plans for touch in plan.touches)
+
+
+def test_what_every_method_does_alike() -> None:
+    for removal in EVERY:
+        found = status(removal.plan(WHOLE, situation()))
+        assert [found[item] for item in ("gate state", "coming back", "aggregation weights")] == ["cleaned"] * 3
+        assert found["stored contributions, states, adapters, keys"] == "cleaned"
+        for item in ("selection", "model selection", "adapter initialisation, ranks, base model"):
+            assert found[item] == "unaffected"
 
 
 def test_rule_state_is_named_and_cleaned_where_it_is() -> None:
     here = situation(aggregator=FedAdam())
-    expected = {"retrain": "cleaned", "exclude": "not covered", "local": "cleaned"}
-    for removal in (Retrain(), Exclude(), Local()):
+    expected = {"retrain": "cleaned", "rollback": "cleaned", "exclude": "not covered", "local": "cleaned"}
+    for removal in EVERY:
         plan = removal.plan(WHOLE, here)
         touch = next(t for t in plan.touches if t.item == "server rule state")
         assert touch.status == expected[plan.method]
@@ -196,33 +322,42 @@ def test_rule_state_is_named_and_cleaned_where_it_is() -> None:
 
 
 def test_approximate_methods_do_not_claim_the_others_later_updates() -> None:
-    for removal, claimed in ((Exclude(), "not covered"), (Local(), "not covered"), (Retrain(), "cleaned")):
+    for removal in EVERY:
+        claimed = "cleaned" if removal in EXACT else "not covered"
         assert status(removal.plan(WHOLE, situation()))["other clients' later updates"] == claimed
 
 
 def test_an_exact_removal_leaves_nothing_uncovered() -> None:
     for aggregator in (FedAvg(), FedAdam(), KeepsOnClients()):
-        assert "not covered" not in status(Retrain().plan(WHOLE, situation(aggregator=aggregator))).values()
+        for removal in EXACT:
+            for request in (WHOLE, SOME, NEVER):
+                plan = removal.plan(request, situation(aggregator=aggregator))
+                assert plan.guarantee == "exact" and "not covered" not in status(plan).values()
 
 
 def test_what_a_rule_keeps_on_clients_goes_as_the_others_updates_go() -> None:
     item = "client states on other clients"
-    for removal, expected in ((Retrain(), "cleaned"), (Exclude(), "not covered"), (Local(), "not covered")):
+    for removal in EVERY:
+        expected = "cleaned" if removal in EXACT else "not covered"
         assert status(removal.plan(WHOLE, situation(aggregator=KeepsOnClients())))[item] == expected
         assert status(removal.plan(WHOLE, situation()))[item] == "unaffected"
 
 
 def test_what_still_holds_the_data_is_named() -> None:
-    for removal in (Retrain(), Exclude(), Local()):
-        assert removal.plan(WHOLE, situation()).invalidates == ("adapters/original", "ledger/head.safetensors")
+    for removal in EVERY:
+        named = "; ".join(removal.plan(WHOLE, situation(head=6)).invalidates)
+        assert "adapters of the present model" in named and "rounds 2 to 6 in the ledger" in named
+        assert "the client's keys" in named
 
 
 def test_a_removal_without_what_it_requires_is_refused() -> None:
     nobody = situation(available=frozenset())
-    with pytest.raises(PlanRefusedError, match="local requires target_online, which this federation does not have"):
-        plan_removal(Local(), "local", WHOLE, nobody)
+    for method, removal, lacks in (("local", Local(), "target_online"), ("rollback", Rollback(), "checkpoints")):
+        with pytest.raises(PlanRefusedError, match=f"{method} requires {lacks}, which this federation does not") as e:
+            plan_removal(removal, method, WHOLE, nobody)
+        assert e.value.exit_code == 5
+        assert plan_removal(removal, method, WHOLE, situation()) == removal.plan(WHOLE, situation())
     assert plan_removal(Retrain(), "retrain", WHOLE, nobody) == Retrain().plan(WHOLE, nobody)
-    assert plan_removal(Local(), "local", WHOLE, situation()) == Local().plan(WHOLE, situation())
 
 
 def test_removals_take_their_settings_from_the_config() -> None:
@@ -231,7 +366,7 @@ def test_removals_take_their_settings_from_the_config() -> None:
         objective="simnpo", parameters={"beta": 2.0}, scale=0.5, max_norm=7.0, recovery_rounds=3
     )
     assert removal_from("exclude", forget) == Exclude(recovery_rounds=3)
-    assert removal_from("retrain", forget) == Retrain()
+    assert removal_from("retrain", forget) == Retrain() and removal_from("rollback", forget) == Rollback()
     with pytest.raises(ConfigError, match="did you mean 'retrain'"):
         removal_from("retrian", forget)
     with pytest.raises(ValueError, match="at least 0"):
@@ -242,3 +377,4 @@ def test_requirements_are_known_words() -> None:
     known = {"target_online", "updates", "norms", "checkpoints", "public_data"}
     assert all(removals.get(name).requires <= known for name in removals.names())
     assert removals.get("local").requires == {"target_online"} and not removals.get("retrain").requires
+    assert removals.get("rollback").requires == {"checkpoints"} and not removals.get("exclude").requires

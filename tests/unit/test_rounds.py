@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -12,9 +12,10 @@ import torch
 
 from oblivion.aggregation.gate import GateState
 from oblivion.config import RunConfig, load_config
-from oblivion.errors import FederationError
+from oblivion.errors import FederationError, IntegrityError
 from oblivion.fingerprint import code_fingerprint
-from oblivion.ledger.memory import MemoryLedger, RoundRecord, RoundState
+from oblivion.ledger.memory import MemoryLedger
+from oblivion.ledger.rounds import Absence, Branch, CohortOutcome, RoundRecord, RoundState
 from oblivion.removal.plan import UnlearnPhase
 from oblivion.seeding import torch_generator
 from oblivion.types import (
@@ -28,7 +29,7 @@ from oblivion.types import (
     Sample,
 )
 from server.events import Event, Observer
-from server.rounds import Absence, Federation, apply_unlearning
+from server.rounds import Federation, apply_unlearning
 
 SIZES = {"a": 4, "b": 3, "c": 2, "d": 1}
 INITIAL = {"x.lora_A": torch.zeros(2, 3), "x.lora_B": torch.zeros(3, 2)}
@@ -63,10 +64,10 @@ class FakeHosts:
     def names(self) -> tuple[str, ...]:
         return tuple(f"host-{k}" for k in range(self.count))
 
-    def ask(self, requests: Sequence[HostRequest]) -> list[HostReply]:
+    def ask(self, requests: Sequence[HostRequest]) -> Iterator[HostReply]:
         self.asked += requests
         replies = [self._answer(request) for request in requests if request.host not in self.silent]
-        return replies[::-1] if self.turned else replies
+        yield from replies[::-1] if self.turned else replies
 
     def _answer(self, request: HostRequest) -> HostReply:
         if request.kind == "query.describe":
@@ -88,41 +89,52 @@ def config(**changes: Any) -> RunConfig:
     return load_config(None, {"federation.rounds": 3, **{k.replace("__", "."): v for k, v in changes.items()}})
 
 
-def federation(hosts: FakeHosts, settings: RunConfig | None = None) -> tuple[Federation, MemoryLedger, list[Event]]:
-    ledger, events = MemoryLedger(), []  # type: tuple[MemoryLedger, list[Event]]
-    made = Federation(settings or config(), hosts, ledger, INITIAL, Observer(events.append))
+MAIN = Branch(name="main", seed=0, rounds=3)
+B_LEFT = dataclasses.replace(MAIN, absent=(Absence(client="b"),))
+
+
+def federation(
+    hosts: FakeHosts, settings: RunConfig | None = None, branch: Branch = MAIN, ledger: MemoryLedger | None = None
+) -> tuple[Federation, MemoryLedger, list[Event]]:
+    """A federation at the beginning of a branch, or where the given ledger left it."""
+    kept = ledger or MemoryLedger()
+    events: list[Event] = []
+    made = Federation(settings or config(), hosts, kept, INITIAL, Observer(events.append))
     made.describe()
-    state = GlobalState(adapter=INITIAL)
-    ledger.branch("main", RoundState(round=0, state=state, rule_state=made.rule.init(state), gate_state=GateState()))
-    return made, ledger, events
+    made.begin(branch, INITIAL)
+    return made, kept, events
 
 
-def learn(hosts: FakeHosts, settings: RunConfig | None = None, absence: Absence | None = None) -> MemoryLedger:
-    made, ledger, _ = federation(hosts, settings)
+def learn(hosts: FakeHosts, settings: RunConfig | None = None, branch: Branch = MAIN) -> Federation:
+    made, _, _ = federation(hosts, settings, branch)
     for _ in range(3):
-        made.run_round("main", absence or Absence(), 3, 0)
-    return ledger
+        made.run_round("main")
+    return made
 
 
-def bits(ledger: MemoryLedger, branch: str = "main") -> list[bytes]:
-    head = ledger.head(branch)
+def bits(made: Federation, branch: str = "main") -> list[bytes]:
+    head = made.head(branch)
     return [t.numpy().tobytes() for t in (*head.state.adapter.values(), *head.rule_state.values())]
 
 
-def without_time(record: RoundRecord) -> RoundRecord:
-    return dataclasses.replace(record, loss=0.0)
+def without_time(records: Sequence[RoundRecord]) -> list[RoundRecord]:
+    return [dataclasses.replace(record, seconds=0.0) for record in records]
+
+
+def trained_clients(hosts: FakeHosts) -> list[str]:
+    return [t.client_id for r in hosts.asked if r.kind == "train" for cohort in r.cohorts for t in cohort]
 
 
 def test_one_round_by_hand() -> None:
     hosts = FakeHosts()
-    made, ledger, _ = federation(hosts)
-    record = made.run_round("main", Absence(), 3, 0)
+    made, _, _ = federation(hosts)
+    record = made.run_round("main")
     info = RoundInfo(branch="main", round=1, rounds=3, population=tuple(SIZES), seed=0)
     updates = {c: visit(ClientTask(client_id=c), info, n) for c, n in SIZES.items()}
     # weights 4, 3, 2, 1 of 10
     for name in INITIAL:
         mean = sum(n / 10 * updates[c].delta[name].double() for c, n in SIZES.items())
-        torch.testing.assert_close(ledger.head("main").state.adapter[name].double(), mean, rtol=0, atol=1e-6)
+        torch.testing.assert_close(made.head("main").state.adapter[name].double(), mean, rtol=0, atol=1e-6)
     assert record.selected == record.accepted == ("a", "b", "c", "d") and not record.failed and not record.refused
     assert record.loss == pytest.approx((16 + 9 + 4 + 1) / 10)
     # 12 numbers of 4 bytes, 4 clients each way
@@ -139,27 +151,26 @@ def test_hosts_and_order_change_no_bit(aggregator: str, cohort: int) -> None:
     for hosts in (FakeHosts(2), FakeHosts(3, turned=True), FakeHosts(1, turned=True)):
         other = learn(hosts, settings)
         assert bits(other) == bits(reference)
-        assert other.records("main") == reference.records("main")
+        assert without_time(other.ledger.records("main")) == without_time(reference.ledger.records("main"))
         assert other.head("main").gate_state == reference.head("main").gate_state
 
 
 def test_leaving_equals_never_having_been_there() -> None:
-    absence = Absence(ForgetRequest(id="r", client_id="b"))
     rest = {c: n for c, n in SIZES.items() if c != "b"}
-    assert bits(learn(FakeHosts(), absence=absence)) == bits(learn(FakeHosts(sizes=rest)))
+    assert bits(learn(FakeHosts(), branch=B_LEFT)) == bits(learn(FakeHosts(sizes=rest)))
 
 
 def test_samples_are_excluded_and_the_client_stays() -> None:
-    request = ForgetRequest(id="r", client_id="b", sample_ids=("s1", "s2"))
+    absent = (Absence(client="b", samples=("s2",)), Absence(client="b", samples=("s1",)))
     hosts = FakeHosts()
-    learn(hosts, absence=Absence(request))
+    learn(hosts, branch=dataclasses.replace(MAIN, absent=absent))
     tasks = {t.client_id: t for r in hosts.asked if r.kind == "train" for cohort in r.cohorts for t in cohort}
     assert tasks["b"].excluded == ("s1", "s2") and tasks["a"].excluded == () and len(tasks) == 4
 
 
 def test_joiners_come_when_they_join() -> None:
-    ledger = learn(FakeHosts(), config(federation__joins={"c": 3}))
-    assert ["c" in record.selected for record in ledger.records("main")] == [False, False, True]
+    made = learn(FakeHosts(), config(federation__joins={"c": 3}))
+    assert ["c" in record.selected for record in made.ledger.records("main")] == [False, False, True]
 
 
 def test_a_refused_update_costs_its_client_alone() -> None:
@@ -168,9 +179,9 @@ def test_a_refused_update_costs_its_client_alone() -> None:
 
     hosts = FakeHosts()
     hosts.changes["b"] = poison
-    ledger = learn(hosts)
-    assert bits(ledger) == bits(learn(FakeHosts(sizes={c: n for c, n in SIZES.items() if c != "b"})))
-    for record in ledger.records("main"):
+    made = learn(hosts)
+    assert bits(made) == bits(learn(FakeHosts(sizes={c: n for c, n in SIZES.items() if c != "b"})))
+    for record in made.ledger.records("main"):
         assert "not finite" in record.refused["b"] and "b" not in record.accepted and not record.failed
         assert "b" in record.selected
 
@@ -183,7 +194,7 @@ def test_the_gate_stands_in_the_round(change: dict[str, Any]) -> None:
     hosts = FakeHosts()
     hosts.changes["b"] = lambda update: dataclasses.replace(update, **change)
     made, _, events = federation(hosts)
-    record = made.run_round("main", Absence(), 3, 0)
+    record = made.run_round("main")
     assert "b" not in record.accepted and "a" in record.accepted
     assert [e for e in events if e["event"] in ("update.refused", "client.failed")]
 
@@ -193,22 +204,22 @@ def test_odd_metrics_of_a_client_stop_nobody(value: float) -> None:
     hosts = FakeHosts()
     hosts.changes["b"] = lambda u: dataclasses.replace(u, metrics={"loss": value, "tokens": value, "skipped": value})
     hosts.changes["c"] = lambda u: dataclasses.replace(u, metrics={"loss": -value})
-    made, ledger, _ = federation(hosts)
-    record = made.run_round("main", Absence(), 3, 0)
-    assert len(record.accepted) == 4 and bits(ledger) == bits_of_first_round()
+    made, _, _ = federation(hosts)
+    record = made.run_round("main")
+    assert len(record.accepted) == 4 and bits(made) == bits_of_first_round()
 
 
 def bits_of_first_round() -> list[bytes]:
-    made, ledger, _ = federation(FakeHosts())
-    made.run_round("main", Absence(), 3, 0)
-    return bits(ledger)
+    made, _, _ = federation(FakeHosts())
+    made.run_round("main")
+    return bits(made)
 
 
 def test_failures_are_recorded_and_told() -> None:
     hosts = FakeHosts()
     hosts.changes["d"] = lambda update: None
     made, _, events = federation(hosts)
-    record = made.run_round("main", Absence(), 3, 0)
+    record = made.run_round("main")
     assert record.failed == {"d": "it crashed"} and record.accepted == ("a", "b", "c")
     assert [e["client"] for e in events if e["event"] == "client.failed"] == ["d"]
 
@@ -217,7 +228,7 @@ def test_a_silent_host_fails_its_clients() -> None:
     hosts = FakeHosts(2)
     made, _, _ = federation(hosts)
     hosts.silent = {"host-1"}
-    record = made.run_round("main", Absence(), 3, 0)
+    record = made.run_round("main")
     given = {t.client_id for r in hosts.asked if r.kind == "train" and r.host == "host-1" for c in r.cohorts for t in c}
     assert given and record.failed == dict.fromkeys(sorted(given), "no reply from its host")
 
@@ -235,7 +246,7 @@ class Forgetful(FakeHosts):
 def test_a_client_that_an_answer_leaves_out_counts_as_failed() -> None:
     """Else a replay would not know that it took no part, and would not be the same rounds."""
     made, _, _ = federation(Forgetful())
-    record = made.run_round("main", Absence(), 3, 0)
+    record = made.run_round("main")
     assert record.failed == {"d": "its host answered without it"} and record.accepted == ("a", "b", "c")
 
 
@@ -245,11 +256,27 @@ def test_quorum_says_what_was_missing_and_why() -> None:
         hosts.changes[client] = lambda update: None
     made, ledger, _ = federation(hosts)
     with pytest.raises(FederationError) as caught:
-        made.run_round("main", Absence(), 3, 0)
+        made.run_round("main")
     message = str(caught.value)
     assert "round 1: 1 of 4 clients gave a usable update, federation.quorum asks for 2" in message
     assert "a: it crashed" in message and caught.value.exit_code == 1
-    assert ledger.head("main").round == 0 and ledger.contributions("main", 1) == ()
+    assert made.head("main").round == 0 and ledger.records("main") == ()
+
+
+def test_a_round_that_failed_is_finished_with_what_it_stored() -> None:
+    """The three that crashed are asked again, the one that answered is not; no bit differs from an easy round."""
+    hosts = FakeHosts()
+    for client in "abc":
+        hosts.changes[client] = lambda update: None
+    made, _, _ = federation(hosts)
+    with pytest.raises(FederationError):
+        made.run_round("main")
+    hosts.changes.clear()
+    hosts.asked.clear()
+    record = made.run_round("main")
+    assert sorted(trained_clients(hosts)) == ["a", "b", "c"]
+    assert record.accepted == ("a", "b", "c", "d") and not record.failed
+    assert bits(made) == bits_of_first_round()
 
 
 def test_quorum_counts_refused_updates_as_missing() -> None:
@@ -267,48 +294,49 @@ def test_nobody_at_all_is_a_failure() -> None:
 def test_a_replay_keeps_out_who_was_unavailable_and_gives_the_same_bits() -> None:
     hosts = FakeHosts()
     hosts.changes["d"] = lambda update: None
-    made, ledger, _ = federation(hosts)
-    original = made.run_round("main", Absence(), 3, 0)
+    made, _, _ = federation(hosts)
+    original = made.run_round("main")
     healthy = FakeHosts()
-    again, replay, _ = federation(healthy)
-    record = again.run_round("main", Absence(), 3, 0, replayed=original)
-    assert bits(replay) == bits(ledger)
+    again, _, _ = federation(healthy)
+    record = again.run_round("main", original)
+    assert bits(again) == bits(made)
     assert record.accepted == original.accepted and record.selected == original.selected
     assert record.failed == {"d": "was unavailable"}
     assert "d" not in {t.client_id for r in healthy.asked for c in r.cohorts for t in c}
 
 
 def test_a_replay_tries_once_again_and_then_stops() -> None:
-    made, ledger, _ = federation(FakeHosts())
-    original = made.run_round("main", Absence(), 3, 0)
+    made, _, _ = federation(FakeHosts())
+    original = made.run_round("main")
     shaky = FakeHosts()
     shaky.fails_once = {"b"}
-    again, replay, _ = federation(shaky)
-    assert again.run_round("main", Absence(), 3, 0, replayed=original).failed == {}
-    assert bits(replay) == bits(ledger)
+    again, _, _ = federation(shaky)
+    assert again.run_round("main", original).failed == {}
+    assert bits(again) == bits(made)
     broken = FakeHosts()
     broken.changes["b"] = lambda update: None
     with pytest.raises(FederationError, match="replay of round 1: b took part then and fails now: it crashed"):
-        federation(broken)[0].run_round("main", Absence(), 3, 0, replayed=original)
+        federation(broken)[0].run_round("main", original)
 
 
 def test_a_learning_round_does_not_ask_twice() -> None:
     shaky = FakeHosts()
     shaky.fails_once = {"b"}
     made, _, _ = federation(shaky)
-    assert made.run_round("main", Absence(), 3, 0).failed == {"b": "it crashed"}
+    assert made.run_round("main").failed == {"b": "it crashed"}
 
 
 def test_a_replayed_round_with_nobody_left_changes_nothing() -> None:
     hosts = FakeHosts(sizes={"a": 4, "b": 3})
     hosts.changes["b"] = lambda update: None
     settings = config(federation__aggregator="fedadam")
-    original = federation(hosts, settings)[0].run_round("main", Absence(), 3, 0)
-    made, ledger, _ = federation(FakeHosts(sizes={"a": 4, "b": 3}), settings)
-    before = bits(ledger)
-    record = made.run_round("main", Absence(ForgetRequest(id="r", client_id="a")), 3, 0, replayed=original)
+    original = federation(hosts, settings)[0].run_round("main")
+    branch = dataclasses.replace(MAIN, absent=(Absence(client="a"),))
+    made, _, _ = federation(FakeHosts(sizes={"a": 4, "b": 3}), settings, branch)
+    before = bits(made)
+    record = made.run_round("main", original)
     assert record.selected == ("b",) and record.accepted == () and math.isnan(record.loss)
-    assert bits(ledger) == before and ledger.head("main").round == 1
+    assert bits(made) == before and made.head("main").round == 1
 
 
 PHASE = UnlearnPhase(
@@ -344,22 +372,46 @@ def test_unlearning_is_clipped_scaled_and_bypasses_the_rule() -> None:
     assert apply_unlearning(head, still, PHASE).state.adapter["x"].tolist() == [1.0, 1.0]
 
 
-def test_unlearning_visit_under_fedadam() -> None:
+@pytest.mark.parametrize("reset", [True, False])
+def test_unlearning_visit_under_fedadam(reset: bool) -> None:
     hosts = FakeHosts()
     made, ledger, _ = federation(hosts, config(federation__aggregator="fedadam"))
-    made.run_round("main", Absence(), 3, 0)
-    before = ledger.head("main")
+    made.run_round("main")
+    before = made.head("main")
     request = ForgetRequest(id="r", client_id="b", sample_ids=("s1",))
-    record = made.unlearn("main", request, dataclasses.replace(PHASE, round=2), ())
-    after = ledger.head("main")
-    assert before.rule_state and after.rule_state is before.rule_state
+    record = made.unlearn("main", request, dataclasses.replace(PHASE, round=2, reset_rule_state=reset), ())
+    after = made.head("main")
+    if reset:  # its moments hold the client
+        anew = made.rule.init(after.state)
+        assert after.rule_state.keys() == before.rule_state.keys() == anew.keys()
+        assert all(torch.equal(after.rule_state[name], anew[name]) for name in anew)
+        assert not all(torch.equal(before.rule_state[name], anew[name]) for name in anew)
+    else:
+        assert after.rule_state is before.rule_state
     moved = math.sqrt(sum(float((after.state.adapter[n] - t).square().sum()) for n, t in before.state.adapter.items()))
     assert moved == pytest.approx(0.5 * 2.0, rel=1e-4)
     assert record.selected == record.accepted == ("b",) and record.cost.client_steps == 2 and after.round == 2
+    assert record.unlearned and ledger.contributions("main", 2) == (), "the update is the data's mirror image"
     asked = hosts.asked[-1]
     assert (asked.kind, asked.objective, asked.parameters) == ("train.unlearn", "npo", {"beta": 0.5})
     assert asked.cohorts == ((ClientTask(client_id="b", forget=("s1",)),),) and asked.public == ()
     assert asked.state is not None and asked.state.adapter is before.state.adapter
+
+
+def test_an_unlearning_visit_that_fails_once_is_asked_for_again() -> None:
+    hosts = FakeHosts()
+    made, _, _ = federation(hosts)
+    hosts.fails_once = {"b"}
+    assert made.unlearn("main", ForgetRequest(id="r", client_id="b"), PHASE, ()).accepted == ("b",)
+    assert [r.kind for r in hosts.asked] == ["query.describe", "train.unlearn", "train.unlearn"]
+
+
+def test_an_unlearning_visit_leaves_out_what_was_forgotten_before() -> None:
+    hosts = FakeHosts()
+    branch = dataclasses.replace(MAIN, absent=(Absence(client="b", samples=("old",)),))
+    made, _, _ = federation(hosts, branch=branch)
+    made.unlearn("main", ForgetRequest(id="r", client_id="b", sample_ids=("s1",)), PHASE, ())
+    assert hosts.asked[-1].cohorts == ((ClientTask(client_id="b", excluded=("old",), forget=("s1",)),),)
 
 
 def test_public_rows_travel_only_as_an_anchor() -> None:
@@ -384,7 +436,7 @@ def test_unlearning_that_fails_changes_nothing() -> None:
     hosts.silent = {"host-0"}
     with pytest.raises(FederationError, match="b could not unlearn: no reply from its host"):
         made.unlearn("main", ForgetRequest(id="r", client_id="b"), PHASE, ())
-    assert ledger.head("main").round == 0 and ledger.records("main") == ()
+    assert made.head("main").round == 0 and ledger.records("main") == ()
 
 
 def test_skipped_rows_are_warned_of_once() -> None:
@@ -392,7 +444,7 @@ def test_skipped_rows_are_warned_of_once() -> None:
     hosts.changes["b"] = lambda u: dataclasses.replace(u, metrics={**u.metrics, "skipped": 2.0})
     made, _, events = federation(hosts)
     for _ in range(3):
-        made.run_round("main", Absence(), 3, 0)
+        made.run_round("main")
     warnings = [e for e in events if e["event"] == "warning"]
     assert [(w["client"], w["skipped"]) for w in warnings] == [("b", 2)]
     assert "2 of b's rows are longer than the context" in warnings[0]["text"]
@@ -400,8 +452,132 @@ def test_skipped_rows_are_warned_of_once() -> None:
 
 def test_a_round_gives_the_config_and_the_seed_of_its_branch() -> None:
     hosts = FakeHosts()
-    made, _, _ = federation(hosts)
-    made.run_round("main", Absence(), 3, 17)
+    made, _, _ = federation(hosts, branch=dataclasses.replace(MAIN, seed=17))
+    made.run_round("main")
     request = hosts.asked[-1]
     assert request.info is not None and request.info.seed == 17
     assert request.config == config().to_json() and request.objective == "lm"
+
+
+# Branches: where they begin, and that an interrupted one goes on with the same bits
+
+
+class Stops(MemoryLedger):
+    """Stops the process, so to say, right before or after a cohort is stored or a round is committed."""
+
+    def __init__(self, method: str, call: int, after: bool) -> None:
+        super().__init__()
+        self.method, self.left, self.after = method, call, after
+
+    def _stop(self, method: str, after: bool) -> None:
+        if self.method == method and self.after == after:
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+
+    def append(self, outcome: CohortOutcome) -> None:
+        self._stop("append", False)
+        super().append(outcome)
+        self._stop("append", True)
+
+    def commit(self, record: RoundRecord, after: RoundState, keep: bool) -> None:
+        self._stop("commit", False)
+        super().commit(record, after, keep)
+        self._stop("commit", True)
+
+
+@pytest.mark.parametrize("aggregator", ["fedavg", "fedadam"])
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize(
+    ("method", "call"), [("append", 1), ("append", 3), ("append", 6), ("commit", 1), ("commit", 2)]
+)
+def test_another_process_goes_on_with_the_same_bits(aggregator: str, after: bool, method: str, call: int) -> None:
+    settings = config(federation__aggregator=aggregator, train__cohort=2)
+    reference = learn(FakeHosts(), settings)
+    ledger = Stops(method, call, after)
+    hosts = FakeHosts()
+    made, _, _ = federation(hosts, settings, ledger=ledger)
+    with pytest.raises(KeyboardInterrupt):
+        while made.head("main").round < 3:
+            made.run_round("main")
+    stored = {(round, update.client_id) for round in (1, 2, 3) for update in ledger.contributions("main", round)}
+    hosts.asked.clear()
+    again, _, _ = federation(hosts, settings, ledger=ledger)
+    while again.head("main").round < 3:
+        again.run_round("main")
+    assert bits(again) == bits(reference)
+    assert without_time(ledger.records("main")) == without_time(reference.ledger.records("main"))
+    asked = {
+        (r.info.round, t.client_id) for r in hosts.asked if r.kind == "train" and r.info for c in r.cohorts for t in c
+    }
+    assert not asked & stored, "what is stored is not trained again"
+
+
+def test_who_was_asked_stays_who_is_asked() -> None:
+    """A selection that was written down is not made again, even if more clients are there by now."""
+    ledger = Stops("commit", 1, after=False)
+    made, _, _ = federation(FakeHosts(), ledger=ledger)
+    with pytest.raises(KeyboardInterrupt):
+        made.run_round("main")
+    more = FakeHosts(sizes={**SIZES, "e": 9})
+    again, _, _ = federation(more, ledger=ledger)
+    record = again.run_round("main")
+    assert record.selected == ("a", "b", "c", "d") and trained_clients(more) == []
+    assert bits(again) == bits_of_first_round()
+
+
+@pytest.mark.parametrize("aggregator", ["fedavg", "fedadam"])
+@pytest.mark.parametrize("every", [1, 2, 5])
+def test_a_branch_begins_at_its_parents_state_also_where_none_is_kept(aggregator: str, every: int) -> None:
+    settings = config(federation__aggregator=aggregator, federation__joins={"b": 3}, ledger__checkpoint_every=every)
+    made = learn(FakeHosts(), settings)
+    made.begin(dataclasses.replace(B_LEFT, name="r/rollback", parent="main", fork=2))
+    records = {record.round: record for record in made.ledger.records("main")}
+    made.run_round("r/rollback", records[3])
+    never = learn(FakeHosts(sizes={c: n for c, n in SIZES.items() if c != "b"}), settings)
+    assert bits(made, "r/rollback") == bits(never) != bits(made)
+    assert made.head("r/rollback").gate_state == never.head("main").gate_state
+    assert [r.branch for r in made.ledger.records("r/rollback")] == ["main", "main", "r/rollback"]
+
+
+def test_a_branch_no_longer_knows_the_norms_of_who_left() -> None:
+    made = learn(FakeHosts())
+    made.begin(dataclasses.replace(B_LEFT, name="r/exclude", parent="main", fork=3, rounds=4))
+    here = made.head("r/exclude")
+    assert "b" in {client for row in made.head("main").gate_state.norms for client, _ in row}
+    assert [[client for client, _ in row] for row in here.gate_state.norms] == [["a", "c", "d"]] * 3
+    assert here.state.adapter is made.head("main").state.adapter
+
+
+def test_a_branch_is_begun_once_and_forgotten_for_good() -> None:
+    made, ledger, _ = federation(FakeHosts())
+    made.begin(MAIN, INITIAL)
+    assert [branch.name for branch in ledger.branches()] == ["main"]
+    made.run_round("main")
+    made.begin(dataclasses.replace(MAIN, name="r/x", parent="main", fork=1))
+    made.run_round("r/x")
+    made.forget_branch("r/x")
+    assert [branch.name for branch in ledger.branches()] == ["main"]
+    with pytest.raises(IntegrityError, match="no branch 'r/x'"):
+        made.head("r/x")
+    before = bits(made)
+    made.forget_heads()
+    assert bits(made) == before, "the head is had again from the ledger"
+
+
+def test_cohorts_that_no_host_serves_whole_are_stored_apart() -> None:
+    class Silos(FakeHosts):
+        """Each host serves its own clients alone."""
+
+        def _answer(self, request: HostRequest) -> HostReply:
+            reply = super()._answer(request)
+            own = set("ab") if request.host == "host-0" else set("cd")
+            return dataclasses.replace(reply, clients={c: facts for c, facts in reply.clients.items() if c in own})
+
+    hosts = Silos(2)
+    made, ledger, _ = federation(hosts, config(train__cohort=4))
+    made.run_round("main")
+    selection = ledger.selection("main", 1)
+    assert selection is not None and selection.cohorts == (("a",), ("b",), ("c",), ("d",))
+    assert [outcome.cohort for outcome in ledger.outcomes("main", 1)] == [0, 1, 2, 3]
+    assert bits(made) == bits_of_first_round()

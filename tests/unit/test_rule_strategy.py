@@ -212,10 +212,20 @@ def test_errors_and_malformed_answers_become_failures() -> None:
 
     for answer, reason in ((crash, "its host failed: boom"), (nonsense, "not of the form")):
         hosts = GridHosts(FakeGrid([4], answer), deadline=5, expected=1)  # type: ignore[arg-type]
-        reply = hosts.ask([request("4", "a")])[0]
+        (reply,) = hosts.ask([request("4", "a")])
         assert reply.host == "4" and list(reply.failures) == ["a"] and reason in reply.failures["a"]
-        describe = hosts.ask([HostRequest(kind="query.describe", host="4", config={})])[0]
+        (describe,) = hosts.ask([HostRequest(kind="query.describe", host="4", config={})])
         assert list(describe.failures) == ["4"] and not describe.clients
+
+
+def test_a_reply_is_there_before_the_next_host_answers() -> None:
+    """What has come is stored while others still train: it must not wait for the slowest."""
+    grid = FakeGrid([30, 4], lambda message: None if message.metadata.dst_node_id == 30 else answered(message))
+    grid.batches = 2
+    coming = GridHosts(grid, deadline=60, expected=2).ask([request("30", "a"), request("4", "b")])  # type: ignore[arg-type]
+    assert next(coming).host == "4"
+    grid.answer = answered
+    assert [reply.host for reply in coming] == ["30"]
 
 
 def test_a_host_that_does_not_answer_is_left_out() -> None:
@@ -238,4 +248,4 @@ def test_a_wait_can_be_ended_from_outside() -> None:
     hosts = GridHosts(FakeGrid([4], lambda m: None), deadline=math.inf, expected=1, stop=stop)  # type: ignore[arg-type]
     stop.set()
     with pytest.raises(KeyboardInterrupt):
-        hosts.ask([request("4", "a")])
+        list(hosts.ask([request("4", "a")]))

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 from oblivion.fingerprint import code_fingerprint
-from oblivion.selection import assign, form_cohorts, population, resolve_cohort_size, select_clients
+from oblivion.selection import assign, form_cohorts, population, resolve_cohort_size, select_clients, servable
 
 CLIENTS = [f"client-{k}" for k in range(12)]
 
@@ -72,6 +72,28 @@ def test_cohort_that_no_host_serves_whole_is_split() -> None:
     assert assign([("a", "b")], {"a": 1, "b": 1}, serves) == {"silo-a": [("a",)], "silo-b": [("b",)]}
     both = {"a": ["silo-a", "silo-c"], "b": ["silo-b", "silo-c"]}
     assert assign([("a", "b")], {"a": 1, "b": 1}, both) == {"silo-c": [("a", "b")]}
+
+
+def test_servable_cohorts_by_hand() -> None:
+    serves = {"a": ["h1", "h2"], "b": ["h2"], "c": ["h3"], "d": ["h1", "h2", "h3"]}
+    # h2 has a, b and d; a and c share none, and neither do a, b and c
+    assert servable([("a", "b", "d"), ("c", "d")], serves) == (("a", "b", "d"), ("c", "d"))
+    assert servable([("b", "a"), ("d", "c", "a")], serves) == (("b", "a"), ("d",), ("c",), ("a",))
+    assert servable([("c",)], serves) == (("c",),) and servable([], serves) == ()
+
+
+def test_what_is_servable_is_assigned_as_it_is() -> None:
+    """The ledger knows a cohort by its place among the servable ones, so assigning must split nothing more."""
+    sizes = {"a": 5, "b": 4, "c": 3, "d": 2}
+    serves = {"a": ["h1"], "b": ["h1", "h2"], "c": ["h2"], "d": ["h1", "h2"]}
+    cohorts = servable(form_cohorts(sizes, sizes, 2), serves)
+    assert cohorts == (("a", "b"), ("c", "d")) and servable(cohorts, serves) == cohorts
+    three = servable(form_cohorts(sizes, sizes, 3), serves)
+    assert three == (("a",), ("b",), ("c",), ("d",)) and servable(three, serves) == three
+    for formed in (cohorts, three):
+        given = assign(formed, sizes, serves)
+        assert sorted(cohort for mine in given.values() for cohort in mine) == sorted(formed)
+        assert all(host in serves[client] for host, mine in given.items() for cohort in mine for client in cohort)
 
 
 def test_hosts_without_work_get_no_message() -> None:

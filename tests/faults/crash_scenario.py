@@ -1,0 +1,186 @@
+"""A small run as its user sees it, by commands. Training and evaluation are stand-ins, the rest is real."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import oblivion.registry
+import server.committing
+import server.main
+import server.manifest
+import server.prepare
+import server.workflow
+import simulations.inline
+from oblivion.config import RunConfig, config_from_mapping, load_config
+from oblivion.data.federation import resolve
+from oblivion.errors import PlanRefusedError
+from oblivion.files import write_atomically
+from oblivion.fingerprint import code_fingerprint
+from oblivion.metrics.evaluation import Evaluation
+from oblivion.models.resident import ResidentModel, weight_bytes
+from oblivion.seeding import torch_generator
+from oblivion.types import Adapter, ClientTask, ClientUpdate, HostReply, HostRequest, MetricResult
+from server.run_directory import RunDirectory
+from simulations.simulate import commit_in_run, forget_in_run, resume, simulate
+
+SETTINGS = {
+    "engine": "inline",
+    "simulation.hosts": 2,
+    "federation.clients": 3,
+    "federation.rounds": 3,
+    "federation.clients-per-round": 3,
+    "federation.joins.client-2": 3,
+    "federation.aggregator": "fedadam",
+    "train.cohort": 2,
+    "data.parameters.rows_per_client": 8,
+    "data.parameters.holdout_authors": 1,
+    "ledger.checkpoint-every": 2,
+    "ledger.retention": 2,
+    "forget.client": "client-2",
+    "forget.methods": ["rollback"],
+    "forget.recovery-rounds": 1,
+}
+ROWS: dict[str, tuple[str, ...]] = {}
+"""Client to the ids of its rows."""
+trained: list[tuple[str, int, str]] = []
+"""(branch, round, client) of every visit in this process."""
+
+
+class FakeHost:
+    """Answers like a host, with updates that are a pure function of what training may depend on."""
+
+    def answer(self, request: HostRequest) -> HostReply:
+        tasks = [task for cohort in request.cohorts for task in cohort]
+        if request.kind == "query.describe":
+            return HostReply(host=request.host, clients={c: {"samples": len(rows)} for c, rows in ROWS.items()})
+        assert request.state is not None
+        if request.kind == "evaluate":
+            said = {task.client_id: {"probability": (summary(request.state.adapter), 1.0)} for task in tasks}
+            return HostReply(host=request.host, metrics=said)
+        return HostReply(host=request.host, updates=tuple(self._visit(request, task) for task in tasks))
+
+    def _visit(self, request: HostRequest, task: ClientTask) -> ClientUpdate:
+        assert request.info is not None and request.state is not None
+        if request.kind == "train":
+            trained.append((request.info.branch, request.info.round, task.client_id))
+        left = [row for row in ROWS[task.client_id] if row not in task.excluded]
+        purpose = json.dumps([request.kind, left, task.forget])
+        generator = torch_generator(request.info.seed, purpose, request.info.round, task.client_id)
+        return ClientUpdate(
+            client_id=task.client_id,
+            round=request.info.round,
+            delta={
+                name: 0.1 * torch.randn(tensor.shape, generator=generator) - 0.2 * tensor
+                for name, tensor in request.state.adapter.items()
+            },
+            num_examples=len(left),
+            steps=len(left),
+            metrics={"loss": 1 / request.info.round, "tokens": 10.0},
+            fingerprint=code_fingerprint(),
+        )
+
+
+def summary(adapter: Adapter) -> float:
+    """A number that two different adapters do not share."""
+    return int.from_bytes(hashlib.sha256(weight_bytes(adapter)).digest()[:4], "big") / 2**32
+
+
+def measure(adapter: Adapter, *_: Any) -> Evaluation:
+    """A stand-in for evaluation."""
+    return Evaluation(results={"model_utility": MetricResult(value=summary(adapter), n=4, interval=(0.0, 1.0))})
+
+
+def report(_: Any, path: Path) -> Path:
+    """A stand-in for the report."""
+    write_atomically(path, b"a report")
+    return path
+
+
+def adapters_alone() -> ResidentModel:
+    """A resident model without a base model, whose adapters are made and saved as those of any other."""
+    resident: ResidentModel = object.__new__(ResidentModel)
+    layers = [f"base_model.model.layers.{layer}.q_proj.lora_{part}.weight" for layer in (0, 1) for part in "AB"]
+    resident.parameters = {name: torch.nn.Parameter(torch.zeros(2, 4)) for name in layers}
+    settings = types.SimpleNamespace(to_dict=lambda: {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]})
+    resident.model = types.SimpleNamespace(peft_config={"default": settings})
+    resident.base = types.SimpleNamespace(tokenizer=None, max_length=64)
+    return resident
+
+
+def configure(work: Path) -> RunConfig:
+    """The scenario; what is slow, or has no part in what is written, is replaced."""
+    torch.set_num_threads(1)
+    resident = adapters_alone()
+    for module in (server.prepare, server.workflow):
+        module.load_resident = lambda *_: resident
+        module.locate = lambda _: "a model"
+    for module in (server.prepare, server.manifest):
+        module.model_digest = lambda _: "a digest"
+    for module in (server.main, server.committing):
+        module.write_report = report
+    server.prepare.encode_prompt = lambda *_: []
+    server.prepare.resolve_dtype = lambda _: "float32"
+    server.prepare.check_disk = lambda *_: None
+    simulations.inline.Host = FakeHost
+    server.workflow.measure_centrally = measure
+    server.manifest._commit = lambda: "a commit"
+    oblivion.registry.entry_points = lambda group: ()
+    config = load_config(None, SETTINGS)
+    ROWS.update({client: tuple(row.id for row in rows) for client, rows in resolve(config).clients.items()})
+    (work / "samples.txt").write_text("\n".join(ROWS["client-0"][:2]))
+    return config
+
+
+def run(config: RunConfig, root: Path, work: Path) -> None:
+    """``oblivion run --out ROOT``, or with ``--resume`` where it is there."""
+    resume(root) if root.exists() else simulate(config, root)
+
+
+def forget(
+    client: str, methods: Sequence[str], samples: str = "", oracles: int = 0
+) -> Callable[[RunConfig, Path, Path], None]:
+    """``oblivion forget ROOT --client CLIENT --method ...``."""
+
+    def command(config: RunConfig, root: Path, work: Path) -> None:
+        directory, stored = RunDirectory.open(root)
+        tree = stored.to_json()
+        tree["forget"].update(client=client, samples=samples and str(work / samples), methods=list(methods))
+        tree["evaluate"]["oracle-seeds"] = oracles
+        forget_in_run(directory, config_from_mapping(tree))
+
+    return command
+
+
+def commit(client: str, method: str) -> Callable[[RunConfig, Path, Path], None]:
+    """``oblivion forget ROOT --commit REQUEST/METHOD``; again, it may say that this is done already."""
+
+    def command(config: RunConfig, root: Path, work: Path) -> None:
+        directory, stored = RunDirectory.open(root)
+        entries = directory.read_json("metrics.json", {})["requests"]
+        request = next((entry["id"] for entry in entries if entry["client"] == client), None)
+        try:
+            commit_in_run(directory, stored, f"{request}/{method}")
+        except PlanRefusedError as error:
+            if "is committed already" not in str(error):
+                raise
+
+    return command
+
+
+COMMANDS: dict[str, Callable[[RunConfig, Path, Path], None]] = {
+    "run": run,
+    "forget": forget("client-2", ["exclude", "local"], oracles=1),
+    "commit": commit("client-2", "rollback"),
+    "forget-samples": forget("client-0", ["rollback"], "samples.txt"),
+    "commit-samples": commit("client-0", "rollback"),
+    "forget-last": forget("client-1", ["exclude"]),
+    "commit-last": commit("client-1", "exclude"),
+    "resume": run,
+}
