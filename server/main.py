@@ -89,7 +89,7 @@ def run_commit(config: RunConfig, hosts: Hosts, run: RunDirectory, observer: Obs
     with closing(Workflow(config, hosts, run, observer, BUSY_SECONDS)) as workflow:
         finished = finish_commits(workflow)
         workflow.check_learned()
-        if finished == trial:  # it was interrupted, and is given again
+        if finished and finished == trial:  # it was interrupted, and is given again
             erased = dict(workflow.register.removals()[-1].content["erased"])
         else:
             erased = commit_trial(workflow, trial)

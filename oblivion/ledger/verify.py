@@ -170,9 +170,9 @@ def _check_blobs(root: Path, keys: Keys, rows: list[Mapping[str, Any]], done: Ve
         if row["blob"] is None:
             continue
         needed.add(row["blob"])
-        key = key_name_of(row["kind"], row["branch"], row["round"], row["client"])
-        used.add(key)
         try:
+            key = key_name_of(row["kind"], row["branch"], row["round"], row["client"])
+            used.add(key)
             data = blobs.get(row["blob"])
             unseal(keys.get(key), data, blob_context(row["kind"], row["branch"], row["round"], row["client"]))
         except (IntegrityError, OSError, ValueError) as error:

@@ -99,16 +99,14 @@ def root_from(leaf: bytes, index: int, size: int, proof: Sequence[bytes]) -> byt
     return hashlib.sha256(b"\1" + proof[-1] + root_from(leaf, index - middle, size - middle, proof[:-1])).digest()
 
 
-def verify(
-    envelope: bytes, public_key_pem: bytes, before: Path | None = None, after: Path | None = None
-) -> list[Check]:
+def verify(envelope: bytes, key_pem: bytes, before: Path | None = None, after: Path | None = None) -> list[Check]:
     """Check an evidence file.
 
     Parameters
     ----------
     envelope : bytes
         The content of ``evidence.json``.
-    public_key_pem : bytes
+    key_pem : bytes
         The ledger's public key, got from elsewhere.
     before, after : Path, optional
         Folders with the adapters.
@@ -123,7 +121,7 @@ def verify(
     UnreadableError
         If the evidence is no JSON or the key is no Ed25519 public key.
     """
-    key = _load_key(public_key_pem)
+    key = _load_key(key_pem)
     if len(envelope) > MAX_BYTES:
         raise UnreadableError(f"the evidence is larger than {MAX_BYTES} bytes")
     try:

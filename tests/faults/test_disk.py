@@ -21,7 +21,7 @@ from oblivion import files
 from oblivion.aggregation.gate import GateState
 from oblivion.config import LedgerConfig, RunConfig
 from oblivion.errors import ConfigError, IntegrityError, OblivionError
-from oblivion.files import Step, make_folder, remove, watch_steps, write_atomically
+from oblivion.files import Step, make_folder, remove, remove_partial, watch_steps, write_atomically, write_folder
 from oblivion.ledger import schema
 from oblivion.ledger.erasure import commit_removal
 from oblivion.ledger.opening import open_ledger
@@ -149,6 +149,35 @@ def test_new_folders_are_made_durable_from_the_top(tmp_path: Path) -> None:
             write_atomically(tmp_path / str(at) / "b" / "file", b"x")
         write_atomically(tmp_path / str(at) / "b" / "file", b"x")
         assert (tmp_path / str(at) / "b" / "file").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path: Path, when: Literal["before", "after"]) -> None:
+    contents = {"one": b"1", "two": b"22"}
+    counting = FullDisk(99, when)
+    with watched(counting):
+        write_folder(tmp_path / "whole", contents)
+    assert counting.seen.count("write") == 2 and counting.seen.count("rename") == 1
+    for at in range(1, len(counting.seen) + 1):
+        folder = tmp_path / str(at)
+        with watched(FullDisk(at, when)), pytest.raises(OblivionError, match=f"{folder} could not be written: {FULL}"):
+            write_folder(folder, contents)
+        assert names(tmp_path) == ["whole"]
+    write_folder(tmp_path / "again", contents)
+    for name in ("whole", "again"):
+        assert {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} == contents
+
+
+def test_what_interrupted_writes_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "run.partial").mkdir()
+    (tmp_path / "run.partial" / "old").write_bytes(b"half")
+    write_folder(tmp_path / "run", {"below": b"x"})
+    assert names(tmp_path) == ["run"] and names(tmp_path / "run") == ["below"]
+    (tmp_path / "run" / "deep").mkdir()
+    for path in ("file.partial", "deep/ledger.db.partial-journal", "deep/kept"):
+        (tmp_path / "run" / path).write_bytes(b"x")
+    remove_partial(tmp_path / "run")
+    assert names(tmp_path / "run") == ["below", "deep"] and names(tmp_path / "run" / "deep") == ["kept"]
 
 
 def test_removing_can_fail_and_be_repeated(tmp_path: Path) -> None:

@@ -629,7 +629,7 @@ def test_a_file_system_that_is_really_full(
     """Without any stand-in: SQLite's own errors, its log and its index included."""
     monkeypatch.setattr("server.committing.write_report", quick_report)
     folder, ended = tmp_path / "disk", []
-    for free in (0, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 1024):
+    for free in (0, 16, 32, 40, 48, 56, 64, 72, 80, 88, 96, 128, 1024):
         with small_disk(folder, 64 * 2**20) as resize:
             root = Path(shutil.copytree(trained.directory, folder / "run"))
             used = shutil.disk_usage(folder).used

@@ -287,7 +287,7 @@ class Ledgers(RuleBasedStateMachine):
 
 
 Ledgers.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=24, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestLedgers = Ledgers.TestCase
 

@@ -242,3 +242,16 @@ def test_evaluation_answers_for_a_client_and_leaves_the_base_alone(config: RunCo
     assert set(metrics) == {"bob", "ann (forgotten)", "ann (kept)"}
     assert all(weight > 0 for values in metrics.values() for _, weight in values.values())
     assert all(torch.equal(p, before[n]) for n, p in resident.model.named_parameters() if n in before)
+
+
+def test_evaluation_leaves_out_what_was_forgotten_before(config: RunConfig) -> None:
+    ids = [row.id for row in resolve(config).clients["ann"]]
+    answer = Host().answer
+    whole = answer(request(config, ANN, kind="evaluate")).metrics["ann"]
+    less = answer(request(config, ClientTask(client_id="ann", excluded=(ids[0],)), kind="evaluate")).metrics["ann"]
+    parts = answer(
+        request(config, ClientTask(client_id="ann", excluded=(ids[0],), forget=(ids[1],)), kind="evaluate")
+    ).metrics
+    weights = {name: metrics["probability"][1] for name, metrics in parts.items()}
+    assert whole["probability"][1] == len(ids) == 5 and less["probability"][1] == 4
+    assert weights == {"ann (forgotten)": 1, "ann (kept)": 3}
