@@ -246,7 +246,7 @@ def test_what_is_no_size_is_refused(bad: Any) -> None:
     assert not verify_consistency(bad, bad, ROOT_BYTES[5], ROOT_BYTES[5], [])
 
 
-@pytest.mark.parametrize("bad", NO_PROOFS, ids=repr)
+@pytest.mark.parametrize("bad", NO_PROOFS, ids=range(len(NO_PROOFS)))
 def test_what_is_no_proof_is_refused(bad: Any) -> None:
     assert not verify_inclusion(LEAVES[1], 1, 5, bad, ROOT_BYTES[5])
     assert not verify_inclusion(LEAVES[0], 0, 1, bad, ROOT_BYTES[1])
