@@ -249,6 +249,29 @@ def test_a_rollback_after_another_removal_is_still_its_oracle(copy: RunResult, m
     committed_rollback(head, OTHER)
 
 
+def test_a_rollback_after_an_exclusion_where_few_take_part(micro_scenario: Path, tmp_path: Path) -> None:
+    """Rounds with and without the client that left alternate, and its commit writes some of their records anew."""
+    changes = {
+        "federation.clients-per-round": 2,
+        "federation.rounds": 6,
+        f"federation.joins.{LATE}": 1,
+        "seed": 3,
+        "forget.methods": ["exclude"],
+    }
+    result = run(micro_scenario, tmp_path / "run", changes)
+    with opened(result) as (ledger, _):
+        records = ledger.records("main")
+    there = [LATE in record.selected for record in records]
+    assert True in there and False in there[there.index(True) :], "else this test tests nothing"
+    first = next(record.round for record in records if OTHER in record.selected)
+    head = model_of(result, "exclude").commit()
+    with opened(head) as (ledger, register):
+        rounds = [record.round for record in ledger.records(register.head())]
+    assert rounds == [1, 2, 3, 4, 5, 6, 7]
+    committed_rollback(head, OTHER)
+    assert entry(head, OTHER)["t_u"] == first
+
+
 def test_the_head_can_be_forgotten_from_by_every_method(copy: RunResult) -> None:
     head = committed_rollback(copy, LATE)
     for method in ("exclude", "local", "retrain", "rollback"):

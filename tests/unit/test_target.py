@@ -148,7 +148,20 @@ def test_a_hub_id_keeps_its_revision() -> None:
 def test_a_run_that_did_not_finish(run: RunResult, tmp_path: Path, missing: str) -> None:
     shutil.copytree(run.directory, tmp_path / "copy")
     shutil.rmtree(tmp_path / "copy" / missing)
-    with pytest.raises(InputError, match="its learning did not finish"):
+    with pytest.raises(InputError, match=r"adapters/original is missing: the learning of .*copy did not finish"):
+        find_target(tmp_path / "copy")
+
+
+def test_the_model_of_a_run_is_its_head(run: RunResult, tmp_path: Path) -> None:
+    shutil.copytree(run.directory, tmp_path / "copy")
+    shutil.move(tmp_path / "copy" / "adapters" / "original", tmp_path / "copy" / "head")
+    metrics = tmp_path / "copy" / "metrics.json"
+    metrics.write_text(json.dumps({**json.loads(metrics.read_text()), "head": "head"}))
+    target = find_target(tmp_path / "copy")
+    assert target.name == str(tmp_path / "copy" / "head") and target.adapter is not None
+    assert target.adapter.keys() == run.adapter.keys()
+    shutil.rmtree(tmp_path / "copy" / "head")
+    with pytest.raises(InputError, match=r"head is missing: .* or it was erased"):
         find_target(tmp_path / "copy")
 
 
