@@ -6,7 +6,7 @@ import importlib
 import json
 import sys
 
-NAMES = ("ledger",)
+NAMES = ("ledger", "rounds")
 
 
 def main() -> int:
@@ -18,12 +18,13 @@ def main() -> int:
     kept = True
     for name in names:
         for result in importlib.import_module(f"benchmarks.{name}").run():
-            kept = kept and (result.bound_s is None or result.ours_s <= result.bound_s)
+            kept = kept and result.kept
             if "--json" in sys.argv:
                 print(json.dumps(result.to_json()), flush=True)
                 continue
             bound = f", at most {result.bound_s:g} s" if result.bound_s is not None else ""
-            other = f"; {result.other}: {result.other_s:.4f} s" if result.other_s is not None else ""
+            other = f"; {result.other}: {result.other_s:.4f} s, {result.ratio:.2f}x" if result.ratio is not None else ""
+            bound += f" (at least {result.bound_ratio:g}x)" if result.bound_ratio is not None else ""
             print(f"{result.case}: {result.ours_s:.4f} s{bound}{other}", flush=True)
     return 0 if kept else 1
 

@@ -19,11 +19,18 @@ class Result:
     other: str | None = None
     other_s: float | None = None
     bound_s: float | None = None
+    bound_ratio: float | None = None
 
     @property
     def ratio(self) -> float | None:
         """``other_s / ours_s``."""
         return self.other_s / self.ours_s if self.other_s is not None else None
+
+    @property
+    def kept(self) -> bool:
+        """Whether the bounds are kept, where there are any."""
+        fast = self.bound_s is None or self.ours_s <= self.bound_s
+        return fast and (self.bound_ratio is None or self.ratio is None or self.ratio >= self.bound_ratio)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

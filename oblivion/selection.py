@@ -7,7 +7,6 @@ population changes the selection only in rounds that had selected it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from oblivion.seeding import derive_seed
 
@@ -46,11 +45,6 @@ def client_steps(
         for number in range(first, last + 1)
         for client in select_clients(population(tuple(steps), joins, number), count, seed, number)
     )
-
-
-def resolve_cohort_size(cohort: int | Literal["auto"]) -> int:
-    """How many clients a cohort holds; ``auto`` is 1 for as long as a cohort is trained one after another."""
-    return 1 if cohort == "auto" else cohort
 
 
 def form_cohorts(selected: Sequence[str], sizes: Mapping[str, int], count: int) -> tuple[tuple[str, ...], ...]:

@@ -24,7 +24,7 @@ from oblivion.objectives.terms import objective_from
 from oblivion.parameters import build
 from oblivion.registry import Registry
 from oblivion.removal import removals
-from oblivion.selection import resolve_cohort_size
+from oblivion.training.slots import slots_for
 from server.estimate import check_disk
 from server.manifest import make_manifest
 from server.planning import make_plan, make_request, make_situation, present
@@ -106,11 +106,13 @@ def prepare(config: RunConfig) -> tuple[RunConfig, FederatedData]:
     config = config.model_copy(
         update={
             "model": config.model.model_copy(update={"dtype": resolve_dtype(config.model)}),
-            "train": config.train.model_copy(update={"cohort": resolve_cohort_size(config.train.cohort)}),
             "simulation": config.simulation.model_copy(update={"hosts": hosts}),
         }
     )
     resident = load_resident(config.model, config.lora, config.train.max_length)  # kept in memory for the run
+    if config.train.cohort == "auto":
+        cohort = slots_for(resident.width, config.train.batch_size, resident.device)
+        config = config.model_copy(update={"train": config.train.model_copy(update={"cohort": cohort})})
     encode_prompt(resident.tokenizer, templates.get(config.data.template)(), "?")
     return config, data
 

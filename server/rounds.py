@@ -18,7 +18,7 @@ from oblivion.fingerprint import code_fingerprint
 from oblivion.ledger.replay import replay_of
 from oblivion.ledger.rounds import Branch, CohortOutcome, Ledger, RoundRecord, RoundState, Selection
 from oblivion.removal.plan import UnlearnPhase
-from oblivion.selection import assign, form_cohorts, resolve_cohort_size, select_clients, servable
+from oblivion.selection import assign, form_cohorts, select_clients, servable
 from oblivion.types import (
     Adapter,
     ClientTask,
@@ -179,7 +179,8 @@ class Federation:
         unavailable = set(replayed.failed) if replayed else set()
         selected = select_clients(info.population, self.config.federation.clients_per_round, info.seed, info.round)
         asked = [client for client in selected if client not in unavailable]
-        cohorts = form_cohorts(asked, self.sizes, resolve_cohort_size(self.config.train.cohort))
+        size = self.config.train.cohort
+        cohorts = form_cohorts(asked, self.sizes, 1 if size == "auto" else size)  # a run's config is resolved
         selection = Selection(
             branch=info.branch, round=info.round, selected=selected, cohorts=servable(cohorts, self.serves)
         )
@@ -203,6 +204,7 @@ class Federation:
                 if (outcome.failed and must_answer) or not (outcome.updates or outcome.refused):
                     failed[outcome.cohort] = outcome
                     continue
+                self._warn_of_halving(outcome)
                 self.ledger.append(outcome)
                 outcomes[outcome.cohort] = dataclasses.replace(outcome, updates=())
                 failed.pop(outcome.cohort, None)
@@ -250,6 +252,14 @@ class Federation:
         return CohortOutcome(
             branch=info.branch, round=info.round, cohort=place, updates=accepted, refused=refused, failed=failed
         )
+
+    def _warn_of_halving(self, outcome: CohortOutcome) -> None:
+        size = len(outcome.updates)
+        together = min((_count(update, "together") for update in outcome.updates), default=0)
+        if 0 < together < size and "halved" not in self._warned:
+            self._warned.add("halved")
+            text = f"{size} clients together do not fit into a host's memory: {together} are trained at a time; "
+            self.observer.event("warning", text=text + "set train.cohort to that")
 
     def _warn_of_skipped(self, accepted: Sequence[ClientUpdate]) -> None:
         for update in accepted:

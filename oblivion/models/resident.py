@@ -78,6 +78,16 @@ class ResidentModel:
         """The context in tokens."""
         return self.base.max_length
 
+    @property
+    def width(self) -> int:
+        """The base model's hidden size."""
+        return int(self.base.model.config.get_text_config().hidden_size)
+
+    @property
+    def device(self) -> str:
+        """Where the model is: ``"cpu"`` or ``"cuda"``."""
+        return str(next(iter(self.parameters.values())).device.type)
+
     def lora_layers(self) -> dict[str, Any]:
         """The layers that carry an adapter, by the name that their tensors begin with."""
         return {name: module for name, module in self.model.named_modules() if hasattr(module, "lora_A")}

@@ -1,8 +1,4 @@
-"""Train the clients of a cohort from one global adapter.
-
-The clients are trained one after another on the resident model. The interface takes the whole cohort, so that
-they can share one forward and backward pass without a change anywhere else.
-"""
+"""Train the clients of a cohort from one global adapter: together where the model allows it, else one by one."""
 
 from __future__ import annotations
 
@@ -14,6 +10,7 @@ from oblivion.errors import OblivionError
 from oblivion.fingerprint import code_fingerprint
 from oblivion.models.resident import ResidentModel
 from oblivion.objectives.terms import Objective
+from oblivion.training.fused import fusible, train_fused
 from oblivion.training.local import LocalTask, train_client
 from oblivion.types import Adapter, ClientUpdate, RoundInfo
 
@@ -28,6 +25,9 @@ def train_cohort(
 ) -> tuple[list[ClientUpdate], dict[str, str]]:
     """Train every client of a cohort; one that fails does not stop the others.
 
+    A cohort that does not fit into memory is trained by halves; an update's ``metrics["together"]`` says how many
+    clients shared its passes.
+
     Returns
     -------
     updates : list of ClientUpdate
@@ -35,18 +35,48 @@ def train_cohort(
     failures : dict
         Client id to the reason.
     """
+    ready = [task for task in tasks if task.leading]
+    failures = {task.client_id: "no rows to train on" for task in tasks if not task.leading}
+    updates: list[ClientUpdate] = []
+    together = len(ready) if fusible(resident) is None else 0
+    while together and not updates:
+        try:
+            updates = train_fused(resident, start, ready, objective, settings, info, together)
+        except (OblivionError, RuntimeError, ValueError, MemoryError) as error:
+            # Out of memory: fewer at a time. Anything else is one client's: it shall fail alone.
+            together = together // 2 if _out_of_memory(error) else 0
+    if not together:
+        updates, failed = _one_by_one(resident, start, ready, objective, settings, info)
+        failures |= failed
+    return [_signed(update, together or 1) for update in updates], failures
+
+
+def _one_by_one(
+    resident: ResidentModel,
+    start: Adapter,
+    tasks: Sequence[LocalTask],
+    objective: Objective,
+    settings: TrainConfig,
+    info: RoundInfo,
+) -> tuple[list[ClientUpdate], dict[str, str]]:
     updates: list[ClientUpdate] = []
     failures: dict[str, str] = {}
     for task in tasks:
-        if not task.leading:
-            failures[task.client_id] = "no rows to train on"
-            continue
         try:
-            update = train_client(resident, start, task, objective, settings, info)
-        except (OblivionError, RuntimeError) as error:
+            updates.append(train_client(resident, start, task, objective, settings, info))
+        except (OblivionError, RuntimeError, ValueError) as error:
             resident.model.eval()
             reason, _, _ = str(error).strip().partition("\n")
             failures[task.client_id] = f"{type(error).__name__}: {reason}"
-            continue
-        updates.append(dataclasses.replace(update, fingerprint=code_fingerprint()))
     return updates, failures
+
+
+def _signed(update: ClientUpdate, together: int) -> ClientUpdate:
+    metrics = {**update.metrics, "together": float(together)}
+    return dataclasses.replace(update, fingerprint=code_fingerprint(), metrics=metrics)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 from oblivion.fingerprint import code_fingerprint
-from oblivion.selection import assign, form_cohorts, population, resolve_cohort_size, select_clients, servable
+from oblivion.selection import assign, form_cohorts, population, select_clients, servable
 
 CLIENTS = [f"client-{k}" for k in range(12)]
 
@@ -51,10 +51,6 @@ def test_cohorts_by_hand() -> None:
     sizes = {"a": 1, "b": 9, "c": 5, "d": 5, "e": 2}
     assert form_cohorts(["a", "b", "c", "d", "e"], sizes, 2) == (("b", "c"), ("d", "e"), ("a",))
     assert form_cohorts([], sizes, 2) == ()
-
-
-def test_auto_is_one() -> None:
-    assert resolve_cohort_size("auto") == 1 and resolve_cohort_size(7) == 7
 
 
 def test_assignment_by_hand() -> None:

@@ -1,0 +1,117 @@
+"""All adapters of a cohort in one buffer, with an optimizer that steps every row by itself.
+
+Row k holds one client's adapter, flat, tensor after tensor in name order. Gradients and moments have the same layout.
+Clipping and AdamW (Loshchilov and Hutter, 2019) or SGD work on whole rows at once, each row with its own step count, so
+a row is bit for bit what it would be in any other row, whoever its neighbours are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from oblivion.config import TrainConfig
+from oblivion.types import Adapter
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
+_CLIP_EPS = 1e-6
+
+
+class Arena:
+    """K adapters side by side.
+
+    Parameters
+    ----------
+    like : mapping of str to Tensor
+        The tensors of one adapter; their order, shapes, dtype and device are taken.
+    rows : int
+        K.
+    settings : TrainConfig
+        Optimizer, rate, decay, clipping.
+
+    Attributes
+    ----------
+    parameters : dict of str to Tensor (K, *shape)
+        Views of the buffer that gradients flow into.
+    """
+
+    def __init__(self, like: Mapping[str, Tensor], rows: int, settings: TrainConfig) -> None:
+        import torch
+
+        self.settings = settings
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in like.items()}
+        first = next(iter(like.values()))
+        size = sum(math.prod(shape) for shape in self.shapes.values())
+        self.values, self.gradients, self.first, self.second = (
+            torch.zeros((rows, size), dtype=first.dtype, device=first.device) for _ in range(4)
+        )
+        self.steps = [0] * rows
+        self.parameters: dict[str, Any] = {}
+        offset = 0
+        for name, shape in self.shapes.items():
+            place = slice(offset, offset + math.prod(shape))
+            view = torch.nn.Parameter(self.values[:, place].view(rows, *shape))
+            view.grad = self.gradients[:, place].view(rows, *shape)
+            self.parameters[name] = view
+            offset = place.stop
+
+    def load(self, row: int, adapter: Adapter) -> None:
+        """Begin a visit in a row: the adapter is copied in, the optimizer begins anew."""
+        import torch
+
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter[row].copy_(adapter[name])
+        self.first[row].zero_()
+        self.second[row].zero_()
+        self.steps[row] = 0
+
+    def read(self, row: int) -> Adapter:
+        """Copy a row's adapter out: fp32 (fp64 where the arena is), on the CPU."""
+        return {name: p.detach()[row].to("cpu", copy=True) for name, p in self.parameters.items()}
+
+    def step(self, rows: Sequence[int], start: Tensor | None) -> None:
+        """Clip and step some rows with the gradients that have come together; gradients are zeroed.
+
+        Parameters
+        ----------
+        rows : sequence of int
+            The rows that have a client; the others are left alone.
+        start : Tensor (N,) or None
+            The flat global adapter, for the proximal term.
+        """
+        import torch
+
+        settings = self.settings
+        with torch.no_grad():
+            chosen = torch.tensor(rows, device=self.values.device)
+            values, gradients = self.values[chosen], self.gradients[chosen]
+            if settings.proximal_mu and start is not None:
+                gradients.add_(values - start, alpha=settings.proximal_mu)
+            norms = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)
+            gradients.mul_((settings.clip_norm / (norms + _CLIP_EPS)).clamp(max=1.0))
+            for row in rows:
+                self.steps[row] += 1
+            if settings.optimizer == "sgd":
+                if settings.weight_decay:
+                    gradients.add_(values, alpha=settings.weight_decay)
+                values.sub_(gradients, alpha=settings.learning_rate)
+            else:
+                self._adamw(chosen, rows, values, gradients)
+            self.values[chosen] = values
+            self.gradients.zero_()
+
+    def _adamw(self, chosen: Tensor, rows: Sequence[int], values: Tensor, gradients: Tensor) -> None:
+        rate, decay = self.settings.learning_rate, self.settings.weight_decay
+        first = self.first[chosen].lerp_(gradients, 1 - _BETA1)
+        second = self.second[chosen].mul_(_BETA2).addcmul_(gradients, gradients, value=1 - _BETA2)
+        self.first[chosen], self.second[chosen] = first, second
+        counts = [self.steps[row] for row in rows]
+        scale = values.new_tensor([[math.sqrt(1 - _BETA2**count)] for count in counts])
+        step = values.new_tensor([[rate / (1 - _BETA1**count)] for count in counts])
+        values.mul_(1 - rate * decay)
+        values.sub_(step * first / (second.sqrt() / scale + _EPS))

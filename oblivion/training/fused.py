@@ -1,0 +1,273 @@
+"""Train the clients of a cohort together: one forward and backward pass over the frozen base, one adapter row each.
+
+In every LoRA layer (Hu et al., 2021) the rows of client k go through its own ``A_k`` and ``B_k``: ``y = W x + (alpha/r)
+B_k A_k x`` as two batched products. The loss is the sum over clients of each client's own mean, so every client gets
+the gradient that it would get alone; clipping and the optimizer work row by row (`oblivion.training.arena`). A row is
+given to the next client as soon as its client has ended. The same idea serves many adapters at inference in S-LoRA
+(Sheng et al., 2024); here it trains them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from oblivion.config import TrainConfig
+from oblivion.data.tokens import TokenRow
+from oblivion.models.forward import answer_logits
+from oblivion.models.resident import ResidentModel
+from oblivion.objectives.terms import Objective, Role, Term
+from oblivion.training.arena import Arena
+from oblivion.training.batches import PaddedBatch, collate
+from oblivion.training.local import LocalTask, Rows, micro_batches
+from oblivion.types import Adapter, ClientUpdate, RoundInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def fusible(resident: ResidentModel) -> str | None:
+    """Why a model's clients cannot be trained together; None if they can."""
+    import torch
+    from peft.tuners.lora import Linear
+
+    if any(config.lora_dropout for config in resident.model.peft_config.values()):
+        return "lora.dropout is above 0, and its masks would depend on the neighbours"
+    for name, module in resident.model.named_modules():
+        if hasattr(module, "lora_A") and (type(module) is not Linear or type(module.base_layer) is not torch.nn.Linear):
+            return f"layer {name} is not a plain linear layer"
+    return None
+
+
+@dataclass
+class _Visit:
+    """A client in a row of the arena, and what it has done so far."""
+
+    task: LocalTask
+    steps: Iterator[list[Rows]]
+    losses: list[float] = field(default_factory=list)
+    tokens: int = 0
+
+
+def train_fused(
+    resident: ResidentModel,
+    start: Adapter,
+    tasks: Sequence[LocalTask],
+    objective: Objective,
+    settings: TrainConfig,
+    info: RoundInfo,
+    slots: int,
+) -> list[ClientUpdate]:
+    """Train every client of a cohort from the global adapter, up to `slots` at a time.
+
+    Parameters
+    ----------
+    resident, start, objective, settings, info
+        As in `oblivion.training.local.train_client`.
+    tasks : sequence of LocalTask
+        The clients, each with rows.
+    slots : int
+        Rows of the arena.
+
+    Returns
+    -------
+    list of ClientUpdate
+        In the order of `tasks`; a client whose loss was not finite has an update that is not, for the gate to refuse.
+    """
+    import torch
+
+    # Rows of the arena lie further apart than their tensors are long; torch remarks on it once, and it costs nothing.
+    warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
+    queue = deque(tasks)
+    arena = Arena(resident.parameters, min(slots, len(tasks)), settings)
+    flat = torch.cat([start[name].reshape(-1) for name in arena.shapes]).to(arena.values)
+    there: dict[int, _Visit] = {}
+    done: dict[str, ClientUpdate] = {}
+    was_training = resident.model.training
+    resident.model.train()
+    try:
+        while True:
+            running: dict[int, list[Rows]] = {}
+            for row in range(arena.values.shape[0]):
+                micros = None
+                while micros is None and (row in there or queue):
+                    if row not in there:
+                        arena.load(row, start)
+                        task = queue.popleft()
+                        there[row] = _Visit(task, micro_batches(task, settings, info))
+                    micros = next(there[row].steps, None)
+                    if micros is None:  # the client has ended, and its row is free for the next
+                        visit = there.pop(row)
+                        done[visit.task.client_id] = _update(arena.read(row), start, visit, info)
+                if micros is not None:
+                    running[row] = micros
+            if not running:
+                break
+            _step(resident, start, arena, running, there, objective)
+            arena.step(sorted(running), flat)
+    finally:
+        resident.model.train(was_training)
+    return [done[task.client_id] for task in tasks]
+
+
+def _step(
+    resident: ResidentModel,
+    start: Adapter,
+    arena: Arena,
+    running: Mapping[int, list[Rows]],
+    there: Mapping[int, _Visit],
+    objective: Objective,
+) -> None:
+    """One optimizer step's gradients for every running client, micro-batch by micro-batch."""
+    rows = sorted(running)
+    denominators = {row: _denominators(running[row], objective) for row in rows}
+    totals = dict.fromkeys(rows, 0.0)
+    pad = resident.tokenizer.pad_token_id
+    device = arena.values.device
+    needs_reference = "reference" in objective.needs
+    for index in range(max(len(micros) for micros in running.values())):
+        own = {row: micros[index] for row, micros in running.items() if index < len(micros)}
+        roles = sorted({role for by_role in own.values() for role in by_role})
+        for group, chosen in _alike(own, roles):
+            batches = {role: _Stacked.of([own[row][role] for row in group], pad, device) for role in chosen}
+            reference = {}
+            if needs_reference:
+                reference = {role: _reference(resident, start, stacked) for role, stacked in batches.items()}
+            with _rows(resident, arena, group):
+                logits = {role: _logits(resident, stacked) for role, stacked in batches.items()}
+            answers = {role: stacked.batch.answers for role, stacked in batches.items()}
+            terms = objective.loss(logits, answers, reference)
+            losses = _losses(terms, batches, [denominators[row] for row in group])
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+            for row, loss in zip(group, losses.tolist(), strict=True):
+                totals[row] += loss
+                count = sum(len(line.ids) for role in chosen for line in own[row][role])
+                there[row].tokens += count * (2 if needs_reference else 1)
+    for row in rows:
+        there[row].losses.append(totals[row])
+
+
+def _alike(own: Mapping[int, Rows], roles: Sequence[Role]) -> list[tuple[list[int], list[Role]]]:
+    """Rows of the arena that have rows of text in the same roles; almost always all of them."""
+    groups: dict[tuple[Role, ...], list[int]] = {}
+    for row, by_role in sorted(own.items()):
+        groups.setdefault(tuple(role for role in roles if by_role.get(role)), []).append(row)
+    return [(rows, list(chosen)) for chosen, rows in groups.items()]
+
+
+@dataclass(frozen=True)
+class _Stacked:
+    """The batches of several clients as one, client after client, each padded to the same number of sequences."""
+
+    batch: PaddedBatch
+    clients: int
+    width: int
+
+    @classmethod
+    def of(cls, by_client: Sequence[Sequence[TokenRow]], pad: int, device: Any) -> _Stacked:
+        width = max(len(rows) for rows in by_client)
+        nothing = TokenRow((pad,), 1)  # one token, no label
+        padded = [[*rows, *[nothing] * (width - len(rows))] for rows in by_client]
+        return cls(collate([row for rows in padded for row in rows], pad, device), len(by_client), width)
+
+
+def _logits(resident: ResidentModel, stacked: _Stacked) -> Tensor:
+    batch = stacked.batch
+    return answer_logits(resident.model, batch.ids, batch.mask, batch.answers.rows, batch.positions)
+
+
+def _reference(resident: ResidentModel, start: Adapter, stacked: _Stacked) -> Tensor:
+    """Logits of the global adapter, which is the reference of every client: one more adapter, never one more model."""
+    import torch
+
+    training = resident.model.training
+    resident.model.eval()
+    resident.write(start)
+    with torch.no_grad():
+        logits = _logits(resident, stacked)
+    resident.model.train(training)
+    return logits
+
+
+def _denominators(micros: Sequence[Rows], objective: Objective) -> dict[Role, float]:
+    totals: dict[Role, float] = {}
+    for micro in micros:
+        for role, rows in micro.items():
+            per_sequence = role == "forget" and objective.reduction == "sequence"
+            count = len(rows) if per_sequence else sum(len(row.labels) for row in rows)
+            totals[role] = totals.get(role, 0.0) + count
+    return totals
+
+
+def _losses(
+    terms: Mapping[Role, Term], batches: Mapping[Role, _Stacked], denominators: Sequence[Mapping[Role, float]]
+) -> Tensor:
+    """Each client's own loss, (clients,)."""
+    import torch
+
+    parts = []
+    for role, term in terms.items():
+        stacked = batches[role]
+        sums = term.sums.view(stacked.clients, stacked.width).sum(1)
+        counts = sums.new_tensor([by_role[role] for by_role in denominators])
+        parts.append(term.weight * sums / counts)
+    return torch.stack(parts).sum(0)
+
+
+@contextlib.contextmanager
+def _rows(resident: ResidentModel, arena: Arena, rows: Sequence[int]) -> Iterator[None]:
+    """Let every LoRA layer send the sequences of client i through row ``rows[i]`` of the arena."""
+    import torch
+
+    everything = list(rows) == list(range(arena.values.shape[0]))
+    chosen = torch.tensor(rows, device=arena.values.device)
+    patched = []
+    for name, module in resident.lora_layers().items():
+        a, b = (arena.parameters[f"{name}.{part}.weight"] for part in ("lora_A", "lora_B"))
+        if not everything:
+            a, b = a.index_select(0, chosen), b.index_select(0, chosen)
+        module.forward = _fused_forward(module.base_layer, a, b, module.scaling["default"])
+        patched.append(module)
+    try:
+        yield
+    finally:
+        for module in patched:
+            del module.forward
+
+
+def _fused_forward(base: Any, a: Tensor, b: Tensor, scaling: float) -> Any:
+    """``y = W x + scaling B_k A_k x`` for K clients' sequences, client after client along the first axis."""
+    import torch
+
+    transposed_a, transposed_b = a.transpose(1, 2), b.transpose(1, 2)
+
+    def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
+        y: Tensor = base(x)
+        flat = x.to(a.dtype).reshape(a.shape[0], -1, x.shape[-1])
+        low = torch.bmm(flat, transposed_a)
+        if y.dtype == a.dtype:
+            flat_y = y.reshape(a.shape[0], -1, y.shape[-1])
+            return torch.baddbmm(flat_y, low, transposed_b, alpha=scaling).view_as(y)
+        return y + (torch.bmm(low, transposed_b) * scaling).view_as(y).to(y.dtype)
+
+    return forward
+
+
+def _update(after: Adapter, start: Adapter, visit: _Visit, info: RoundInfo) -> ClientUpdate:
+    return ClientUpdate(
+        client_id=visit.task.client_id,
+        round=info.round,
+        delta={name: (tensor - start[name].to(tensor.dtype)).float() for name, tensor in after.items()},
+        num_examples=len(visit.task.leading),
+        steps=len(visit.losses),
+        metrics={
+            "loss": math.fsum(visit.losses) / len(visit.losses),
+            "tokens": float(visit.tokens),
+            "skipped": float(visit.task.skipped),
+        },
+    )

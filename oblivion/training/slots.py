@@ -1,0 +1,30 @@
+"""How many clients are trained together: a pure function of shape and device, from what the benchmarks measured."""
+
+from __future__ import annotations
+
+_ROW_TOKENS = 128
+"""Tokens of a row, nominally: the data of this or that client must not decide how others are rounded."""
+_CPU_TOKENS = ((128, 1024), (256, 512))
+"""Up to this width, that many tokens a step pay; beyond, a step is bound by arithmetic and fusing gains nothing
+(`python -m benchmarks rounds`, one thread)."""
+_CPU_WIDE_TOKENS = 256
+_GPU_TOKENS = 16384
+_MOST = 64
+
+
+def slots_for(width: int, batch_size: int, device: str) -> int:
+    """Clients per cohort for ``train.cohort = "auto"``.
+
+    Parameters
+    ----------
+    width : int
+        Hidden size of the base model.
+    batch_size : int
+        Rows per optimizer step of one client.
+    device : str
+        ``"cpu"`` or ``"cuda"``.
+    """
+    tokens = _GPU_TOKENS
+    if device == "cpu":
+        tokens = next((budget for most, budget in _CPU_TOKENS if width <= most), _CPU_WIDE_TOKENS)
+    return max(1, min(_MOST, tokens // (batch_size * _ROW_TOKENS)))
