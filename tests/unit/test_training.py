@@ -290,6 +290,11 @@ def test_anchor_term_is_in_the_loss(resident: ResidentModel, start: Any) -> None
     assert loss == pytest.approx(20 * math.log(2) + 2 * anchor, rel=1e-5)
 
 
+def near(one: ClientUpdate, other: ClientUpdate) -> bool:
+    """Equal up to the order of sums, which depends on who shares a pass (tests/unit/test_fused.py has it in fp64)."""
+    return all(torch.allclose(one.delta[name], other.delta[name], rtol=0, atol=1e-5) for name in one.delta)
+
+
 def test_cohort_of_two_is_each_alone(resident: ResidentModel, start: Any) -> None:
     tasks = [
         LocalTask(client_id="client-0", rows={"retain": ROWS}),
@@ -298,7 +303,7 @@ def test_cohort_of_two_is_each_alone(resident: ResidentModel, start: Any) -> Non
     updates, failures = train_cohort(resident, start, tasks, LanguageModel(), SGD, INFO)
     alone, _ = train_cohort(resident, start, tasks[1:], LanguageModel(), SGD, INFO)
     assert not failures and [u.client_id for u in updates] == ["client-0", "client-1"]
-    assert equal(updates[1], alone[0]) and updates[1].metrics["skipped"] == 2
+    assert near(updates[1], alone[0]) and updates[1].metrics["skipped"] == 2
     assert {u.fingerprint for u in updates} == {code_fingerprint()} and len(code_fingerprint()) == 16
 
 
@@ -338,7 +343,7 @@ def test_failure_names_its_reason_and_leaves_the_model_in_evaluation_mode(
     assert not updates and failures == {"c": reason}
     assert not any(m.training for m in resident.model.modules())
     after, _ = train_cohort(resident, start, [task], LanguageModel(), SGD, INFO)
-    assert equal(after[0], learn(resident, start)), "the next visit is as if nothing had happened"
+    assert near(after[0], learn(resident, start)), "the next visit is as if nothing had happened"
 
 
 @dataclass(frozen=True)
