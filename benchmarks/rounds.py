@@ -8,7 +8,9 @@ per visit. All three take the same optimizer steps on the same rows; rows are to
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -168,7 +170,8 @@ def _copied(case: Case, rows: list[list[TokenRow]]) -> Any:
                 remove_unused_columns=False,
             )
             trainer = Trainer(client, arguments, train_dataset=own, data_collator=_labelled)
-            trainer.train()
+            with contextlib.redirect_stdout(io.StringIO()):
+                trainer.train()
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 others = [dict(client.named_parameters())[name].detach() for client in copies]
