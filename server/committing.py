@@ -48,9 +48,9 @@ def commit_trial(workflow: Workflow, trial: str) -> dict[str, int]:
     Raises
     ------
     ConfigError
-        If there is no such request or trial.
+        If there is no such request or trial; what was tried before another removal was committed is gone.
     PlanRefusedError
-        If the request was answered already, or the head of the run moved since the trial.
+        If the request was answered already.
     IntegrityError
         If the trial is not what its stored contributions make.
     """

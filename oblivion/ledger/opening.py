@@ -72,8 +72,10 @@ def check_keys_exist(root: Path) -> None:
 def check_ledger_exists(root: Path) -> None:
     """Raise `InputError` where a run directory has no ledger."""
     if not (root / DATABASE).is_file():
-        older = " (it was made by a version before the ledger: run it again)" if (root / "ledger").is_dir() else ""
-        raise InputError(f"{root} has no ledger{older}; nothing can be forgotten from it")
+        raise InputError(
+            f"{root} has no ledger, so nothing can be forgotten from it: finish the run with `oblivion run --resume "
+            f"--out {root}`; a run of a version before the ledger must be run again"
+        )
 
 
 def wait_until_free(root: Path, seconds: float, tell: Callable[[str], None]) -> None:

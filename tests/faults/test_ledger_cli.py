@@ -184,7 +184,7 @@ def test_what_is_no_run(small: Path, tmp_path: Path, command: str) -> None:
     shutil.rmtree(small / "ledger")
     fails(INPUT, "has no ledger", "ledger", command, small)
     (small / "ledger").mkdir()
-    fails(INPUT, "it was made by a version before the ledger: run it again", "ledger", command, small)
+    fails(INPUT, "a run of a version before the ledger must be run again", "ledger", command, small)
 
 
 @pytest.mark.parametrize(
