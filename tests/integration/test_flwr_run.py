@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -57,10 +58,9 @@ def end_superlink(home: str) -> None:
     psutil.wait_procs(mine, timeout=10)
 
 
-def test_flwr_run_gives_a_report_and_the_bits_of_inline(
-    flower: dict[str, str], micro_scenario: Path, tmp_path: Path
-) -> None:
-    app, work = tmp_path / "app", tmp_path / "work"
+def flwr_run(flower: dict[str, str], folder: Path, settings: str) -> str:
+    """``flwr run`` of a bundle in an empty folder; returns what it said."""
+    app, work = folder / "app", folder / "work"
     app.mkdir()
     work.mkdir()
     for name in BUNDLE:
@@ -69,7 +69,6 @@ def test_flwr_run_gives_a_report_and_the_bits_of_inline(
             shutil.copytree(source, app / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, app / name)
-    settings = f'scenario="{micro_scenario}" set="federation.rounds=2 forget.methods=exclude"'
     try:
         done = subprocess.run(
             ["flwr", "run", str(app), "local", "--stream", "-c", settings],
@@ -82,8 +81,16 @@ def test_flwr_run_gives_a_report_and_the_bits_of_inline(
         )
     finally:
         end_superlink(flower["FLWR_HOME"])
+    return done.stdout + done.stderr
+
+
+def test_flwr_run_gives_a_report_and_the_bits_of_inline(
+    flower: dict[str, str], micro_scenario: Path, tmp_path: Path
+) -> None:
+    said = flwr_run(flower, tmp_path, f'scenario="{micro_scenario}" set="federation.rounds=2 forget.methods=exclude"')
+    work = tmp_path / "work"
     report = work / "runs" / "micro" / "report.html"
-    assert report.is_file(), done.stdout + done.stderr
+    assert report.is_file(), said
     assert "client-2" in report.read_text()
     changes = {"federation.rounds": 2, "forget.methods": ["exclude"]}
     inline = simulate(load_config(micro_scenario, changes), tmp_path / "inline")
@@ -93,6 +100,25 @@ def test_flwr_run_gives_a_report_and_the_bits_of_inline(
         for root in (report.parent, inline.directory)
     )
     assert digest(trial) == digest(expected)
+
+
+@pytest.mark.slow
+def test_a_new_flower_run_takes_up_what_an_interrupted_run_stored(
+    flower: dict[str, str], micro_scenario: Path, tmp_path: Path
+) -> None:
+    def interrupt(event: dict[str, Any]) -> None:
+        if event["event"] == "round_committed" and (event["branch"], event["round"]) == ("main", 2):
+            raise KeyboardInterrupt
+
+    config = load_config(micro_scenario, {"forget.methods": ["rollback"]})
+    with pytest.raises(KeyboardInterrupt):
+        simulate(config, tmp_path / "run", sinks=[interrupt])
+    said = flwr_run(flower, tmp_path, f'scenario="{tmp_path / "run"}"')
+    assert (tmp_path / "run" / "report.html").is_file(), said
+    whole = simulate(config, tmp_path / "whole")
+    for pattern in ("adapters/original", "forgets/*/rollback/adapters"):
+        (one,), (other,) = (list(root.glob(pattern)) for root in (tmp_path / "run", whole.directory))
+        assert digest(one) == digest(other)
 
 
 def test_the_bundle_holds_code_and_licence_only(flower: dict[str, str], tmp_path: Path) -> None:
