@@ -102,7 +102,7 @@ class Opened:
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Iterator[Opened]:
-    made = Opened(tmp_path)
+    made = Opened(tmp_path / "run")  # below a folder that no other test writes to
     yield made
     made.close()
 
@@ -649,7 +649,7 @@ def test_a_clock_that_goes_backwards_moves_no_time_back(tmp_path: Path) -> None:
 
 
 def written(opened: Opened) -> dict[Path, int]:
-    """When each file was last written; not SQLite's shared memory, whose time the system sets when it likes."""
+    """When each file in and around the run was last written; not of SQLite's shared memory, whose time is its own."""
     files = [path for path in opened.root.parent.rglob("*") if not path.name.endswith("-shm")]
     return {path: path.stat().st_mtime_ns for path in files}
 
