@@ -28,6 +28,8 @@ from server.planning import present
 from server.workflow import Workflow
 
 PUBLIC_KEY = "public-key.pem"
+_ENVIRONMENT = ("versions", "commit", "code_fingerprint", "model", "model_digest", "seed", "engine", "machine")
+"""What of the manifest goes into evidence: nothing of who else takes part, or of their data."""
 
 
 def commit_trial(workflow: Workflow, trial: str) -> dict[str, int]:
@@ -110,10 +112,12 @@ def finish_commits(workflow: Workflow) -> str:
 
 
 def _closed(workflow: Workflow, asked: Asked) -> set[str]:
-    """The requests that are answered when `asked` is; those of a client that leaves altogether go with it."""
+    """The requests that are answered when `asked` is; what a client that leaves altogether still asked goes with it."""
     others = [other for other in workflow.register.all_asked() if other.request.id != asked.request.id]
     void = void_requests(asked, others)
-    return {asked.request.id} | {other.request.id for other in others if not other.open and other not in void}
+    committed = {str(removal.content["request"]) for removal in workflow.register.removals()}
+    refused = {other.request.id for other in others if not other.open and other not in void}
+    return {asked.request.id} | committed | refused
 
 
 def _invalid_files(workflow: Workflow, asked: Asked, trial: str) -> dict[str, list[Path]]:
@@ -139,6 +143,8 @@ def _erase_files(workflow: Workflow, removal: Record) -> None:
         if entry["id"] == request:
             entry["committed"] = removal.content["trial"]
             entry["committed_at"] = removal.content["committed_at"]
+        if entry["client"] == asked.request.client_id and asked.request.whole_client:
+            entry["sample_ids"] = None  # of an earlier request for some of its samples
         for model in entry["models"].values():
             if model["adapter"] and not (root / model["adapter"]).is_dir():
                 model["adapter"] = None
@@ -156,7 +162,7 @@ def _evidence(workflow: Workflow, removal: Record) -> dict[str, Any]:
     write_atomically(workflow.run.root / PUBLIC_KEY, _pem(signing.public_key()))
     models = {name: entry["models"][name] for name in entry["models"] if name in ("original", said["trial"])}
     models |= {name: model for name, model in entry["models"].items() if name.startswith("oracle")}
-    request = asked.request
+    request, manifest = asked.request, workflow.run.read_json("manifest.json", {})
     content = predicate(
         request={
             "id": request.id,
@@ -188,7 +194,7 @@ def _evidence(workflow: Workflow, removal: Record) -> dict[str, Any]:
             "invalidated": plan["invalidates"],
         },
         log=_log_proof(workflow, removal),
-        environment=workflow.run.read_json("manifest.json", {}),
+        environment={name: manifest[name] for name in _ENVIRONMENT},
         limits=LIMITS,
     )
     return seal(statement(said["before"], said["after"], content), signing)

@@ -13,7 +13,7 @@ from oblivion.data.corpus import FederatedData
 from oblivion.data.federation import client_digests, resolve
 from oblivion.data.tokens import encode_prompt
 from oblivion.errors import ConfigError, IntegrityError, nearest
-from oblivion.ledger.register import EXCLUSIONS
+from oblivion.ledger.register import EXCLUSIONS, absences
 from oblivion.ledger.rounds import Absence
 from oblivion.ledger.schema import refuse_network
 from oblivion.metrics import suites
@@ -163,10 +163,7 @@ def prepare_again(run: RunDirectory, config: RunConfig) -> RunConfig:
 
 def forgotten_by(run: RunDirectory) -> tuple[Absence, ...]:
     """Who and what a run has forgotten for good, by the list beside its keys."""
-    listed = run.read_json(f"keys/{EXCLUSIONS}", [])
-    return tuple(
-        Absence(client=a["client"], samples=None if a["samples"] is None else tuple(a["samples"])) for a in listed
-    )
+    return absences(run.read_json(f"keys/{EXCLUSIONS}", []))
 
 
 def _without_forgotten(config: RunConfig, forgotten: Sequence[Absence]) -> RunConfig:

@@ -238,7 +238,10 @@ class Workflow:
 
     def _absent(self, request: ForgetRequest) -> tuple[Absence, ...]:
         asked = Absence(client=request.client_id, samples=request.sample_ids)
-        return (*self.register.exclusions(), asked)
+        before = self.register.exclusions()
+        if request.whole_client:  # then what of its samples was forgotten before need not be named any more
+            before = tuple(absence for absence in before if absence.client != request.client_id)
+        return (*before, asked)
 
     def _records_to_replay(self) -> dict[int, RoundRecord]:
         return {record.round: record for record in self.ledger.records(self.head)}
@@ -300,7 +303,8 @@ class Workflow:
             name=name,
             seed=self.config.seed,
             rounds=plan.last_round(head),
-            parent=self.head if fork else None,
+            # Not always the head: a branch that has none of the rounds up to there need not be kept for them.
+            parent=self.federation.replay.owner(self.head, fork).name if fork else None,
             fork=fork,
             absent=self._absent(request),
         )

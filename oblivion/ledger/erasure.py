@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from oblivion.ledger.book import Record, stamp
-from oblivion.ledger.register import EXCLUSIONS, SIMULATED, Asked, Register
+from oblivion.ledger.register import EXCLUSIONS, SIMULATED, Asked, Register, absences
 from oblivion.ledger.store import StoredLedger, key_name, round_content, round_record
 
 _ROUND_KINDS = ("selection", "cohort", "contribution", "state", "round")
@@ -111,12 +112,13 @@ def _invalidated(
 
 
 def _personal(register: Register, asked: Asked, void: list[Asked]) -> list[Record]:
-    """What the register holds of a client that leaves altogether: its key, and its other requests."""
+    """What the register holds of a client that leaves altogether: its key, other requests, samples excluded before."""
     if not asked.request.whole_client:
         return []
     client = asked.request.client_id
     ids = {other.request.id for other in void}
-    gone = [record for record in register.book.find("client") if record.client == client]
+    gone = register.book.find("client", client=client)
+    gone += [record for record in register.book.find("exclusion") if record.content["client"] == client]
     gone += [r for r in register.book.find("request") if r.client == client and r.content["id"] in ids]
     return gone + [r for r in register.book.find("request.state") if r.content["request"] in ids]
 
@@ -128,16 +130,11 @@ def finish_erasure(ledger: StoredLedger, register: Register) -> None:
     """
     ledger.reload()
     ledger.sweep()
-    keys = ledger.keys
-    listed = [{"client": absence.client, "samples": absence.samples} for absence in register.exclusions()]
-    if listed and keys.read_json(EXCLUSIONS) != _plain(listed):
-        keys.write_json(EXCLUSIONS, listed)
-    gone = {absence.client for absence in register.exclusions() if absence.samples is None}
+    keys, listed = ledger.keys, register.exclusions()
+    if absences(keys.read_json(EXCLUSIONS) or []) != listed:
+        keys.write_json(EXCLUSIONS, [asdict(absence) for absence in listed])
+    gone = {absence.client for absence in listed if absence.samples is None}
     own = keys.read_json(SIMULATED) or {}
     if gone & own.keys():
         keys.write_json(SIMULATED, {client: key for client, key in own.items() if client not in gone})
     ledger.book.scrub(max(record.seq for record in register.removals()))
-
-
-def _plain(listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{**item, "samples": None if item["samples"] is None else list(item["samples"])} for item in listed]

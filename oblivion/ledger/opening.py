@@ -55,8 +55,11 @@ def open_ledger(
         store = StoredLedger(book, FolderBlobs(root / "ledger" / "blobs"), keys, settings.precision, settings.retention)
         register = Register(book)
         register.found()
+        register.check_exclusions()
         if register.removals():
             finish_erasure(store, register)
+        else:
+            store.sweep()
     except BaseException:
         book.close()
         raise

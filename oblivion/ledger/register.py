@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,6 +41,14 @@ class Asked:
     def absence(self) -> Absence:
         """What a model that answers it does without."""
         return Absence(client=self.request.client_id, samples=self.request.sample_ids)
+
+
+def absences(listed: Iterable[Mapping[str, Any]]) -> tuple[Absence, ...]:
+    """Exclusions as they are written, in the ledger and beside the keys."""
+    return tuple(
+        Absence(client=item["client"], samples=None if item["samples"] is None else tuple(item["samples"]))
+        for item in listed
+    )
 
 
 class Register:
@@ -192,11 +200,25 @@ class Register:
         return f"{request_id}/{len(done) + 1}"
 
     def exclusions(self) -> tuple[Absence, ...]:
-        """Who and what may never come back: from the ledger, and from the list beside the keys."""
-        listed = [record.content for record in self.book.find("exclusion")]
-        beside = self.keys.read_json(EXCLUSIONS) or []
-        known = {(a["client"], None if a["samples"] is None else tuple(a["samples"])): None for a in [*listed, *beside]}
-        return tuple(Absence(client=client, samples=samples) for client, samples in known)
+        """Who and what may never come back."""
+        return absences(record.content for record in self.book.find("exclusion"))
+
+    def check_exclusions(self) -> None:
+        """Compare with the list beside the keys, which is written after the ledger and so can know no more.
+
+        Raises
+        ------
+        IntegrityError
+            If it does: the ledger is a copy from before somebody was forgotten.
+        """
+        known = self.exclusions()
+        whole = {absence.client for absence in known if absence.samples is None}
+        for absence in absences(self.keys.read_json(EXCLUSIONS) or []):
+            if absence not in known and absence.client not in whole:
+                raise IntegrityError(
+                    f"{self.book.path} is an older copy: it does not know that {absence.client} "
+                    f"{'was' if absence.samples is None else 'had samples'} forgotten; restore the newer ledger"
+                )
 
     def removals(self) -> tuple[Record, ...]:
         """The committed removals in order; the last one's branch is the head of the run."""

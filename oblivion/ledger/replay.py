@@ -68,7 +68,7 @@ class Replay:
         state = start or self.ledger.last_state(name, round)
         records = {record.round: record for record in self.ledger.records(name)}
         for number in range(state.round + 1, round + 1):
-            owner = self._owner(name, number)
+            owner = self.owner(name, number)
             contributions = self.ledger.contributions(owner.name, number)
             record = records[number]
             if record.unlearned or tuple(update.client_id for update in contributions) != record.accepted:
@@ -115,7 +115,8 @@ class Replay:
                 )
         return count
 
-    def _owner(self, name: str, round: int) -> Branch:
+    def owner(self, name: str, round: int) -> Branch:
+        """The branch of a line that a round was run on."""
         branches = {branch.name: branch for branch in self.ledger.branches()}
         pieces = line(branches, name, round)
         return next(branches[owner] for owner, first, last in pieces if first <= round <= last)

@@ -65,7 +65,6 @@ class StoredLedger:
         self._numbers: dict[str, int] = {}
         self._last: dict[str, int] = {}
         self.reload()
-        self.sweep()
 
     def reload(self) -> None:
         """Read the branches again after some were erased."""
@@ -217,7 +216,7 @@ class StoredLedger:
 
     def _read_update(self, record: Record) -> ClientUpdate:
         said = record.content
-        parts = _split(self._open(record), ("delta", *said["extras"]))
+        parts = _split(unpack(self.open_blob(record)), ("delta", *said["extras"]))
         return ClientUpdate(
             client_id=record.client,
             round=record.round,
@@ -230,14 +229,8 @@ class StoredLedger:
             norms=said["norms"],
         )
 
-    def _open(self, record: Record) -> dict[str, Any]:
-        assert record.blob is not None
-        data = self.blobs.get(record.blob)
-        context = blob_context(record.kind, record.branch, record.round, record.client)
-        return unpack(unseal(self.keys.get(key_name(record)), data, context))
-
     def open_blob(self, record: Record) -> bytes:
-        """The sealed content of a record, in clear; for verification."""
+        """The sealed content of a record, in clear."""
         assert record.blob is not None
         context = blob_context(record.kind, record.branch, record.round, record.client)
         return unseal(self.keys.get(key_name(record)), self.blobs.get(record.blob), context)
@@ -300,7 +293,7 @@ class StoredLedger:
         raise IntegrityError(f"no state of {branch!r} is kept at or before round {at_most}")
 
     def _read_state(self, record: Record) -> RoundState:
-        parts = _split(self._open(record), ("adapter", "residual", "broadcast", "rule"))
+        parts = _split(unpack(self.open_blob(record)), ("adapter", "residual", "broadcast", "rule"))
         norms = tuple(tuple((client, norm) for client, norm in row) for row in record.content["gate"])
         return RoundState(
             round=record.round,

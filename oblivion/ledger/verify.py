@@ -20,7 +20,7 @@ from sqlalchemy import Engine
 from oblivion.errors import IntegrityError
 from oblivion.ledger import reading, schema
 from oblivion.ledger.blobs import FolderBlobs, unseal
-from oblivion.ledger.book import ANCHOR
+from oblivion.ledger.book import last_seen
 from oblivion.ledger.checkpoint import Checkpoint, check_checkpoint
 from oblivion.ledger.keys import Keys
 from oblivion.ledger.merkle import Frontier, leaf_hash
@@ -101,8 +101,8 @@ def _check_log(
     engine: Engine, keys: Keys, done: Verification, checkpoint: Checkpoint | None
 ) -> tuple[dict[int, dict[str, Any]], float]:
     """Authenticate the log entry by entry; return the entries by number, and the first that is not authentic."""
-    anchor = keys.read_json(ANCHOR)
-    known = {"keys/checkpoint.json": Checkpoint.from_json(anchor)} if anchor is not None else {}
+    anchor = last_seen(keys)
+    known = {"keys/checkpoint.json": anchor} if anchor is not None else {}
     known |= {"the given checkpoint": checkpoint} if checkpoint is not None else {}
     frontier, broken, expected = Frontier(), math.inf, 1
     entries: dict[int, dict[str, Any]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from oblivion.aggregation.gate import GateState
 from oblivion.config import LedgerConfig
 from oblivion.errors import ConfigError, IntegrityError
+from oblivion.files import remove
 from oblivion.ledger.erasure import commit_removal, finish_erasure
 from oblivion.ledger.opening import open_ledger
 from oblivion.ledger.register import EXCLUSIONS, MAIN, SIMULATED, Asked
@@ -255,7 +257,10 @@ def test_samples_go_and_their_client_stays(run: Run) -> None:
     assert run.register.asked(other.request.id).open, "its other request still waits"
     whole = try_removal(run, other, "rollback", fork=2, last=4)
     commit_removal(run.ledger, run.register, other, whole, facts(other))
-    assert run.register.head() == whole and set(run.register.exclusions()) == {asked.absence, other.absence}
+    assert run.register.head() == whole
+    assert run.register.exclusions() == (other.absence,), "the ids of its samples need not be known any more"
+    assert run.ledger.keys.read_json(EXCLUSIONS) == [{"client": "c", "samples": None}]
+    assert run.again().register.exclusions() == (other.absence,)
 
 
 def test_other_requests_wait_for_the_new_head_and_those_of_the_client_go(run: Run) -> None:
@@ -305,20 +310,26 @@ def test_who_was_forgotten_is_not_enrolled_again(run: Run) -> None:
         run.register.simulated_key("c")
 
 
-def test_exclusions_are_also_those_beside_the_keys(run: Run) -> None:
-    """They hold where an older ledger is put back together with an older anchor."""
-    listed = [{"client": "x", "samples": None}, {"client": "b", "samples": ["s2", "s1"]}]
-    run.ledger.keys.write_json(EXCLUSIONS, listed)
-    assert run.register.exclusions() == (Absence(client="x"), Absence(client="b", samples=("s2", "s1")))
+@pytest.mark.parametrize("samples", [None, ("s1", "s2")])
+def test_an_older_ledger_put_back_with_an_older_anchor_is_refused(
+    run: Run, tmp_path: Path, samples: tuple[str, ...] | None
+) -> None:
+    """The anchor knows no better then, but the list of who was forgotten does."""
     learn(run)
-    asked = run.ask("c")
+    asked = run.ask("c", samples)
     branch = try_removal(run, asked, "rollback", fork=2, last=4)
+    run.ledger.close()
+    kept = {path: tmp_path / f"kept-{path.name}" for path in (run.root / "ledger", run.root / "keys/checkpoint.json")}
+    for path, copy in kept.items():
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, copy)
+    run.again()
     commit_removal(run.ledger, run.register, asked, branch, facts(asked))
-    assert set(run.register.exclusions()) == {
-        Absence(client="c"),
-        Absence(client="x"),
-        Absence(client="b", samples=("s2", "s1")),
-    }
+    run.ledger.close()
+    for path, copy in kept.items():
+        remove(path)
+        copy.rename(path)
+    with pytest.raises(IntegrityError, match=r"older copy: it does not know that c .* forgotten; restore the newer"):
+        open_ledger(run.root, LedgerConfig())
 
 
 def test_erasing_is_finished_once_and_can_be_repeated(run: Run) -> None:
