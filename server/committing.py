@@ -63,9 +63,8 @@ def commit_trial(workflow: Workflow, trial: str) -> dict[str, int]:
     folder = workflow.run.root / "forgets" / trial
     entries = {entry["id"]: entry for entry in workflow.metrics()["requests"]}
     models: dict[str, Any] = entries[request_id]["models"] if request_id in entries else {}
-    branches = {branch.name for branch in workflow.ledger.branches()}
-    if not name or name not in models or trial not in branches:
-        known = [key for key in models if f"{request_id}/{key}" in branches]
+    if not name or name not in models or not workflow.federation.has(trial):
+        known = [key for key in models if workflow.federation.has(f"{request_id}/{key}")]
         raise ConfigError(f"{request_id} has no trial '{name}' at the present head; {nearest(name, known)}")
     plan = workflow.run.read_json(f"forgets/{trial}/plan.json", {})
     replayed = workflow.federation.replay.check(trial)

@@ -24,6 +24,7 @@ from oblivion.objectives.terms import objective_from
 from oblivion.parameters import build
 from oblivion.registry import Registry
 from oblivion.removal import removals
+from oblivion.training.fused import fusible
 from oblivion.training.slots import slots_for
 from server.estimate import check_disk
 from server.manifest import make_manifest
@@ -111,7 +112,8 @@ def prepare(config: RunConfig) -> tuple[RunConfig, FederatedData]:
     )
     resident = load_resident(config.model, config.lora, config.train.max_length)  # kept in memory for the run
     if config.train.cohort == "auto":
-        cohort = slots_for(resident.width, config.train.batch_size, resident.device)
+        fused = fusible(resident) is None
+        cohort = slots_for(resident.width, config.train.batch_size, resident.device) if fused else 1
         config = config.model_copy(update={"train": config.train.model_copy(update={"cohort": cohort})})
     encode_prompt(resident.tokenizer, templates.get(config.data.template)(), "?")
     return config, data

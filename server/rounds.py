@@ -97,7 +97,7 @@ class Federation:
 
     def begin(self, branch: Branch, start: Adapter | None = None) -> None:
         """Open a branch if it is not there yet: at its parent's round `fork`, or at the adapter `start`."""
-        if branch.name in {known.name for known in self.ledger.branches()}:
+        if self.has(branch.name):
             return
         if start is None:
             self.ledger.open_branch(branch)
@@ -106,6 +106,10 @@ class Federation:
         self.ledger.open_branch(
             branch, RoundState(round=0, state=state, rule_state=self.rule.init(state), gate_state=GateState())
         )
+
+    def has(self, name: str) -> bool:
+        """Whether a branch was begun."""
+        return any(branch.name == name for branch in self.ledger.branches())
 
     def forget_branch(self, name: str) -> None:
         """Remove a branch that nothing will go on from."""

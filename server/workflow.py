@@ -25,6 +25,7 @@ from oblivion.models.loading import locate
 from oblivion.models.resident import load_resident
 from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, from_round
 from oblivion.seeding import derive_seed
+from oblivion.training.fused import fusible
 from oblivion.types import Adapter, ClientTask, Cost, ForgetRequest
 from server.events import Observer, round_entry
 from server.measure import measure_centrally, measure_clients, summary
@@ -117,6 +118,9 @@ class Workflow:
         self.federation.begin(
             Branch(name=MAIN, seed=self.config.seed, rounds=self.config.federation.rounds), self.initial
         )
+        reason = fusible(self.resident)
+        if reason is not None:
+            self.observer.event("warning", text=f"clients are trained one by one: {reason}")
         while self.federation.head(MAIN).round < self.config.federation.rounds:
             self.federation.run_round(MAIN)
         self._keep_original()
@@ -135,11 +139,8 @@ class Workflow:
         InputError
             Saying how to finish it.
         """
-        names = {branch.name for branch in self.ledger.branches()}
-        if self.head not in names or not self.ledger.records(self.head):
-            done = 0
-        else:
-            done = self.ledger.records(self.head)[-1].round
+        records = self.ledger.records(self.head) if self.federation.has(self.head) else ()
+        done = records[-1].round if records else 0
         if done < self.config.federation.rounds:
             raise InputError(
                 f"{self.run.root} has {done} of {self.config.federation.rounds} rounds, so there is nothing to forget "
@@ -270,7 +271,7 @@ class Workflow:
                 self._save_adapter(folder, adapter)
                 oracle = Trained(name=name, adapter=adapter, folder=folder, cost=cost, fraction=1)
                 self._measure(oracle, request, entry)
-            if branch in {known.name for known in self.ledger.branches()}:
+            if self.federation.has(branch):
                 self.federation.forget_branch(branch)
 
     def _try(self, name: str, plan: RemovalPlan, request: ForgetRequest, entry: dict[str, Any]) -> None:
@@ -279,8 +280,7 @@ class Workflow:
         self.register.move(request.id, "running")
         where, branch = f"forgets/{request.id}/{name}", f"{request.id}/{name}"
         content = json.loads(to_json(plan_values(plan)))
-        begun = branch in {known.name for known in self.ledger.branches()}
-        if begun and self.run.read_json(f"{where}/plan.json", None) != content:
+        if self.federation.has(branch) and self.run.read_json(f"{where}/plan.json", None) != content:
             self.federation.forget_branch(branch)  # interrupted, and then asked for with other parameters
         self.run.write_json(f"{where}/plan.json", content)
         self._run_phases(branch, request, plan)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+from dataclasses import replace
 
 from oblivion.config import TrainConfig
 from oblivion.errors import OblivionError
@@ -25,8 +25,8 @@ def train_cohort(
 ) -> tuple[list[ClientUpdate], dict[str, str]]:
     """Train every client of a cohort; one that fails does not stop the others.
 
-    A cohort that does not fit into memory is trained by halves; an update's ``metrics["together"]`` says how many
-    clients shared its passes.
+    A cohort that does not fit into memory is trained by halves; ``metrics["together"]`` of its updates says how many
+    clients at most shared a pass. Where clients cannot be trained together, there is no such number.
 
     Returns
     -------
@@ -45,10 +45,12 @@ def train_cohort(
         except (OblivionError, RuntimeError, ValueError, MemoryError) as error:
             # Out of memory: fewer at a time. Anything else is one client's: it shall fail alone.
             together = together // 2 if _out_of_memory(error) else 0
-    if not together:
+    if together:
+        updates = [replace(u, metrics={**u.metrics, "together": float(together)}) for u in updates]
+    else:
         updates, failed = _one_by_one(resident, start, ready, objective, settings, info)
         failures |= failed
-    return [_signed(update, together or 1) for update in updates], failures
+    return [replace(update, fingerprint=code_fingerprint()) for update in updates], failures
 
 
 def _one_by_one(
@@ -69,11 +71,6 @@ def _one_by_one(
             reason, _, _ = str(error).strip().partition("\n")
             failures[task.client_id] = f"{type(error).__name__}: {reason}"
     return updates, failures
-
-
-def _signed(update: ClientUpdate, together: int) -> ClientUpdate:
-    metrics = {**update.metrics, "together": float(together)}
-    return dataclasses.replace(update, fingerprint=code_fingerprint(), metrics=metrics)
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -10,7 +10,6 @@ given to the next client as soon as its client has ended. The same idea serves m
 from __future__ import annotations
 
 import contextlib
-import math
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from oblivion.models.resident import ResidentModel
 from oblivion.objectives.terms import Objective, Role, Term
 from oblivion.training.arena import Arena
 from oblivion.training.batches import PaddedBatch, collate
-from oblivion.training.local import LocalTask, Rows, micro_batches
+from oblivion.training.local import LocalTask, Rows, denominators, micro_batches, visit_update
 from oblivion.types import Adapter, ClientUpdate, RoundInfo
 
 if TYPE_CHECKING:
@@ -103,7 +102,8 @@ def train_fused(
                     micros = next(there[row].steps, None)
                     if micros is None:  # the client has ended, and its row is free for the next
                         visit = there.pop(row)
-                        done[visit.task.client_id] = _update(arena.read(row), start, visit, info)
+                        delta = {n: (t - start[n].to(t.dtype)).float() for n, t in arena.read(row).items()}
+                        done[visit.task.client_id] = visit_update(visit.task, info, delta, visit.losses, visit.tokens)
                 if micros is not None:
                     running[row] = micros
             if not running:
@@ -125,7 +125,7 @@ def _step(
 ) -> None:
     """One optimizer step's gradients for every running client, micro-batch by micro-batch."""
     rows = sorted(running)
-    denominators = {row: _denominators(running[row], objective) for row in rows}
+    counts = {row: denominators(running[row], objective) for row in rows}
     totals = dict.fromkeys(rows, 0.0)
     pad = resident.tokenizer.pad_token_id
     device = arena.values.device
@@ -142,7 +142,7 @@ def _step(
                 logits = {role: _logits(resident, stacked) for role, stacked in batches.items()}
             answers = {role: stacked.batch.answers for role, stacked in batches.items()}
             terms = objective.loss(logits, answers, reference)
-            losses = _losses(terms, batches, [denominators[row] for row in group])
+            losses = _losses(terms, batches, [counts[row] for row in group])
             losses.sum().backward()  # type: ignore[no-untyped-call]
             for row, loss in zip(group, losses.tolist(), strict=True):
                 totals[row] += loss
@@ -194,18 +194,8 @@ def _reference(resident: ResidentModel, start: Adapter, stacked: _Stacked) -> Te
     return logits
 
 
-def _denominators(micros: Sequence[Rows], objective: Objective) -> dict[Role, float]:
-    totals: dict[Role, float] = {}
-    for micro in micros:
-        for role, rows in micro.items():
-            per_sequence = role == "forget" and objective.reduction == "sequence"
-            count = len(rows) if per_sequence else sum(len(row.labels) for row in rows)
-            totals[role] = totals.get(role, 0.0) + count
-    return totals
-
-
 def _losses(
-    terms: Mapping[Role, Term], batches: Mapping[Role, _Stacked], denominators: Sequence[Mapping[Role, float]]
+    terms: Mapping[Role, Term], batches: Mapping[Role, _Stacked], counts: Sequence[Mapping[Role, float]]
 ) -> Tensor:
     """Each client's own loss, (clients,)."""
     import torch
@@ -214,8 +204,7 @@ def _losses(
     for role, term in terms.items():
         stacked = batches[role]
         sums = term.sums.view(stacked.clients, stacked.width).sum(1)
-        counts = sums.new_tensor([by_role[role] for by_role in denominators])
-        parts.append(term.weight * sums / counts)
+        parts.append(term.weight * sums / sums.new_tensor([by_role[role] for by_role in counts]))
     return torch.stack(parts).sum(0)
 
 
@@ -256,18 +245,3 @@ def _fused_forward(base: Any, a: Tensor, b: Tensor, scaling: float) -> Any:
         return y + (torch.bmm(low, transposed_b) * scaling).view_as(y).to(y.dtype)
 
     return forward
-
-
-def _update(after: Adapter, start: Adapter, visit: _Visit, info: RoundInfo) -> ClientUpdate:
-    return ClientUpdate(
-        client_id=visit.task.client_id,
-        round=info.round,
-        delta={name: (tensor - start[name].to(tensor.dtype)).float() for name, tensor in after.items()},
-        num_examples=len(visit.task.leading),
-        steps=len(visit.losses),
-        metrics={
-            "loss": math.fsum(visit.losses) / len(visit.losses),
-            "tokens": float(visit.tokens),
-            "skipped": float(visit.task.skipped),
-        },
-    )

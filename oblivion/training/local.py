@@ -77,14 +77,29 @@ def _logits(resident: ResidentModel, micro: Micro) -> dict[Role, Tensor]:
     }
 
 
-def _denominators(micros: Sequence[Micro], objective: Objective) -> dict[Role, float]:
+def denominators(step: Sequence[Rows], objective: Objective) -> dict[Role, float]:
+    """What the sums of one optimizer step are divided by, over all of its micro-batches: tokens, or sequences."""
     totals: dict[Role, float] = {}
-    for micro in micros:
-        for role, batch in micro.items():
+    for micro in step:
+        for role, rows in micro.items():
             per_sequence = role == "forget" and objective.reduction == "sequence"
-            count = batch.answers.size if per_sequence else batch.answers.labels.shape[0]
+            count = len(rows) if per_sequence else sum(len(row.labels) for row in rows)
             totals[role] = totals.get(role, 0.0) + count
     return totals
+
+
+def visit_update(
+    task: LocalTask, info: RoundInfo, delta: Adapter, losses: Sequence[float], tokens: int
+) -> ClientUpdate:
+    """What a client sends back, from the losses of its steps and the tokens that it forwarded."""
+    return ClientUpdate(
+        client_id=task.client_id,
+        round=info.round,
+        delta=delta,
+        num_examples=len(task.leading),
+        steps=len(losses),
+        metrics={"loss": math.fsum(losses) / len(losses), "tokens": float(tokens), "skipped": float(task.skipped)},
+    )
 
 
 def train_client(
@@ -126,20 +141,20 @@ def train_client(
     optimizer = make_optimizer(parameters, settings)
     needs_reference = "reference" in objective.needs
     losses: list[float] = []
-    tokens = steps = 0
+    tokens = 0
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(info.seed, "dropout", info.round, task.client_id))
         resident.model.train()
         for step in micro_batches(task, settings, info):
             micros = [{role: collate(rows, pad_id, device) for role, rows in micro.items()} for micro in step]
-            denominators = _denominators(micros, objective)
+            counts = denominators(step, objective)
             optimizer.zero_grad(set_to_none=True)
             total = 0.0
             for micro in micros:
                 reference = _reference_logits(resident, start, micro) if needs_reference else {}
                 answers = {role: batch.answers for role, batch in micro.items()}
                 terms = objective.loss(_logits(resident, micro), answers, reference)
-                loss = torch.stack([t.weight * t.sums.sum() / denominators[role] for role, t in terms.items()]).sum()
+                loss = torch.stack([t.weight * t.sums.sum() / counts[role] for role, t in terms.items()]).sum()
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += float(loss.detach())
                 tokens += sum(batch.tokens for batch in micro.values()) * (2 if needs_reference else 1)
@@ -148,18 +163,10 @@ def train_client(
             torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
             optimizer.step()
             losses.append(total)
-            steps += 1
         resident.model.eval()
     optimizer.zero_grad(set_to_none=True)
     after = resident.read()
-    return ClientUpdate(
-        client_id=task.client_id,
-        round=info.round,
-        delta={name: after[name] - start[name] for name in names},
-        num_examples=len(task.leading),
-        steps=steps,
-        metrics={"loss": math.fsum(losses) / len(losses), "tokens": float(tokens), "skipped": float(task.skipped)},
-    )
+    return visit_update(task, info, {name: after[name] - start[name] for name in names}, losses, tokens)
 
 
 def _reference_logits(resident: ResidentModel, reference: Adapter, micro: Micro) -> dict[Role, Tensor]:

@@ -169,6 +169,22 @@ def test_cohorts_of_another_size_change_the_rounding_alone(
     assert same_bits(again.adapter, other.adapter)
 
 
+def test_with_dropout_clients_are_trained_one_by_one_and_it_is_said_once(micro_scenario: Path, tmp_path: Path) -> None:
+    changes = {"lora.dropout": 0.1, "forget.client": "", "federation.rounds": 2}
+    said: list[str] = []
+    config = ob.load_config(micro_scenario, changes)
+    result = simulate(config, tmp_path / "run", sinks=[lambda e: said.append(str(e.get("text", "")))])
+    assert result.config.train.cohort == 1
+    (line,) = [text for text in said if "one by one" in text or "memory" in text]
+    assert line.startswith("clients are trained one by one: lora.dropout is above 0")
+    # Also where somebody asks for cohorts: they share a message, not a pass.
+    said.clear()
+    config = ob.load_config(micro_scenario, {**changes, "train.cohort": 3})
+    again = simulate(config, tmp_path / "again", sinks=[lambda e: said.append(str(e.get("text", "")))])
+    assert same_bits(again.adapter, result.adapter)
+    assert len([text for text in said if "one by one" in text or "memory" in text]) == 1
+
+
 def test_another_seed_gives_another_model(trained: RunResult, micro_scenario: Path, tmp_path: Path) -> None:
     assert not same_bits(run(micro_scenario, tmp_path / "seed", {"seed": 1}).adapter, trained.adapter)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -215,8 +216,27 @@ def test_samples_and_then_the_whole_client(copy: RunResult, tmp_path: Path) -> N
     direct = RunResult(tmp_path / "direct")
     shutil.copytree(copy.directory, direct.directory)
     fewer = committed_rollback_of_samples(copy, tmp_path / "ids.txt")
+    assert files_with(fewer.directory, ids), "what may not come back must be known"
     whole = committed_rollback_last(fewer, LATE)
     assert same_bits(whole.adapter, committed_rollback(direct, LATE).adapter)
+    assert files_with(whole.directory, ids) == [], "the client may not come back; its samples need no names"
+    assert len(list(whole.directory.glob("forgets/*/rollback/evidence.json"))) == 2
+
+
+def files_with(folder: Path, ids: list[str]) -> list[str]:
+    """The files that name one of some samples, as JSON does."""
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return [path.name for path in found if any(f'"{sample}"'.encode() in path.read_bytes() for sample in ids)]
+
+
+def test_evidence_says_nothing_of_the_other_clients(copy: RunResult) -> None:
+    committed_rollback(copy, LATE)
+    (path,) = copy.directory.glob("forgets/*/rollback/evidence.json")
+    said = json.loads(base64.b64decode(json.loads(path.read_text())["payload"]))
+    manifest = json.loads((copy.directory / "manifest.json").read_text())
+    assert said["predicate"]["environment"]["versions"] == manifest["versions"]
+    others = [*manifest["clients"], *manifest["client_digests"].values()]
+    assert len(others) == 6 and not [text for text in others if text in json.dumps(said)]
 
 
 def committed_rollback_of_samples(result: RunResult, path: Path) -> RunResult:
