@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import io
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
+from command_line import oblivion
 
-from oblivion import cli
 from oblivion.data.federation import _resolve
 
 MICRO = """
@@ -40,22 +36,6 @@ simulation.hosts = 1
 AUTHORS = "data.parameters.rows_per_client = 8\ndata.parameters.holdout_authors = 1\n"
 CONFIG, INPUT, CHANGED, REFUSED = 2, 3, 4, 5
 ASK = ("--client", "client-1", "--method", "local")
-
-
-def oblivion(*arguments: object) -> tuple[int, str, str]:
-    """Exit code, standard output, standard error; an exception that the command line lets through fails the test."""
-    out, err = io.StringIO(), io.StringIO()
-    code = 0
-    with (
-        patch.object(sys, "argv", ["oblivion", *map(str, arguments)]),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-    return code, out.getvalue(), err.getvalue()
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_ledger import SETTINGS, World, build, oblivion
+from command_line import oblivion
+from small_ledger import SETTINGS, World, build
 
 from oblivion.config import load_config
 from oblivion.files import watch_steps, write_atomically

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_ledger import CLIENTS, SETTINGS, Clock, World, ask, build, learned, oblivion, run_round, update
+from command_line import oblivion
+from small_ledger import CLIENTS, SETTINGS, Clock, World, ask, build, learned, run_round, update
 
 from oblivion.errors import IntegrityError
 from oblivion.ledger.opening import open_ledger

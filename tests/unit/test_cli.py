@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import shutil
 import socket
@@ -11,11 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
+from command_line import oblivion
 
-from oblivion import cli
 from oblivion.config import config_from_mapping, load_config
 from oblivion.data.federation import resolve
 
@@ -51,22 +48,6 @@ KINDS = (
     "suites",
     "templates",
 )
-
-
-def oblivion(*arguments: object) -> tuple[int, str, str]:
-    """Exit code, standard output, standard error; an exception that the command line lets through fails the test."""
-    out, err = io.StringIO(), io.StringIO()
-    code = 0
-    with (
-        patch.object(sys, "argv", ["oblivion", *map(str, arguments)]),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-    return code, out.getvalue(), err.getvalue()
 
 
 def good(*arguments: object) -> str:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import math
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
+from command_line import oblivion
 
-from oblivion import cli
 from oblivion.config import ModelConfig, load_config
 from oblivion.data.federation import resolve
 from oblivion.errors import InputError
@@ -69,21 +65,6 @@ def tofu(tmp_path_factory: pytest.TempPathFactory) -> Path:
             rows.append(json.dumps(row))
         (folder / f"{name}.json").write_text("\n".join(rows))
     return folder
-
-
-def command(*arguments: object) -> tuple[int, str, str]:
-    out, err = io.StringIO(), io.StringIO()
-    code = 0
-    with (
-        patch.object(sys, "argv", ["oblivion", "evaluate", *map(str, arguments)]),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-    return code, out.getvalue(), err.getvalue()
 
 
 def values(result: dict[str, Any]) -> dict[str, float | None]:
@@ -196,7 +177,7 @@ def test_without_a_limit_every_row_counts(run: RunResult) -> None:
 def test_the_file_and_the_table_of_a_model(micro_model: Path, tofu: Path, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "result.json"
     arguments = (micro_model, "--data", tofu, "--split", "forget01", "--limit", "2", "--max-new-tokens", "2")
-    code, shown, err = command(*arguments, "--out", out)
+    code, shown, err = oblivion("evaluate", *arguments, "--out", out)
     assert code == 0, err
     result = json.loads(out.read_text("utf-8"), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert shown.strip() == table(result).strip()
@@ -211,7 +192,7 @@ def test_the_file_and_the_table_of_a_model(micro_model: Path, tofu: Path, tmp_pa
     assert manifest["model"] == manifest["target"] == str(micro_model) and len(manifest["model_digest"]) == 64
     assert manifest["rows"] == dict.fromkeys(("forget", "retain", "ra", "wf", "holdout"), 2)
     assert (manifest["split"], manifest["limit"], manifest["max_new_tokens"]) == ("forget01", 2, 2)
-    code, printed, _ = command(*arguments, "--json")
+    code, printed, _ = oblivion("evaluate", *arguments, "--json")
     assert code == 0 and json.loads(printed) == result
 
 
@@ -240,8 +221,8 @@ def test_a_reference_may_be_a_file_or_a_model(micro_model: Path, run: RunResult,
 def test_a_reference_on_other_rows_is_refused(micro_model: Path, tofu: Path, tmp_path: Path) -> None:
     out = tmp_path / "two.json"
     arguments = (micro_model, "--data", tofu, "--split", "forget01", "--max-new-tokens", "2")
-    assert command(*arguments, "--limit", "2", "--out", out)[0] == 0
-    code, _, err = command(*arguments, "--limit", "3", "--reference", out)
+    assert oblivion("evaluate", *arguments, "--limit", "2", "--out", out)[0] == 0
+    code, _, err = oblivion("evaluate", *arguments, "--limit", "3", "--reference", out)
     assert code == 3 and "2 forget rows and this model on 3" in err
 
 
@@ -250,7 +231,7 @@ def test_files_that_are_not_tofus(tofu: Path, tmp_path: Path, micro_model: Path,
     shutil.copytree(tofu, tmp_path / "data")
     lines = (tofu / f"{name}.json").read_text().splitlines()
     (tmp_path / "data" / f"{name}.json").write_text("\n".join((lines * 2)[:rows]))
-    code, _, err = command(micro_model, "--data", tmp_path / "data", "--split", "forget01", "--limit", "1")
+    code, _, err = oblivion("evaluate", micro_model, "--data", tmp_path / "data", "--split", "forget01", "--limit", "1")
     assert code == 3 and f"{name}.json: has {rows} rows; TOFU's own file has {TOFU[name]}" in err
 
 
