@@ -12,6 +12,7 @@ from oblivion.ledger.rounds import (
     RoundRecord,
     RoundState,
     Selection,
+    known_branch,
     line,
     reachable,
 )
@@ -42,9 +43,7 @@ class MemoryLedger:
 
     def branch(self, name: str) -> Branch:
         """One branch by its name."""
-        if name not in self._branches:
-            raise IntegrityError(f"the ledger has no branch {name!r}; it has {sorted(self._branches)}")
-        return self._branches[name]
+        return known_branch(self._branches, name)
 
     def _check_next(self, branch: str, round: int) -> None:
         done = [number for name, number in self._records if name == branch]
@@ -119,8 +118,7 @@ class MemoryLedger:
     def restorable(self, branch: str) -> tuple[int, ...]:
         """The rounds whose state can be had again."""
         pieces = line(self._branches, self.branch(branch).name, sys.maxsize)
-        inside = [(name, first, last) for name, first, last in pieces]
-        states = {r for n, r in self._states for name, first, last in inside if n == name and first <= r <= last}
+        states = {r for n, r in self._states for name, first, last in pieces if n == name and first <= r <= last}
         again = {r.round for r in self.records(branch) if not r.unlearned}
         return reachable(states, again)
 

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from oblivion.aggregation.gate import GateState
 from oblivion.aggregation.rule import RuleState
+from oblivion.errors import IntegrityError
 from oblivion.types import ClientUpdate, Cost, GlobalState
 
 
@@ -197,6 +198,19 @@ class Ledger(Protocol):
     def drop(self, branch: str) -> None:
         """Remove everything of a branch that no other goes on from."""
         ...
+
+
+def known_branch(branches: Mapping[str, Branch], name: str) -> Branch:
+    """One branch by its name.
+
+    Raises
+    ------
+    IntegrityError
+        If there is none; the message names those that there are.
+    """
+    if name not in branches:
+        raise IntegrityError(f"the ledger has no branch {name!r}; it has {sorted(branches)}")
+    return branches[name]
 
 
 def first_selected(records: Iterable[RoundRecord], client_id: str) -> int | None:

@@ -25,6 +25,7 @@ from oblivion.ledger.rounds import (
     RoundRecord,
     RoundState,
     Selection,
+    known_branch,
     line,
     reachable,
 )
@@ -100,9 +101,7 @@ class StoredLedger:
 
     def branch(self, name: str) -> Branch:
         """One branch by its name."""
-        if name not in self._branches:
-            raise IntegrityError(f"the ledger has no branch {name!r}; it has {sorted(self._branches)}")
-        return self._branches[name]
+        return known_branch(self._branches, name)
 
     def number(self, name: str) -> int:
         """A branch's number: the place of its record in the log."""

@@ -1,9 +1,8 @@
 """Check the evidence of a removal: stand-alone, with Python 3.11 or newer and the package ``cryptography`` only.
 
 ``python verify_evidence.py evidence.json --key public.pem``, with the options of `main`. Exit codes: 0 no check failed,
-4 one failed, 3 unreadable input, 2 wrong usage. Sources: DSSE protocol 1.0.0, in-toto Statement v1, RFC 6962 sections
-2.1 and 2.1.1. Deviation from DSSE: a signature that names the given key must be its own, and nothing unsigned may stand
-beside the envelope's three fields.
+4 one failed, 3 unreadable, 2 wrong usage. Sources: DSSE protocol 1.0.0, in-toto Statement v1, RFC 6962 sections 2.1 and
+2.1.1. Deviation from DSSE: a signature that names the given key must be its own, and nothing unsigned stands beside it.
 """
 
 from __future__ import annotations
