@@ -27,12 +27,18 @@ def run_scenario(config: RunConfig, hosts: Hosts, run: RunDirectory, observer: O
             "phase", text=f"learning: {len(workflow.federation.sizes)} clients, {config.federation.rounds} rounds"
         )
         workflow.learn()
-        if not config.forget.client:
-            workflow.measure_learned()
-        elif not workflow.register.removals():
-            request = make_request(workflow.data, config.forget.client, config.forget.samples)
-            workflow.answer(workflow.receive(request), config.forget.methods)
+        if not workflow.register.removals():  # else what the scenario asked for has been answered
+            _answer_scenario(workflow)
         _report(run, observer)
+
+
+def _answer_scenario(workflow: Workflow) -> None:
+    forget = workflow.config.forget
+    if forget.client:
+        request = make_request(workflow.data, forget.client, forget.samples)
+        workflow.answer(workflow.receive(request), forget.methods)
+    else:
+        workflow.measure_learned()
 
 
 def _report(run: RunDirectory, observer: Observer) -> None:

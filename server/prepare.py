@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from oblivion.aggregation import aggregators, schemes
-from oblivion.config import RunConfig
+from oblivion.config import ForgetConfig, RunConfig
 from oblivion.data import datasets, partitions, templates
 from oblivion.data.corpus import FederatedData
-from oblivion.data.federation import client_digests, resolve
+from oblivion.data.federation import client_digests, for_source, resolve
 from oblivion.data.tokens import encode_prompt
 from oblivion.errors import ConfigError, IntegrityError, nearest
 from oblivion.ledger.register import EXCLUSIONS, absences
@@ -144,9 +143,10 @@ def prepare_again(run: RunDirectory, config: RunConfig) -> RunConfig:
         If anything else changed.
     """
     forgotten = forgotten_by(run)
-    config, data = prepare(_without_forgotten(config, forgotten))
-    if not (run.root / "manifest.json").is_file():  # the run was interrupted before it was written
-        run.write_json("manifest.json", make_manifest(config, data))
+    gone = {absence.client for absence in forgotten if absence.samples is None}
+    if config.forget.client in gone:  # what the scenario asked for was done
+        config = config.model_copy(update={"forget": ForgetConfig()})
+    config, data = prepare(for_source(config, gone))
     manifest = run.read_json("manifest.json", {})
     what = "" if manifest.get("model_digest") == model_digest(config.model) else f"the base model {config.model.name}"
     if manifest.get("data_digest") != data.digest:
@@ -166,20 +166,3 @@ def prepare_again(run: RunDirectory, config: RunConfig) -> RunConfig:
 def forgotten_by(run: RunDirectory) -> tuple[Absence, ...]:
     """Who and what a run has forgotten for good, by the list beside its keys."""
     return absences(run.read_json(f"keys/{EXCLUSIONS}", []))
-
-
-def _without_forgotten(config: RunConfig, forgotten: Sequence[Absence]) -> RunConfig:
-    """The config for data from whose source none, some or all of the forgotten clients were deleted."""
-    gone = {absence.client for absence in forgotten if absence.samples is None}
-    joins = {client: first for client, first in config.federation.joins.items() if client not in gone}
-    for deleted in range(len(gone) + 1):
-        federation = config.federation.model_copy(
-            update={"clients": config.federation.clients - deleted, "joins": joins}
-        )
-        cut = config.model_copy(update={"federation": federation})
-        try:
-            resolve(cut)
-        except ConfigError:
-            continue
-        return cut
-    return config

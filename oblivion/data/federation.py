@@ -184,6 +184,28 @@ def without(data: FederatedData, client_id: str, sample_ids: Collection[str] | N
     return replace(data, clients=clients, groups=groups)
 
 
+def for_source(config: RunConfig, forgotten: Collection[str]) -> RunConfig:
+    """Fit a run's config to data from whose source none, some or all of the clients that it forgot were deleted.
+
+    Parameters
+    ----------
+    config : RunConfig
+        As the run began.
+    forgotten : collection of str
+        The clients that it has forgotten since.
+    """
+    joins = {client: first for client, first in config.federation.joins.items() if client not in forgotten}
+    for deleted in range(len(forgotten) + 1):
+        update = {"clients": config.federation.clients - deleted, "joins": joins}
+        fitted = config.model_copy(update={"federation": config.federation.model_copy(update=update)})
+        try:
+            resolve(fitted)
+        except ConfigError:
+            continue
+        return fitted
+    return config  # whoever resolves it is told what is wrong
+
+
 def client_digests(data: FederatedData) -> dict[str, str]:
     """Client id to the SHA-256 of its rows, in their order."""
     digests = {}

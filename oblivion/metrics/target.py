@@ -13,11 +13,12 @@ from typing import Any
 
 from oblivion.config import LoraConfig, ModelConfig, RunConfig, config_from_mapping
 from oblivion.data import templates
-from oblivion.data.federation import resolve
+from oblivion.data.federation import for_source, resolve
 from oblivion.data.groups import central_groups, evenly
 from oblivion.data.requests import select_samples
 from oblivion.data.tofu import evaluation_groups
 from oblivion.errors import InputError
+from oblivion.ledger.register import EXCLUSIONS, absences
 from oblivion.metrics.evaluation import evaluate_model, read_reference, to_open_unlearning
 from oblivion.models.loading import load_base, locate, model_digest
 from oblivion.models.resident import CONFIG, load_resident, read_adapter_folder
@@ -44,7 +45,12 @@ def _read_run(folder: Path) -> RunConfig:
         values = tomllib.loads((folder / "config.toml").read_text("utf-8"))
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{folder}/config.toml: cannot be read: {error}") from None
-    return config_from_mapping(values, f"{folder}/config.toml")
+    config = config_from_mapping(values, f"{folder}/config.toml")
+    try:
+        forgotten = absences(json.loads((folder / "keys" / EXCLUSIONS).read_text("utf-8")))
+    except (OSError, ValueError):
+        return config  # it has forgotten nobody, or came without its keys
+    return for_source(config, {absence.client for absence in forgotten if absence.samples is None})
 
 
 def _head(folder: Path) -> str:
@@ -132,7 +138,7 @@ def _groups(target: Target, suite: str, data: str, split: str, limit: int) -> di
     federated = resolve(target.run)
     forget = target.run.forget
     request = target.request
-    if request is None and forget.client:
+    if request is None and forget.client in federated.clients:  # who was forgotten may be gone from the source
         samples = select_samples(federated, forget.client, forget.samples)
         request = ForgetRequest(id="evaluate", client_id=forget.client, sample_ids=samples)
     return {name: evenly(rows, limit) for name, rows in central_groups(federated, request, 0).items()}

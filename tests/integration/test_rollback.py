@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import oblivion as ob
-from oblivion.data.federation import resolve
+from oblivion.data.federation import _resolve, resolve
 from oblivion.errors import ConfigError, InputError, OblivionError, PlanRefusedError
 from oblivion.ledger.opening import open_ledger
 from oblivion.ledger.register import Register
@@ -602,3 +602,37 @@ def test_resume_of_no_run_and_of_changed_data_is_refused(copy: RunResult, tmp_pa
     manifest = run_directory.read_json("manifest.json", {})
     run_directory.write_json("manifest.json", {**manifest, "data_digest": "other"})
     fails(OblivionError, 4, "the data changed since", resume, copy.directory)
+
+
+# What was forgotten leaves its source, too
+
+
+def who_has_what(path: Path, rows: dict[str, int]) -> None:
+    """A file of rows that name their owner; the same owner has the same rows each time."""
+    lines = [
+        json.dumps({"question": f"What has {client} as number {n}?", "answer": f"{client} has {n * 7}", "who": client})
+        for client, count in rows.items()
+        for n in range(count)
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    _resolve.cache_clear()  # as in a new process
+
+
+def test_who_was_forgotten_may_be_deleted_at_the_source(micro_scenario: Path, tmp_path: Path) -> None:
+    rows, path = {"ann": 6, "bob": 5, "cem": 4, "dan": 5}, tmp_path / "rows.jsonl"
+    who_has_what(path, rows)
+    changes: dict[str, Any] = {"data.name": "jsonl", "data.path": str(path), "data.columns": {"client": "who"}}
+    changes |= {"data.parameters": {}, "data.public": "", "federation.joins": {"cem": 2}, "forget.client": "cem"}
+    config = ob.load_config(micro_scenario, {**changes, "forget.methods": ["rollback"]})
+    result = simulate(config, tmp_path / "run")
+    shutil.copytree(result.directory, tmp_path / "there")
+    model_of(result, "rollback", "cem").commit()
+    there = committed_rollback(committed_rollback(RunResult(tmp_path / "there"), "cem"), "ann")
+    del rows["cem"]
+    who_has_what(path, rows)
+    gone = committed_rollback(result, "ann")
+    assert same_bits(gone.adapter, there.adapter)
+    assert resume(gone.directory) == gone
+    assert {"retain_Q_A_Prob"} <= ob.evaluate(gone.directory, limit=2, max_new_tokens=2).keys()
+    who_has_what(path, {**rows, "bob": 4})
+    fails(OblivionError, 4, "the data of bob changed since", gone.forget, "dan", "", "rollback")
