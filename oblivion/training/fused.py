@@ -37,8 +37,8 @@ def fusible(resident: ResidentModel) -> str | None:
 
     if any(config.lora_dropout for config in resident.model.peft_config.values()):
         return "lora.dropout is above 0, and its masks would depend on the neighbours"
-    for name, module in resident.model.named_modules():
-        if hasattr(module, "lora_A") and (type(module) is not Linear or type(module.base_layer) is not torch.nn.Linear):
+    for name, module in resident.lora_layers().items():
+        if type(module) is not Linear or type(module.base_layer) is not torch.nn.Linear:
             return f"layer {name} is not a plain linear layer"
     return None
 

@@ -108,8 +108,9 @@ def adapters_alone() -> ResidentModel:
     resident: ResidentModel = object.__new__(ResidentModel)
     layers = [f"base_model.model.layers.{layer}.q_proj.lora_{part}.weight" for layer in (0, 1) for part in "AB"]
     resident.parameters = {name: torch.nn.Parameter(torch.zeros(2, 4)) for name in layers}
-    settings = types.SimpleNamespace(to_dict=lambda: {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]})
-    resident.model = types.SimpleNamespace(peft_config={"default": settings})
+    said = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    settings = types.SimpleNamespace(to_dict=lambda: said, lora_dropout=0.0)
+    resident.model = types.SimpleNamespace(peft_config={"default": settings}, named_modules=lambda: [])
     resident.base = types.SimpleNamespace(tokenizer=None, max_length=64)
     return resident
 
