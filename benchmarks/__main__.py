@@ -6,7 +6,7 @@ import importlib
 import json
 import sys
 
-NAMES = ("ledger", "rounds")
+NAMES = ("evaluation", "ledger", "rounds")
 
 
 def main() -> int:

@@ -63,7 +63,8 @@ class _Padding:
     pad_token_id = PAD
 
 
-def _model(case: Case) -> Any:
+def make_model(case: Case) -> Any:
+    """A frozen Llama of the case's shape with random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -112,7 +113,7 @@ def _case(case: Case) -> Iterator[Result]:
 
 
 def _ours(case: Case, rows: list[list[TokenRow]]) -> Any:
-    resident = ResidentModel(Base(_model(case).eval(), _Padding(), 512, "float32"), LoraConfig(rank=8, alpha=16))
+    resident = ResidentModel(Base(make_model(case).eval(), _Padding(), 512, "float32"), LoraConfig(rank=8, alpha=16))
     start = resident.initial_adapter(0)
     tasks = [LocalTask(client_id=f"client-{i}", rows={"retain": own}) for i, own in enumerate(rows)]
     settings = TrainConfig(batch_size=case.batch, local_epochs=1, learning_rate=RATE)
@@ -128,7 +129,8 @@ def _ours(case: Case, rows: list[list[TokenRow]]) -> Any:
     return round
 
 
-def _labelled(rows: list[TokenRow]) -> dict[str, torch.Tensor]:
+def labelled(rows: list[TokenRow]) -> dict[str, torch.Tensor]:
+    """A batch as the other loops make it: padded to the longest row, labels where the answer is."""
     length = max(len(row.ids) for row in rows)
     ids = torch.full((len(rows), length), PAD)
     labels = torch.full((len(rows), length), -100)
@@ -144,7 +146,7 @@ def _peft_model(case: Case) -> Any:
     import peft
 
     settings = peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
-    return peft.get_peft_model(_model(case), settings)
+    return peft.get_peft_model(make_model(case), settings)
 
 
 def _copied(case: Case, rows: list[list[TokenRow]]) -> Any:
@@ -169,7 +171,7 @@ def _copied(case: Case, rows: list[list[TokenRow]]) -> Any:
                 use_cpu=True,
                 remove_unused_columns=False,
             )
-            trainer = Trainer(client, arguments, train_dataset=own, data_collator=_labelled)
+            trainer = Trainer(client, arguments, train_dataset=own, data_collator=labelled)
             with contextlib.redirect_stdout(io.StringIO()):
                 trainer.train()
         for name, parameter in model.named_parameters():
@@ -194,7 +196,7 @@ def _plain(case: Case, rows: list[list[TokenRow]]) -> Any:
             order = torch.randperm(len(own)).tolist()
             model.train()
             for first in range(0, len(own), case.batch):
-                batch = _labelled([own[i] for i in order[first : first + case.batch]])
+                batch = labelled([own[i] for i in order[first : first + case.batch]])
                 optimizer.zero_grad()
                 model(**batch).loss.backward()
                 torch.nn.utils.clip_grad_norm_(trainable.values(), 1.0)

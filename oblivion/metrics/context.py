@@ -55,7 +55,11 @@ class AnswerScore:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredRow:
-    """The outputs on one sample; `index` is its position in its group, `target` its answer as plain text."""
+    """The outputs on one sample.
+
+    `index` is its position in its group, `target` its answer as plain text, `rouge` how the generation agrees with that
+    if it was computed already.
+    """
 
     index: int
     target: str = ""
@@ -63,6 +67,7 @@ class ScoredRow:
     paraphrase: AnswerScore | None = None
     wrong: tuple[AnswerScore, ...] = ()
     generation: str | None = None
+    rouge: Mapping[str, float] | None = None
 
     def has(self, kind: str) -> bool:
         """Whether this row can serve a requirement."""

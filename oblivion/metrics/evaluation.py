@@ -18,6 +18,7 @@ from oblivion.metrics.generation import Prompt
 from oblivion.metrics.generation import generate as generate_answers
 from oblivion.metrics.layout import from_json, read_reference
 from oblivion.metrics.layout import to_open_unlearning as _layout
+from oblivion.metrics.rouge import start_rouge
 from oblivion.metrics.scoring import score_rows
 from oblivion.types import MetricResult, Sample
 
@@ -119,20 +120,18 @@ def evaluate_model(
     wanted = _wanted(metrics.values(), generate)
     rows = AnswerRows(tokenizer, template, max_length)
     encoded = {group: rows.encode(samples, wanted[group]) for group, samples in groups.items() if group in wanted}
+    prompted = [(one, one.prompt) for ones in encoded.values() for one in ones if one.prompt is not None]
+    prompts = [prompt for _, prompt in prompted]
+    limits = {"max_new_tokens": max_new_tokens, "max_length": max_length, "batch_size": batch_size}
+    tokens, pad = batch_size * _TOKENS_PER_ROW, tokenizer.pad_token_id
     with _evaluating(model):
-        scores = score_rows(
-            model,
-            rows.rows,
-            pad_id=tokenizer.pad_token_id,
-            max_tokens=batch_size * _TOKENS_PER_ROW,
-            moments=rows.with_moments,
-        )
-        prompts = [one.prompt for ones in encoded.values() for one in ones if one.prompt is not None]
-        limits = {"max_new_tokens": max_new_tokens, "max_length": max_length, "batch_size": batch_size}
         written = dict(zip(prompts, generate_answers(model, tokenizer, prompts, **limits), strict=True))
+        pending = start_rouge([(one.sample.answer, written[prompt]) for one, prompt in prompted])
+        scores = score_rows(model, rows.rows, pad_id=pad, max_tokens=tokens, moments=rows.with_moments)
     scores = _with_texts(scores, rows, tokenizer)
+    agreement = {id(one): found for (one, _), found in zip(prompted, pending(), strict=True)}
     context = EvaluationContext(
-        {group: [_scored(one, scores, written) for one in ones] for group, ones in encoded.items()}, known
+        {group: [_scored(one, scores, written, agreement) for one in ones] for group, ones in encoded.items()}, known
     )
     texts = {group: _texts(ones, written, tokenizer, template) for group, ones in encoded.items()}
     return Evaluation(results=_compute(metrics, context), skipped=tuple(rows.skipped), texts=texts)
@@ -169,7 +168,12 @@ def _with_texts(scores: Sequence[AnswerScore], rows: AnswerRows, tokenizer: Any)
     return complete
 
 
-def _scored(one: EncodedSample, scores: Sequence[AnswerScore], written: Mapping[Prompt, str]) -> ScoredRow:
+def _scored(
+    one: EncodedSample,
+    scores: Sequence[AnswerScore],
+    written: Mapping[Prompt, str],
+    agreement: Mapping[int, Mapping[str, float]],
+) -> ScoredRow:
     return ScoredRow(
         index=one.index,
         target=one.sample.answer,
@@ -177,6 +181,7 @@ def _scored(one: EncodedSample, scores: Sequence[AnswerScore], written: Mapping[
         paraphrase=None if one.paraphrase is None else scores[one.paraphrase],
         wrong=tuple(scores[position] for position in one.wrong),
         generation=None if one.prompt is None else written[one.prompt],
+        rouge=agreement.get(id(one)),
     )
 
 

@@ -1,8 +1,11 @@
-"""Greedy answers to prompts in wide batches: generated once, for every metric on text."""
+"""Greedy answers to prompts in wide batches: generated once, for every metric on text.
+
+A loop of our own, because transformers' ``generate`` forwards every row until the slowest has ended.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -47,16 +50,13 @@ def generate(
     answers: dict[Prompt, str] = {}
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     stops = _stop_ids(plain, tokenizer)
-    with torch.inference_mode(), _greedy(plain, tokenizer, stops):
+    with torch.inference_mode():
         for batch, limit in _batches(
             sorted(set(prompts), key=lambda p: (len(p), p)), max_new_tokens, max_length, batch_size
         ):
-            ids, mask = _pad_left(batch, tokenizer.pad_token_id)
-            ids, mask = ids.to(plain.device), mask.to(plain.device)
-            output = plain.generate(input_ids=ids, attention_mask=mask, max_new_tokens=limit)
-            for prompt, new in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
-                end = next((i for i, token in enumerate(new) if token in stops), len(new))
-                answers[prompt] = tokenizer.decode(new[:end], skip_special_tokens=True).strip()
+            written = _continue(plain, batch, limit, stops, tokenizer.pad_token_id)
+            for prompt, new in zip(batch, written, strict=True):
+                answers[prompt] = tokenizer.decode(new, skip_special_tokens=True).strip()
     return [answers[prompt] for prompt in prompts]
 
 
@@ -65,19 +65,42 @@ def _stop_ids(model: Any, tokenizer: Any) -> set[int]:
     return {tokenizer.eos_token_id, *([] if own is None else [own] if isinstance(own, int) else own)}
 
 
-@contextlib.contextmanager
-def _greedy(model: Any, tokenizer: Any, stops: set[int]) -> Iterator[None]:
-    """Put plain greedy settings in place of the model's own (which may sample, or penalise repetition)."""
-    from transformers import GenerationConfig
+def _continue(model: Any, batch: Sequence[Prompt], limit: int, stops: set[int], pad_id: int) -> list[list[int]]:
+    """The most likely tokens after each prompt, up to `limit` of them or to a stop; rows that end leave the batch."""
+    import torch
+    from transformers import DynamicCache
 
-    own = model.generation_config
-    model.generation_config = GenerationConfig(
-        do_sample=False, num_beams=1, pad_token_id=tokenizer.pad_token_id, eos_token_id=sorted(stops)
-    )
-    try:
-        yield
-    finally:
-        model.generation_config = own
+    known = inspect.signature(model.forward).parameters
+    options = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+    cache = DynamicCache(config=model.config) if model._supports_default_dynamic_cache() else None
+    ids, mask = (part.to(model.device) for part in _pad_left(batch, pad_id))
+    whole = ids
+    written: list[list[int]] = [[] for _ in batch]
+    there = list(range(len(batch)))
+    for _ in range(limit):
+        if "position_ids" in known:
+            options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        output = model(
+            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=cache is not None, **options
+        )
+        new = output.logits[:, -1].argmax(-1)
+        going = []
+        for index, token in enumerate(new.tolist()):
+            if token not in stops:
+                written[there[index]].append(token)
+                going.append(index)
+        if not going:
+            break
+        if len(going) < len(there):
+            chosen = torch.tensor(going, device=model.device)
+            new, mask, whole = new[chosen], mask[chosen], whole[chosen]
+            there = [there[index] for index in going]
+            if cache is not None:
+                cache.batch_select_indices(chosen)
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        whole = torch.cat([whole, new[:, None]], dim=1)
+        ids = new[:, None] if cache is not None else whole  # without a cache the text is read again
+    return written
 
 
 def _batches(

@@ -1,6 +1,7 @@
 """One teacher-forced pass over all answers: what every likelihood-based metric needs, each row forwarded once.
 
-Rows are sorted by length, so that a batch holds little padding, and logits are made at answer positions only.
+The answers of a prompt share one sequence (`oblivion.metrics.trees`), sequences of similar length share a batch, and
+logits are made at answer positions only.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ from numpy.typing import NDArray
 from oblivion.data.tokens import TokenRow
 from oblivion.errors import InputError
 from oblivion.metrics.context import AnswerScore
-from oblivion.models.forward import answer_logits
-from oblivion.training.batches import collate
+from oblivion.metrics.trees import Tree, plant, takes_trees, tree_logits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +43,7 @@ def score_rows(
     pad_id : int
         Any id of the vocabulary; no answer can see the padding after it.
     max_tokens : int, default 4096
-        The most tokens in a batch, padding included (a longer row goes alone).
+        The most tokens in a batch, padding included (a longer sequence goes alone).
     moments : collection of int
         Positions in `rows` whose mean and variance over the vocabulary are wanted.
 
@@ -59,35 +59,36 @@ def score_rows(
     """
     import torch
 
+    if not rows:
+        return []
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
     scores: list[AnswerScore | None] = [None] * len(rows)
+    trees = plant(rows, share=takes_trees(model))
     with torch.inference_mode():
-        for batch in _batches(rows, max_tokens, max(1, _MAX_LOGITS // vocabulary)):
-            padded = collate([rows[index] for index in batch], pad_id, model.device)
-            # Padding is on the right, where a causal model never looks: without a mask attention is cheaper.
-            everything = torch.ones_like(padded.mask)
-            logits = answer_logits(model, padded.ids, everything, padded.answers.rows, padded.positions)
-            wanted = any(index in moments for index in batch)
-            numbers = _statistics(logits, padded.answers.labels, wanted)
+        for batch in _batches(trees, max_tokens, max(1, _MAX_LOGITS // vocabulary)):
+            logits, labels = tree_logits(model, batch, pad_id)
+            answers = [index for tree in batch for index in tree.rows]
+            numbers = _statistics(logits, labels, any(index in moments for index in answers))
             start = 0
-            for index in batch:
+            for index in answers:
                 stop = start + len(rows[index].labels)
                 scores[index] = _slice(numbers, slice(start, stop), index in moments)
                 start = stop
     return [score for score in scores if score is not None]
 
 
-def _batches(rows: Sequence[TokenRow], max_tokens: int, max_answers: int) -> Iterator[list[int]]:
-    """Positions of rows in batches of similar length, within both budgets."""
-    batch: list[int] = []
+def _batches(trees: Sequence[Tree], max_tokens: int, max_answers: int) -> Iterator[list[Tree]]:
+    """Trees in batches of similar length, within both budgets; those with one answer, which need no mask, apart."""
+    batch: list[Tree] = []
     answers = 0
-    for index in sorted(range(len(rows)), key=lambda i: (len(rows[i].ids), i)):
-        row = rows[index]
-        if batch and ((len(batch) + 1) * len(row.ids) > max_tokens or answers + len(row.labels) > max_answers):
+    for tree in sorted(trees, key=lambda tree: (len(tree.answers) > 1, tree.length, tree.rows)):
+        more = sum(map(len, tree.answers))
+        other = bool(batch) and (len(batch[0].answers) > 1) != (len(tree.answers) > 1)
+        if batch and (other or (len(batch) + 1) * tree.length > max_tokens or answers + more > max_answers):
             yield batch
             batch, answers = [], 0
-        batch.append(index)
-        answers += len(row.labels)
+        batch.append(tree)
+        answers += more
     if batch:
         yield batch
 

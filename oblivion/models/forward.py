@@ -38,17 +38,23 @@ def _head_is_linear(model: Any) -> bool:
     return bool(known)
 
 
-def answer_logits(model: Any, ids: Tensor, mask: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+def answer_logits(
+    model: Any, ids: Tensor, mask: Tensor, rows: Tensor, positions: Tensor, places: Tensor | None = None
+) -> Tensor:
     """Logits of a causal LM at chosen positions.
 
     Parameters
     ----------
     model : transformers or peft model
         Any causal LM.
-    ids, mask : Tensor (B, L) int64
-        Right-padded token ids and their attention mask.
+    ids : Tensor (B, L) int64
+        Right-padded token ids.
+    mask : Tensor (B, L) int64 or (B, 1, L, L)
+        Their attention mask, or what is added to the attention scores.
     rows, positions : Tensor (T,) int64
         Where logits are wanted: row and position in the row.
+    places : Tensor (B, L) int64, optional
+        Position ids; by default 0, 1, 2, ...
 
     Returns
     -------
@@ -58,9 +64,10 @@ def answer_logits(model: Any, ids: Tensor, mask: Tensor, rows: Tensor, positions
     import torch
 
     plain = _plain(model)
+    inputs = {"input_ids": ids, "attention_mask": mask} | ({} if places is None else {"position_ids": places})
     if _head_is_linear(plain):
-        hidden = plain.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        hidden = plain.get_decoder()(**inputs, use_cache=False).last_hidden_state
         logits: Tensor = plain.get_output_embeddings()(hidden[rows, positions])
     else:
-        logits = plain(input_ids=ids, attention_mask=mask, use_cache=False).logits[rows, positions]
+        logits = plain(**inputs, use_cache=False).logits[rows, positions]
     return logits if logits.dtype == torch.float64 else logits.float()

@@ -16,8 +16,9 @@ from oblivion.metrics.exact_memorization import ExactMemorization, exact_memoriz
 from oblivion.metrics.extraction_strength import ExtractionStrength, extraction_strength
 from oblivion.metrics.normalised_probability import NormalisedProbability
 from oblivion.metrics.probability import Probability
-from oblivion.metrics.rouge import Rouge, rouge
+from oblivion.metrics.rouge import Rouge, rouge, start_rouge
 from oblivion.metrics.truth_ratio import TruthRatio, truth_ratio, truth_share
+from oblivion.seeding import numpy_generator
 
 
 def answer(*probabilities: float, matches: Sequence[int] = ()) -> AnswerScore:
@@ -28,6 +29,29 @@ def answer(*probabilities: float, matches: Sequence[int] = ()) -> AnswerScore:
 
 def context(*rows: ScoredRow, group: str = "forget") -> EvaluationContext:
     return EvaluationContext({group: rows})
+
+
+def texts(count: int) -> list[tuple[str, str]]:
+    """Pairs of texts that share some words, in different forms."""
+    words = [
+        "running",
+        "runs",
+        "ran",
+        "cats",
+        "cat",
+        "universities",
+        "university",
+        "national",
+        "12",
+        "flies",
+        "a",
+        "the",
+    ]
+    generator = numpy_generator(0, "texts")
+    return [
+        (" ".join(generator.choice(words, 9)), " ".join(generator.choice(words, int(generator.integers(0, 14)))))
+        for _ in range(count)
+    ]
 
 
 class TestProbability:
@@ -160,6 +184,23 @@ class TestRouge:
         assert scores["rougeL_recall"] == 2 / 4
         # precision 2/5, recall 2/4: F1 = 2 * 0.4 * 0.5 / 0.9
         assert scores["rougeL_f1"] == pytest.approx(4 / 9)
+
+    def test_remembered_stems_change_nothing(self) -> None:
+        from rouge_score.rouge_scorer import RougeScorer
+
+        plain = RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+        for target, text in texts(40):
+            expected = plain.score(target=target, prediction=text)
+            found = rouge(target, text)
+            assert found["rouge1_recall"] == expected["rouge1"].recall
+            assert found["rougeL_f1"] == expected["rougeL"].fmeasure
+            assert found["rougeL_recall"] == expected["rougeL"].recall
+
+    def test_a_pool_gives_the_same_in_order(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pairs = texts(60)
+        expected = start_rouge(pairs)()
+        monkeypatch.setattr("oblivion.metrics.rouge._FROM", 1)
+        assert start_rouge(pairs)() == expected == [rouge(*pair) for pair in pairs]
 
     def test_an_empty_generation_scores_zero_and_still_counts(self) -> None:
         rows = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 
 from oblivion.data.tokens import TokenRow
 from oblivion.errors import InputError
-from oblivion.metrics import scoring
+from oblivion.metrics import scoring, trees
 from oblivion.metrics.context import AnswerScore
 from oblivion.metrics.generation import generate
 from oblivion.metrics.scoring import score_rows
+from oblivion.metrics.trees import plant, takes_trees
 from oblivion.seeding import numpy_generator
 
 VOCABULARY = 259
@@ -90,14 +92,68 @@ def test_the_batch_does_not_matter(model: Any, max_tokens: int) -> None:
         np.testing.assert_allclose(together[index].log_probs, alone.log_probs, atol=2e-6)
 
 
+def same_prompts(groups: int, answers: int) -> list[TokenRow]:
+    """Prompts with several answers each, in mixed order."""
+    generator = numpy_generator(0, "trees")
+    prompts = [(1, *generator.integers(3, VOCABULARY, 5 + 3 * i).tolist()) for i in range(groups)]
+    rows = []
+    for index in range(groups * answers):
+        prompt = prompts[index % groups]
+        answer = (*generator.integers(3, VOCABULARY, int(generator.integers(0, 9))).tolist(), 2)
+        rows.append(TokenRow(prompt + answer, len(prompt)))
+    return rows
+
+
+@pytest.mark.parametrize("max_tokens", [1, 70, 4096])
+def test_answers_that_share_a_prompt_share_a_sequence(model: Any, max_tokens: int) -> None:
+    assert takes_trees(model)
+    rows = same_prompts(3, 6)
+    assert len(plant(rows, share=True)) == 3
+    for score, row in zip(
+        score_rows(model, rows, pad_id=0, max_tokens=max_tokens, moments=range(18)), rows, strict=True
+    ):
+        expected = by_loop(model, row)
+        np.testing.assert_allclose(score.log_probs, expected.log_probs, atol=1e-5)
+        np.testing.assert_array_equal(score.matches, expected.matches)
+        np.testing.assert_allclose(score.mean, expected.mean, atol=1e-5)
+
+
+def test_a_tree_has_a_longest_length_and_every_row_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = same_prompts(3, 6)
+    monkeypatch.setattr(trees, "_LONGEST", 30)
+    planted = plant(rows, share=True)
+    assert len(planted) > 3
+    assert sorted(row for tree in planted for row in tree.rows) == list(range(18))
+    assert all(len(tree.rows) == 1 or tree.length <= 30 for tree in planted)
+    for tree in planted:
+        assert [tree.prompt + answer for answer in tree.answers] == [rows[row].ids for row in tree.rows]
+
+
+def test_a_model_that_does_not_heed_masks_scores_rows_one_by_one(micro_model: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    deaf = AutoModelForCausalLM.from_pretrained(micro_model).eval()
+    decoder, forward = deaf.get_decoder(), deaf.get_decoder().forward
+
+    def ignoring(**inputs: Any) -> Any:
+        return forward(**{**inputs, "attention_mask": torch.ones_like(inputs["input_ids"])})
+
+    decoder.forward = ignoring
+    rows = same_prompts(2, 3)
+    assert not takes_trees(deaf)
+    for score, row in zip(score_rows(deaf, rows, pad_id=0), rows, strict=True):
+        np.testing.assert_allclose(score.log_probs, by_loop(deaf, row).log_probs, atol=1e-5)
+
+
 def test_batches_hold_both_budgets_and_every_row_once() -> None:
-    rows = random_rows(50)
-    batches = list(scoring._batches(rows, max_tokens=120, max_answers=60))
-    assert sorted(index for batch in batches for index in batch) == list(range(50))
+    planted = plant(random_rows(50) + same_prompts(5, 3), share=True)
+    batches = list(scoring._batches(planted, max_tokens=120, max_answers=60))
+    assert sorted(index for batch in batches for tree in batch for index in tree.rows) == list(range(65))
     for batch in batches:
-        longest, answers = max(len(rows[i].ids) for i in batch), sum(len(rows[i].labels) for i in batch)
+        longest, answers = max(tree.length for tree in batch), sum(len(a) for tree in batch for a in tree.answers)
         assert len(batch) == 1 or (len(batch) * longest <= 120 and answers <= 60)
-    assert len(batches) < 25
+        assert len({len(tree.answers) > 1 for tree in batch}) == 1
+    assert len(batches) < 30
 
 
 def test_small_chunks_give_the_same(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,11 +167,7 @@ def test_small_chunks_give_the_same(model: Any, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_no_rows() -> None:
-    class Unused:
-        def get_input_embeddings(self) -> Any:
-            return torch.nn.Embedding(4, 2)
-
-    assert score_rows(Unused(), [], pad_id=0) == []
+    assert score_rows(None, [], pad_id=0) == []
 
 
 def test_numbers_that_are_not_finite_are_refused(micro_model: Path) -> None:
@@ -185,6 +237,43 @@ def test_a_prompt_near_the_end_of_the_context_gets_what_is_left(model: Any, toke
     texts = generate(model, tokenizer, [short, long], max_new_tokens=8, max_length=30, batch_size=4)
     assert texts[1] == tokenizer.decode(greedy(model, long, 2), skip_special_tokens=True).strip()
     assert texts[0] == tokenizer.decode(greedy(model, short, 8), skip_special_tokens=True).strip()
+
+
+def test_rows_that_end_leave_the_batch(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = random_prompts(6)
+    written = [greedy(model, prompt, 9) for prompt in prompts]
+    stop = written[0][4]  # an end that comes at another place in every row, or never
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    widths: list[int] = []
+    forward = plain.forward
+
+    def watched(*, input_ids: Any, **inputs: Any) -> Any:
+        widths.append(len(input_ids))
+        return forward(input_ids=input_ids, **inputs)
+
+    before = plain.generation_config.eos_token_id
+    plain.generation_config.eos_token_id = stop
+    monkeypatch.setattr(plain, "forward", functools.wraps(forward)(watched))
+    try:
+        texts = generate(model, tokenizer, prompts, max_new_tokens=9, max_length=128, batch_size=6)
+    finally:
+        plain.generation_config.eos_token_id = before
+    ends = [next((i for i, token in enumerate(new) if token in (stop, 2)), 9) for new in written]
+    assert texts == [
+        tokenizer.decode(new[:end], skip_special_tokens=True).strip() for new, end in zip(written, ends, strict=True)
+    ]
+    assert min(ends) < 9
+    assert widths == [sum(end >= step for end in ends) for step in range(min(9, max(ends) + 1))]
+
+
+def test_a_model_without_a_cache_of_this_kind_reads_the_text_again(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = random_prompts(5)
+    expected = generate(model, tokenizer, prompts, max_new_tokens=6, max_length=128, batch_size=3)
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    monkeypatch.setattr(type(plain), "_supports_default_dynamic_cache", classmethod(lambda cls: False))
+    assert generate(model, tokenizer, prompts, max_new_tokens=6, max_length=128, batch_size=3) == expected
 
 
 def test_no_prompts(model: Any, tokenizer: Any) -> None:

@@ -1,0 +1,155 @@
+"""A prompt with several answers as one sequence: the prompt is forwarded once for all of them.
+
+Every answer follows the prompt directly: its position ids begin where the prompt ends, and the attention mask lets it
+see the prompt and itself, never another answer (a tree of depth one, as in tree attention for speculative decoding,
+Miao et al., 2024, SpecInfer). The logits are those of the separate sequences up to rounding. The last token of an
+answer predicts nothing that is asked for, and is not forwarded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from oblivion.data.tokens import TokenRow
+from oblivion.models.forward import answer_logits
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_LONGEST = 1024
+"""Tokens of a tree: beyond, the mask grows with the square of what the shared prompt saves."""
+_PROBE = (TokenRow((1, 2, 3, 4, 5), 2), TokenRow((1, 2, 6, 7, 8, 9), 2))
+_PROBE_TOLERANCE = {"bfloat16": 3e-2, "float16": 3e-3}
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A prompt, and those of its answers that are forwarded with it.
+
+    Attributes
+    ----------
+    prompt : tuple of int
+        Token ids.
+    answers : tuple of tuple of int
+        The labels of each answer.
+    rows : tuple of int
+        Position of each answer in the list that `plant` was given.
+    """
+
+    prompt: tuple[int, ...]
+    answers: tuple[tuple[int, ...], ...]
+    rows: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens that are forwarded."""
+        return len(self.prompt) + sum(len(answer) - 1 for answer in self.answers)
+
+
+def plant(rows: Sequence[TokenRow], share: bool) -> list[Tree]:
+    """Put rows with the same prompt into one tree, or each into its own if `share` is false."""
+    by_prompt: dict[Any, list[int]] = {}
+    for index, row in enumerate(rows):
+        by_prompt.setdefault(row.ids[: row.prompt_length] if share else index, []).append(index)
+    trees = []
+    for group in by_prompt.values():
+        prompt = rows[group[0]].ids[: rows[group[0]].prompt_length]
+        taken: list[int] = []
+        length = len(prompt)
+        for index in group:
+            more = len(rows[index].labels) - 1
+            if taken and length + more > _LONGEST:
+                trees.append(Tree(prompt, tuple(rows[i].labels for i in taken), tuple(taken)))
+                taken, length = [], len(prompt)
+            taken.append(index)
+            length += more
+        trees.append(Tree(prompt, tuple(rows[i].labels for i in taken), tuple(taken)))
+    return trees
+
+
+def tree_logits(model: Any, trees: Sequence[Tree], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Logits of every label of some trees, and the labels.
+
+    Parameters
+    ----------
+    model : transformers or peft model
+        Any causal LM; where a tree has more than one answer, one for which `takes_trees`.
+    trees : sequence of Tree
+        Padded to the longest of them.
+    pad_id : int
+        Any id of the vocabulary; no token can see the padding.
+
+    Returns
+    -------
+    logits : Tensor (T, V)
+        Tree by tree, answer by answer, token by token.
+    labels : Tensor (T,) int64
+        In the same order.
+    """
+    import torch
+
+    longest = max(tree.length for tree in trees)
+    ids = torch.full((len(trees), longest), pad_id)
+    places = torch.zeros_like(ids)
+    branch = torch.full_like(ids, -1)
+    rows: list[int] = []
+    positions: list[int] = []
+    labels: list[int] = []
+    for number, tree in enumerate(trees):
+        start = len(tree.prompt)
+        sequence, where, which = list(tree.prompt), list(range(start)), [0] * start
+        for index, answer in enumerate(tree.answers):
+            rows += [number] * len(answer)
+            positions += [start - 1, *range(len(sequence), len(sequence) + len(answer) - 1)]
+            labels += answer
+            sequence += answer[:-1]
+            where += range(start, start + len(answer) - 1)
+            which += [index + 1] * (len(answer) - 1)
+        ids[number, : tree.length] = torch.tensor(sequence)
+        places[number, : tree.length] = torch.tensor(where)
+        branch[number, : tree.length] = torch.tensor(which)
+    device = model.device
+    ids, target = ids.to(device), torch.tensor(labels, device=device)
+    asked = (torch.tensor(rows, device=device), torch.tensor(positions, device=device))
+    if all(len(tree.answers) == 1 for tree in trees):
+        # Padding is on the right, where a causal model never looks: without a mask attention is cheaper.
+        return answer_logits(model, ids, torch.ones_like(ids), *asked), target
+    mask = _mask(branch.to(device), model.dtype)
+    return answer_logits(model, ids, mask, *asked, places=places.to(device)), target
+
+
+def _mask(branch: Tensor, dtype: Any) -> Tensor:
+    """What to add to attention scores, (B, 1, L, L): 0 where a token may look, else the lowest number.
+
+    `branch` (B, L) is 0 on the prompt, the number of its answer elsewhere, and -1 on padding, which sees itself alone.
+    """
+    import torch
+
+    query, key = branch[:, :, None], branch[:, None, :]
+    order = torch.arange(branch.shape[1], device=branch.device)
+    seen = ((key == 0) & (query >= 0)) | ((query == key) & (query >= 0))
+    seen = (seen & (order[None, :] <= order[:, None])) | (order[None, :] == order[:, None])
+    return torch.zeros(seen.shape, dtype=dtype, device=branch.device).masked_fill_(~seen, torch.finfo(dtype).min)[
+        :, None
+    ]
+
+
+def takes_trees(model: Any) -> bool:
+    """Whether a model gives the same logits in a tree, seen by trying once; some know neither masks nor positions."""
+    import torch
+
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    known = getattr(plain, "_oblivion_takes_trees", None)
+    if known is None:
+        tolerance = _PROBE_TOLERANCE.get(str(plain.dtype).removeprefix("torch."), 1e-4)
+        try:
+            with torch.no_grad():
+                together, _ = tree_logits(plain, plant(_PROBE, share=True), 0)
+                apart, _ = tree_logits(plain, plant(_PROBE, share=False), 0)
+            known = bool((together - apart).abs().max() <= tolerance * apart.abs().max())
+        except (RuntimeError, TypeError, ValueError):
+            known = False
+        plain._oblivion_takes_trees = known
+    return bool(known)
