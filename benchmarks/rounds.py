@@ -47,6 +47,7 @@ class Case:
     clients: int = 8
     copied: float | None = None
     plain: float = 0.97
+    dtype: str = "float32"
 
 
 CASES = (
@@ -56,6 +57,8 @@ CASES = (
     Case("16 layers of width 64, 16 rows, batch 4", 16, 64, 16, 4),
     Case("4 layers of width 64, 16 rows, batch 8", 4, 64, 16, 8),
     Case("2 layers of width 512, 8 rows, batch 4", 2, 512, 8, 4),
+    Case("2 layers of width 512 in bf16, 8 rows, batch 4", 2, 512, 8, 4, dtype="bfloat16"),
+    Case("2 layers of width 1024 in bf16, 4 rows, batch 2", 2, 1024, 4, 2, dtype="bfloat16"),
 )
 
 
@@ -68,17 +71,21 @@ def make_model(case: Case) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=case.width,
-            intermediate_size=4 * case.width,
-            num_hidden_layers=case.layers,
-            num_attention_heads=max(2, case.width // 32),
-            num_key_value_heads=max(2, case.width // 32),
-            max_position_embeddings=512,
+    return (
+        LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=VOCABULARY,
+                hidden_size=case.width,
+                intermediate_size=4 * case.width,
+                num_hidden_layers=case.layers,
+                num_attention_heads=max(2, case.width // 32),
+                num_key_value_heads=max(2, case.width // 32),
+                max_position_embeddings=512,
+            )
         )
-    ).requires_grad_(False)
+        .to(getattr(torch, case.dtype))
+        .requires_grad_(False)
+    )
 
 
 def _rows(case: Case) -> list[list[TokenRow]]:
@@ -113,7 +120,7 @@ def _case(case: Case) -> Iterator[Result]:
 
 
 def _ours(case: Case, rows: list[list[TokenRow]]) -> Any:
-    resident = ResidentModel(Base(make_model(case).eval(), _Padding(), 512, "float32"), LoraConfig(rank=8, alpha=16))
+    resident = ResidentModel(Base(make_model(case).eval(), _Padding(), 512, case.dtype), LoraConfig(rank=8, alpha=16))
     start = resident.initial_adapter(0)
     tasks = [LocalTask(client_id=f"client-{i}", rows={"retain": own}) for i, own in enumerate(rows)]
     settings = TrainConfig(batch_size=case.batch, local_epochs=1, learning_rate=RATE)

@@ -105,6 +105,7 @@ class TrainConfig(_Section):
     clip_norm: float = Field(1.0, gt=0)
     proximal_mu: float = Field(0.0, ge=0)
     max_length: int = Field(0, ge=0)
+    gradient_checkpointing: bool = False
     threads: int = Field(1, ge=1)
     cohort: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
 

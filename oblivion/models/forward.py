@@ -18,10 +18,11 @@ def _plain(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _head_is_linear(model: Any) -> bool:
-    """Whether head(decoder(x)) is the model's logits; models that scale or cap their logits say no."""
+def head_is_linear(model: Any) -> bool:
+    """Whether head(decoder(x)) is the model's logits, seen by trying once; models that scale or cap them say no."""
     import torch
 
+    model = _plain(model)
     known = getattr(model, "_oblivion_linear_head", None)
     if known is None:
         decoder, head = model.get_decoder(), model.get_output_embeddings()
@@ -65,7 +66,7 @@ def answer_logits(
 
     plain = _plain(model)
     inputs = {"input_ids": ids, "attention_mask": mask} | ({} if places is None else {"position_ids": places})
-    if _head_is_linear(plain):
+    if head_is_linear(plain):
         hidden = plain.get_decoder()(**inputs, use_cache=False).last_hidden_state
         logits: Tensor = plain.get_output_embeddings()(hidden[rows, positions])
     else:

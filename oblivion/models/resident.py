@@ -56,7 +56,7 @@ class ResidentModel:
         settings = peft.LoraConfig(
             r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
         )
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing", category=FutureWarning)
         try:
             self.model = peft.get_peft_model(base.model, settings)
         except ValueError as error:
@@ -129,6 +129,29 @@ class ResidentModel:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(adapter[name])
+
+    @contextlib.contextmanager
+    def training(self, checkpointing: bool = False) -> Iterator[None]:
+        """Training mode for a while; with `checkpointing`, activations are computed again in the backward pass.
+
+        Raises
+        ------
+        ConfigError
+            If the model's layers cannot be checkpointed.
+        """
+        was_training = self.model.training
+        if checkpointing:
+            try:
+                self.base.model.gradient_checkpointing_enable({"use_reentrant": False})
+            except ValueError as error:
+                raise ConfigError(f"train.gradient-checkpointing: {error}") from None
+        self.model.train()
+        try:
+            yield
+        finally:
+            self.model.train(was_training)
+            if checkpointing:
+                self.base.model.gradient_checkpointing_disable()
 
     @contextlib.contextmanager
     def merged(self) -> Iterator[Any]:

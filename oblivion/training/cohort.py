@@ -67,7 +67,6 @@ def _one_by_one(
         try:
             updates.append(train_client(resident, start, task, objective, settings, info))
         except (OblivionError, RuntimeError, ValueError) as error:
-            resident.model.eval()
             reason, _, _ = str(error).strip().partition("\n")
             failures[task.client_id] = f"{type(error).__name__}: {reason}"
     return updates, failures

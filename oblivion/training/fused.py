@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from oblivion.config import TrainConfig
 from oblivion.data.tokens import TokenRow
-from oblivion.models.forward import answer_logits
+from oblivion.models.forward import answer_logits, head_is_linear
 from oblivion.models.resident import ResidentModel
 from oblivion.objectives.terms import Objective, Role, Term
 from oblivion.training.arena import Arena
@@ -87,9 +87,8 @@ def train_fused(
     flat = torch.cat([start[name].reshape(-1) for name in arena.shapes]).to(arena.values)
     there: dict[int, _Visit] = {}
     done: dict[str, ClientUpdate] = {}
-    was_training = resident.model.training
-    resident.model.train()
-    try:
+    head_is_linear(resident.model)  # asked here: within the fused layers the one sequence it tries belongs to nobody
+    with resident.training(settings.gradient_checkpointing):
         while True:
             running: dict[int, list[Rows]] = {}
             for row in range(arena.values.shape[0]):
@@ -110,8 +109,6 @@ def train_fused(
                 break
             _step(resident, start, arena, running, there, objective)
             arena.step(sorted(running), flat)
-    finally:
-        resident.model.train(was_training)
     return [done[task.client_id] for task in tasks]
 
 
@@ -140,10 +137,10 @@ def _step(
                 reference = {role: _reference(resident, start, stacked) for role, stacked in batches.items()}
             with _rows(resident, arena, group):
                 logits = {role: _logits(resident, stacked) for role, stacked in batches.items()}
-            answers = {role: stacked.batch.answers for role, stacked in batches.items()}
-            terms = objective.loss(logits, answers, reference)
-            losses = _losses(terms, batches, [counts[row] for row in group])
-            losses.sum().backward()  # type: ignore[no-untyped-call]
+                answers = {role: stacked.batch.answers for role, stacked in batches.items()}
+                terms = objective.loss(logits, answers, reference)
+                losses = _losses(terms, batches, [counts[row] for row in group])
+                losses.sum().backward()  # type: ignore[no-untyped-call]
             for row, loss in zip(group, losses.tolist(), strict=True):
                 totals[row] += loss
                 count = sum(len(line.ids) for role in chosen for line in own[row][role])
@@ -220,7 +217,8 @@ def _rows(resident: ResidentModel, arena: Arena, rows: Sequence[int]) -> Iterato
         a, b = (arena.parameters[f"{name}.{part}.weight"] for part in ("lora_A", "lora_B"))
         if not everything:
             a, b = a.index_select(0, chosen), b.index_select(0, chosen)
-        module.forward = _fused_forward(module.base_layer, a, b, module.scaling["default"])
+        precision = module.base_layer.weight.dtype  # the arena's own numbers stay in fp32
+        module.forward = _fused_forward(module.base_layer, a.to(precision), b.to(precision), module.scaling["default"])
         patched.append(module)
     try:
         yield
@@ -237,11 +235,7 @@ def _fused_forward(base: Any, a: Tensor, b: Tensor, scaling: float) -> Any:
 
     def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
         y: Tensor = base(x)
-        flat = x.to(a.dtype).reshape(a.shape[0], -1, x.shape[-1])
-        low = torch.bmm(flat, transposed_a)
-        if y.dtype == a.dtype:
-            flat_y = y.reshape(a.shape[0], -1, y.shape[-1])
-            return torch.baddbmm(flat_y, low, transposed_b, alpha=scaling).view_as(y)
-        return y + (torch.bmm(low, transposed_b) * scaling).view_as(y).to(y.dtype)
+        low = torch.bmm(x.reshape(a.shape[0], -1, x.shape[-1]), transposed_a)
+        return torch.baddbmm(y.reshape(a.shape[0], -1, y.shape[-1]), low, transposed_b, alpha=scaling).view_as(y)
 
     return forward

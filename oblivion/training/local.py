@@ -142,9 +142,8 @@ def train_client(
     needs_reference = "reference" in objective.needs
     losses: list[float] = []
     tokens = 0
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), resident.training(settings.gradient_checkpointing):
         torch.manual_seed(derive_seed(info.seed, "dropout", info.round, task.client_id))
-        resident.model.train()
         for step in micro_batches(task, settings, info):
             micros = [{role: collate(rows, pad_id, device) for role, rows in micro.items()} for micro in step]
             counts = denominators(step, objective)
@@ -163,7 +162,6 @@ def train_client(
             torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
             optimizer.step()
             losses.append(total)
-        resident.model.eval()
     optimizer.zero_grad(set_to_none=True)
     after = resident.read()
     return visit_update(task, info, {name: after[name] - start[name] for name in names}, losses, tokens)

@@ -114,6 +114,15 @@ def test_every_objective_gives_what_one_by_one_gives(
         assert one.metrics["loss"] == pytest.approx(other.metrics["loss"], abs=1e-9)
 
 
+def test_a_model_that_was_never_used_trains_its_first_cohort_together(micro_model: Path, single: ResidentModel) -> None:
+    fresh = ResidentModel(load_base(ModelConfig(name=str(micro_model))), LoraConfig(rank=4, alpha=8))
+    settings, start = TrainConfig(batch_size=4, local_epochs=1), start_of(single)
+    updates, _ = train_cohort(fresh, start, learning((4, 4, 4)), LM, settings, INFO)
+    again, _ = train_cohort(fresh, start, learning((4, 4, 4)), LM, settings, INFO)
+    assert [update.metrics["together"] for update in updates] == [3.0, 3.0, 3.0]
+    assert farthest(updates, again) == 0.0
+
+
 def test_gradients_to_ten_digits(double: ResidentModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """One step of plain SGD with rate 1 and no clipping: the update is the negative gradient."""
     settings = TrainConfig(batch_size=4, local_epochs=1, optimizer="sgd", learning_rate=1.0, clip_norm=1e9)
@@ -132,6 +141,53 @@ def test_gradients_to_ten_digits(double: ResidentModel, monkeypatch: pytest.Monk
         assert update.steps == 1
         for name, tensor in update.delta.items():
             torch.testing.assert_close(-tensor, gradients[row][name], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["lm", "npo"])
+def test_checkpointed_activations_change_nothing_and_are_fewer(double: ResidentModel, name: str) -> None:
+    objective, start = objective_from(name, {}), start_of(double)
+    tasks = learning() if name == "lm" else forgetting()
+    settings = TrainConfig(batch_size=4, local_epochs=1, learning_rate=1e-3)
+    frugal = settings.model_copy(update={"gradient_checkpointing": True})
+    kept = {}
+
+    def run(chosen: TrainConfig) -> list[ClientUpdate]:
+        size = 0
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal size
+            size += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            updates = train_fused(double, start, tasks, objective, chosen, INFO, 3)
+        kept[chosen.gradient_checkpointing] = size
+        return updates
+
+    assert farthest(run(settings), run(frugal)) < 1e-12
+    alone = [train_client(double, start, task, objective, frugal, INFO) for task in tasks]
+    assert farthest(run(settings), alone) < 1e-9
+    assert kept[True] < kept[False] / 2
+    assert not double.base.model.is_gradient_checkpointing and not double.model.training
+
+
+def test_bfloat16_has_masters_in_float32(micro_model: Path, single: ResidentModel) -> None:
+    """The forward pass runs in bf16 alone; what is stepped and sent is finer than bf16 could hold."""
+    settings = TrainConfig(batch_size=4, local_epochs=2, optimizer="sgd", learning_rate=1e-4, clip_norm=1e9)
+    half = ResidentModel(load_base(ModelConfig(name=str(micro_model), dtype="bfloat16")), LoraConfig(rank=4, alpha=8))
+    assert {p.dtype for p in half.parameters.values()} == {torch.float32}
+    assert {p.dtype for p in half.base.model.parameters() if not p.requires_grad} == {torch.bfloat16}
+    start, seen = start_of(single), set()
+    layer = next(iter(half.lora_layers().values())).base_layer
+    hook = layer.register_forward_hook(lambda module, inputs, output: seen.add((inputs[0].dtype, output.dtype)))
+    coarse = train_fused(half, start, learning(), LM, settings, INFO, 3)
+    hook.remove()
+    assert seen == {(torch.bfloat16, torch.bfloat16)}
+    fine = train_fused(single, start, learning(), LM, settings, INFO, 3)
+    for one, other in zip(coarse, fine, strict=True):
+        a, b = (torch.cat([t.flatten() for t in update.delta.values()]) for update in (one, other))
+        assert float(torch.cosine_similarity(a, b, dim=0)) > 0.99
+        assert 0 < float(a.abs().max()) < 2**-9 * max(float(t.abs().max()) for t in start.values())
 
 
 def test_a_row_steps_as_adamw_does() -> None:
