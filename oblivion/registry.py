@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from functools import cached_property
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -34,7 +35,9 @@ class Registry:
         self.kind = kind
         self._builtin = dict(table)
 
-    def _table(self) -> dict[str, str]:
+    @cached_property
+    def _table(self) -> Mapping[str, str]:
+        """Installed packages are looked through once: parts are asked for in every message."""
         table = dict(self._builtin)
         for entry in entry_points(group=f"oblivion.{self.kind}s"):
             if entry.name in table:
@@ -47,7 +50,7 @@ class Registry:
 
     def names(self) -> list[str]:
         """All known names, sorted."""
-        return sorted(self._table())
+        return sorted(self._table)
 
     def get(self, name: str) -> Any:
         """Import and return the implementation called `name`.
@@ -57,7 +60,7 @@ class Registry:
         ConfigError
             If there is no such name; the message lists the known ones and the nearest.
         """
-        table = self._table()
+        table = self._table
         if name not in table:
             raise ConfigError(f"unknown {self.kind} '{name}'; {nearest(name, table)}")
         module, _, attribute = table[name].partition(":")

@@ -114,10 +114,9 @@ def tree_logits(model: Any, trees: Sequence[Tree], pad_id: int) -> tuple[Tensor,
     ids, target = ids.to(device), torch.tensor(labels, device=device)
     asked = (torch.tensor(rows, device=device), torch.tensor(positions, device=device))
     if all(len(tree.answers) == 1 for tree in trees):
-        # Padding is on the right, where a causal model never looks: without a mask attention is cheaper.
-        return answer_logits(model, ids, torch.ones_like(ids), *asked), target
+        return answer_logits(model, ids, *asked), target
     mask = _mask(branch.to(device), model.dtype)
-    return answer_logits(model, ids, mask, *asked, places=places.to(device)), target
+    return answer_logits(model, ids, *asked, mask, places.to(device)), target
 
 
 def _mask(branch: Tensor, dtype: Any) -> Tensor:

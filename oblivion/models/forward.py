@@ -40,7 +40,12 @@ def head_is_linear(model: Any) -> bool:
 
 
 def answer_logits(
-    model: Any, ids: Tensor, mask: Tensor, rows: Tensor, positions: Tensor, places: Tensor | None = None
+    model: Any,
+    ids: Tensor,
+    rows: Tensor,
+    positions: Tensor,
+    mask: Tensor | None = None,
+    places: Tensor | None = None,
 ) -> Tensor:
     """Logits of a causal LM at chosen positions.
 
@@ -50,10 +55,11 @@ def answer_logits(
         Any causal LM.
     ids : Tensor (B, L) int64
         Right-padded token ids.
-    mask : Tensor (B, L) int64 or (B, 1, L, L)
-        Their attention mask, or what is added to the attention scores.
     rows, positions : Tensor (T,) int64
         Where logits are wanted: row and position in the row.
+    mask : Tensor (B, 1, L, L), optional
+        What is added to the attention scores; by default every token sees those before it, which is right for
+        padding on the right, and cheaper.
     places : Tensor (B, L) int64, optional
         Position ids; by default 0, 1, 2, ...
 

@@ -49,7 +49,7 @@ class Arena:
         self.values, self.gradients, self.first, self.second = (
             torch.zeros((rows, size), dtype=first.dtype, device=first.device) for _ in range(4)
         )
-        self.steps = [0] * rows
+        self.steps = torch.zeros(rows, device=first.device)
         self.parameters: dict[str, Any] = {}
         offset = 0
         for name, shape in self.shapes.items():
@@ -85,33 +85,34 @@ class Arena:
             The flat global adapter, for the proximal term.
         """
         import torch
+        from torch.optim.adamw import adamw
 
         settings = self.settings
         with torch.no_grad():
-            chosen = torch.tensor(rows, device=self.values.device)
-            values, gradients = self.values[chosen], self.gradients[chosen]
             if settings.proximal_mu and start is not None:
-                gradients.add_(values - start, alpha=settings.proximal_mu)
-            norms = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)
-            gradients.mul_((settings.clip_norm / (norms + _CLIP_EPS)).clamp(max=1.0))
-            for row in rows:
-                self.steps[row] += 1
+                self.gradients.add_(self.values - start, alpha=settings.proximal_mu)
+            norms = torch.linalg.vector_norm(self.gradients, dim=1, keepdim=True)
+            self.gradients.mul_((settings.clip_norm / (norms + _CLIP_EPS)).clamp_(max=1.0))
+            values, gradients = ([part[row] for row in rows] for part in (self.values, self.gradients))
             if settings.optimizer == "sgd":
                 if settings.weight_decay:
-                    gradients.add_(values, alpha=settings.weight_decay)
-                values.sub_(gradients, alpha=settings.learning_rate)
+                    torch._foreach_add_(gradients, values, alpha=settings.weight_decay)
+                torch._foreach_add_(values, gradients, alpha=-settings.learning_rate)
             else:
-                self._adamw(chosen, rows, values, gradients)
-            self.values[chosen] = values
+                adamw(
+                    values,
+                    gradients,
+                    [self.first[row] for row in rows],
+                    [self.second[row] for row in rows],
+                    [],
+                    [self.steps[row] for row in rows],
+                    fused=True,
+                    amsgrad=False,
+                    beta1=_BETA1,
+                    beta2=_BETA2,
+                    lr=settings.learning_rate,
+                    weight_decay=settings.weight_decay,
+                    eps=_EPS,
+                    maximize=False,
+                )
             self.gradients.zero_()
-
-    def _adamw(self, chosen: Tensor, rows: Sequence[int], values: Tensor, gradients: Tensor) -> None:
-        rate, decay = self.settings.learning_rate, self.settings.weight_decay
-        first = self.first[chosen].lerp_(gradients, 1 - _BETA1)
-        second = self.second[chosen].mul_(_BETA2).addcmul_(gradients, gradients, value=1 - _BETA2)
-        self.first[chosen], self.second[chosen] = first, second
-        counts = [self.steps[row] for row in rows]
-        scale = values.new_tensor([[math.sqrt(1 - _BETA2**count)] for count in counts])
-        step = values.new_tensor([[rate / (1 - _BETA1**count)] for count in counts])
-        values.mul_(1 - rate * decay)
-        values.sub_(step * first / (second.sqrt() / scale + _EPS))

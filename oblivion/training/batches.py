@@ -43,23 +43,20 @@ class PaddedBatch:
 
     Attributes
     ----------
-    ids, mask : Tensor (B, L) int64
-        Token ids and attention mask.
+    ids : Tensor (B, L) int64
+        Token ids. There is no mask: padding is on the right, where a causal model never looks.
     positions : Tensor (T,) int64
         Position from which each label is predicted (label position - 1).
     answers : Answers
         The T labels and their rows.
+    tokens : int
+        Tokens without padding.
     """
 
     ids: Tensor
-    mask: Tensor
     positions: Tensor
     answers: Answers
-
-    @property
-    def tokens(self) -> int:
-        """Tokens forwarded, without padding."""
-        return int(self.mask.sum())
+    tokens: int
 
 
 def collate(rows: Sequence[TokenRow], pad_id: int, device: Any = "cpu") -> PaddedBatch:
@@ -68,18 +65,17 @@ def collate(rows: Sequence[TokenRow], pad_id: int, device: Any = "cpu") -> Padde
 
     length = max(len(row.ids) for row in rows)
     ids = torch.full((len(rows), length), pad_id)
-    mask = torch.zeros_like(ids)
     positions: list[int] = []
     labels: list[int] = []
     owners: list[int] = []
     for index, row in enumerate(rows):
         ids[index, : len(row.ids)] = torch.tensor(row.ids)
-        mask[index, : len(row.ids)] = 1
         positions += range(row.prompt_length - 1, len(row.ids) - 1)
         labels += row.labels
         owners += [index] * len(row.labels)
     answers = Answers(torch.tensor(labels, device=device), torch.tensor(owners, device=device), len(rows))
-    return PaddedBatch(ids.to(device), mask.to(device), torch.tensor(positions, device=device), answers)
+    tokens = sum(len(row.ids) for row in rows)
+    return PaddedBatch(ids.to(device), torch.tensor(positions, device=device), answers, tokens)
 
 
 def epochs(

@@ -9,7 +9,6 @@ given to the next client as soon as its client has ended. The same idea serves m
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from oblivion.objectives.terms import Objective, Role, Term
 from oblivion.training.arena import Arena
 from oblivion.training.batches import PaddedBatch, collate
 from oblivion.training.local import LocalTask, Rows, denominators, micro_batches, visit_update
+from oblivion.training.lora_linear import lora_linear
 from oblivion.types import Adapter, ClientUpdate, RoundInfo
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def train_fused(
     there: dict[int, _Visit] = {}
     done: dict[str, ClientUpdate] = {}
     head_is_linear(resident.model)  # asked here: within the fused layers the one sequence it tries belongs to nobody
-    with resident.training(settings.gradient_checkpointing):
+    with resident.training(settings.gradient_checkpointing), _Adapters(resident, arena, start) as adapters:
         while True:
             running: dict[int, list[Rows]] = {}
             for row in range(arena.values.shape[0]):
@@ -107,25 +107,26 @@ def train_fused(
                     running[row] = micros
             if not running:
                 break
-            _step(resident, start, arena, running, there, objective)
+            _step(resident, adapters, running, there, objective)
             arena.step(sorted(running), flat)
     return [done[task.client_id] for task in tasks]
 
 
 def _step(
     resident: ResidentModel,
-    start: Adapter,
-    arena: Arena,
+    adapters: _Adapters,
     running: Mapping[int, list[Rows]],
     there: Mapping[int, _Visit],
     objective: Objective,
 ) -> None:
     """One optimizer step's gradients for every running client, micro-batch by micro-batch."""
+    import torch
+
     rows = sorted(running)
     counts = {row: denominators(running[row], objective) for row in rows}
     totals = dict.fromkeys(rows, 0.0)
     pad = resident.tokenizer.pad_token_id
-    device = arena.values.device
+    device = adapters.device
     needs_reference = "reference" in objective.needs
     for index in range(max(len(micros) for micros in running.values())):
         own = {row: micros[index] for row, micros in running.items() if index < len(micros)}
@@ -134,13 +135,15 @@ def _step(
             batches = {role: _Stacked.of([own[row][role] for row in group], pad, device) for role in chosen}
             reference = {}
             if needs_reference:
-                reference = {role: _reference(resident, start, stacked) for role, stacked in batches.items()}
-            with _rows(resident, arena, group):
-                logits = {role: _logits(resident, stacked) for role, stacked in batches.items()}
-                answers = {role: stacked.batch.answers for role, stacked in batches.items()}
-                terms = objective.loss(logits, answers, reference)
-                losses = _losses(terms, batches, [counts[row] for row in group])
-                losses.sum().backward()  # type: ignore[no-untyped-call]
+                adapters.use_reference()
+                with torch.no_grad():
+                    reference = {role: _logits(resident, stacked) for role, stacked in batches.items()}
+            adapters.use(group)
+            logits = {role: _logits(resident, stacked) for role, stacked in batches.items()}
+            answers = {role: stacked.batch.answers for role, stacked in batches.items()}
+            terms = objective.loss(logits, answers, reference)
+            losses = _losses(terms, batches, [counts[row] for row in group])
+            losses.sum().backward()  # type: ignore[no-untyped-call]
             for row, loss in zip(group, losses.tolist(), strict=True):
                 totals[row] += loss
                 count = sum(len(line.ids) for role in chosen for line in own[row][role])
@@ -175,20 +178,7 @@ class _Stacked:
 
 def _logits(resident: ResidentModel, stacked: _Stacked) -> Tensor:
     batch = stacked.batch
-    return answer_logits(resident.model, batch.ids, batch.mask, batch.answers.rows, batch.positions)
-
-
-def _reference(resident: ResidentModel, start: Adapter, stacked: _Stacked) -> Tensor:
-    """Logits of the global adapter, which is the reference of every client: one more adapter, never one more model."""
-    import torch
-
-    training = resident.model.training
-    resident.model.eval()
-    resident.write(start)
-    with torch.no_grad():
-        logits = _logits(resident, stacked)
-    resident.model.train(training)
-    return logits
+    return answer_logits(resident.model, batch.ids, batch.answers.rows, batch.positions)
 
 
 def _losses(
@@ -205,37 +195,55 @@ def _losses(
     return torch.stack(parts).sum(0)
 
 
-@contextlib.contextmanager
-def _rows(resident: ResidentModel, arena: Arena, rows: Sequence[int]) -> Iterator[None]:
-    """Let every LoRA layer send the sequences of client i through row ``rows[i]`` of the arena."""
-    import torch
+class _Adapters:
+    """While it is entered, every LoRA layer sends each client's sequences through that client's row of the arena.
 
-    everything = list(rows) == list(range(arena.values.shape[0]))
-    chosen = torch.tensor(rows, device=arena.values.device)
-    patched = []
-    for name, module in resident.lora_layers().items():
-        a, b = (arena.parameters[f"{name}.{part}.weight"] for part in ("lora_A", "lora_B"))
-        if not everything:
-            a, b = a.index_select(0, chosen), b.index_select(0, chosen)
-        precision = module.base_layer.weight.dtype  # the arena's own numbers stay in fp32
-        module.forward = _fused_forward(module.base_layer, a.to(precision), b.to(precision), module.scaling["default"])
-        patched.append(module)
-    try:
-        yield
-    finally:
-        for module in patched:
+    The reference of every client is the global adapter: one more adapter on the same base, never one more model.
+    """
+
+    def __init__(self, resident: ResidentModel, arena: Arena, start: Adapter) -> None:
+        self.device = arena.values.device
+        self._rows: Sequence[int] | None = None
+        self._count = arena.values.shape[0]
+        self._layers = resident.lora_layers()
+        self._own: dict[str, tuple[Tensor, Tensor]] = {}
+        self._reference: dict[str, tuple[Tensor, Tensor]] = {}
+        self._now: dict[str, tuple[Tensor, Tensor]] = {}
+        for layer, module in self._layers.items():
+            names = [f"{layer}.{part}.weight" for part in ("lora_A", "lora_B")]
+            self._own[layer] = (arena.parameters[names[0]], arena.parameters[names[1]])
+            a, b = (start[name].to(module.base_layer.weight)[None] for name in names)
+            self._reference[layer] = (a, b)
+
+    def __enter__(self) -> _Adapters:
+        for layer, module in self._layers.items():
+            module.forward = self._forward(layer, module.base_layer, module.scaling["default"])
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for module in self._layers.values():
             del module.forward
 
+    def use_reference(self) -> None:
+        """All sequences go through the global adapter."""
+        self._now = self._reference
 
-def _fused_forward(base: Any, a: Tensor, b: Tensor, scaling: float) -> Any:
-    """``y = W x + scaling B_k A_k x`` for K clients' sequences, client after client along the first axis."""
-    import torch
+    def use(self, rows: Sequence[int]) -> None:
+        """The sequences of client i, which lie client after client, go through row ``rows[i]`` of the arena."""
+        import torch
 
-    transposed_a, transposed_b = a.transpose(1, 2), b.transpose(1, 2)
+        self._now = {}
+        chosen = None if list(rows) == list(range(self._count)) else torch.tensor(rows, device=self.device)
+        for layer, (a, b) in self._own.items():
+            if chosen is not None:
+                a, b = a.index_select(0, chosen), b.index_select(0, chosen)
+            precision = self._layers[layer].base_layer.weight.dtype  # the arena's own numbers stay in fp32
+            self._now[layer] = (a.to(precision), b.to(precision))
 
-    def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
-        y: Tensor = base(x)
-        low = torch.bmm(x.reshape(a.shape[0], -1, x.shape[-1]), transposed_a)
-        return torch.baddbmm(y.reshape(a.shape[0], -1, y.shape[-1]), low, transposed_b, alpha=scaling).view_as(y)
+    def _forward(self, layer: str, base: Any, scaling: float) -> Any:
+        def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
+            a, b = self._now[layer]
+            y: Tensor = lora_linear(x, base.weight, base.bias, a, b, scaling)
+            return y
 
-    return forward
+        return forward

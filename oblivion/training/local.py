@@ -72,7 +72,7 @@ def micro_batches(task: LocalTask, settings: TrainConfig, info: RoundInfo) -> It
 
 def _logits(resident: ResidentModel, micro: Micro) -> dict[Role, Tensor]:
     return {
-        role: answer_logits(resident.model, batch.ids, batch.mask, batch.answers.rows, batch.positions)
+        role: answer_logits(resident.model, batch.ids, batch.answers.rows, batch.positions)
         for role, batch in micro.items()
     }
 

@@ -25,12 +25,12 @@ def test_collate_by_hand() -> None:
     # Row 0: prompt 5 6, answer 7 8 (predicted at positions 1 and 2). Row 1: prompt 5, answer 9 (at position 0).
     batch = collate([TokenRow((5, 6, 7, 8), 2), TokenRow((5, 9), 1)], pad_id=0)
     assert batch.ids.tolist() == [[5, 6, 7, 8], [5, 9, 0, 0]]
-    assert batch.mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert batch.tokens == 6
     assert batch.positions.tolist() == [1, 2, 0]
     assert batch.answers.labels.tolist() == [7, 8, 9]
     assert batch.answers.rows.tolist() == [0, 0, 1]
     assert batch.answers.size == 2 and batch.tokens == 6
-    assert {t.dtype for t in (batch.ids, batch.mask, batch.positions, batch.answers.labels)} == {torch.int64}
+    assert {t.dtype for t in (batch.ids, batch.positions, batch.answers.labels)} == {torch.int64}
 
 
 def test_labels_are_the_token_after_their_position() -> None:
@@ -42,7 +42,7 @@ def test_labels_are_the_token_after_their_position() -> None:
 
 def test_padding_that_is_eos_is_still_masked() -> None:
     batch = collate([TokenRow((5, 6, 2), 1), TokenRow((5, 2), 1)], pad_id=2)
-    assert batch.mask.tolist() == [[1, 1, 1], [1, 1, 0]] and batch.answers.labels.tolist() == [6, 2, 2]
+    assert batch.tokens == 5 and batch.answers.labels.tolist() == [6, 2, 2]
 
 
 def test_every_pass_sees_every_row_once() -> None:

@@ -209,7 +209,7 @@ def test_a_row_steps_as_adamw_does() -> None:
         arena.step([0, 1] if step >= 2 else [1], None)
     for name, tensor in arena.read(1).items():
         torch.testing.assert_close(tensor, mine[name].detach(), rtol=0, atol=1e-14)
-    assert arena.steps == [3, 5]
+    assert arena.steps.tolist() == [3, 5]
 
 
 def test_a_slot_is_filled_again_as_soon_as_its_client_ends(
