@@ -62,7 +62,6 @@ class ResidentModel:
         except ValueError as error:
             raise ConfigError(f"lora.targets = {targets!r}: {str(error).splitlines()[0]}") from None
         self.model.eval()
-        self._lora_layers = {n: module for n, module in self.model.named_modules() if hasattr(module, "lora_A")}
         trainable = ((n.replace(".default.", "."), p) for n, p in self.model.named_parameters() if p.requires_grad)
         self.parameters: dict[str, Parameter] = dict(sorted(trainable))
         odd = [name for name in self.parameters if ".lora_A." not in name and ".lora_B." not in name]
@@ -89,9 +88,10 @@ class ResidentModel:
         """Where the model is: ``"cpu"`` or ``"cuda"``."""
         return str(next(iter(self.parameters.values())).device.type)
 
+    @functools.cached_property
     def lora_layers(self) -> dict[str, Any]:
         """The layers that carry an adapter, by the name that their tensors begin with."""
-        return self._lora_layers
+        return {name: module for name, module in self.model.named_modules() if hasattr(module, "lora_A")}
 
     def initial_adapter(self, seed: int) -> Adapter:
         """The adapter before any training: A uniform as in Hu et al. (2021), B zero.

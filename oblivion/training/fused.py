@@ -37,7 +37,7 @@ def fusible(resident: ResidentModel) -> str | None:
 
     if any(config.lora_dropout for config in resident.model.peft_config.values()):
         return "lora.dropout is above 0, and its masks would depend on the neighbours"
-    for name, module in resident.lora_layers().items():
+    for name, module in resident.lora_layers.items():
         if type(module) is not Linear or type(module.base_layer) is not torch.nn.Linear:
             return f"layer {name} is not a plain linear layer"
     return None
@@ -205,7 +205,7 @@ class _Adapters:
         self.device = arena.values.device
         self._rows: Sequence[int] | None = None
         self._count = arena.values.shape[0]
-        self._layers = resident.lora_layers()
+        self._layers = resident.lora_layers
         self._own: dict[str, tuple[Tensor, Tensor]] = {}
         self._reference: dict[str, tuple[Tensor, Tensor]] = {}
         self._now: dict[str, tuple[Tensor, Tensor]] = {}

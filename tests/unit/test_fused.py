@@ -178,7 +178,7 @@ def test_bfloat16_has_masters_in_float32(micro_model: Path, single: ResidentMode
     assert {p.dtype for p in half.parameters.values()} == {torch.float32}
     assert {p.dtype for p in half.base.model.parameters() if not p.requires_grad} == {torch.bfloat16}
     start, seen = start_of(single), set()
-    layer = next(iter(half.lora_layers().values())).base_layer
+    layer = next(iter(half.lora_layers.values())).base_layer
     hook = layer.register_forward_hook(lambda module, inputs, output: seen.add((inputs[0].dtype, output.dtype)))
     coarse = train_fused(half, start, learning(), LM, settings, INFO, 3)
     hook.remove()
@@ -241,10 +241,10 @@ def test_who_fails_to_be_finite_fails_alone(single: ResidentModel, monkeypatch: 
 
 
 def test_the_model_is_left_as_it_was(single: ResidentModel) -> None:
-    before = {name: module.forward for name, module in single.lora_layers().items()}
+    before = {name: module.forward for name, module in single.lora_layers.items()}
     train_fused(single, start_of(single), learning(), LM, TrainConfig(batch_size=4), INFO, 3)
-    after = {name: module.forward for name, module in single.lora_layers().items()}
-    assert all("forward" not in vars(module) for module in single.lora_layers().values())
+    after = {name: module.forward for name, module in single.lora_layers.items()}
+    assert all("forward" not in vars(module) for module in single.lora_layers.values())
     assert before.keys() == after.keys() and not single.model.training
     assert all(p.grad is None for p in single.parameters.values())
 
