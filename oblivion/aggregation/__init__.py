@@ -4,6 +4,16 @@ from oblivion.registry import Registry
 
 aggregators = Registry(
     "aggregator",
-    {"fedadam": "oblivion.aggregation.fedadam:FedAdam", "fedavg": "oblivion.aggregation.fedavg:FedAvg"},
+    {
+        "bulyan": "oblivion.aggregation.bulyan:Bulyan",
+        "clipped_mean": "oblivion.aggregation.clipped_mean:ClippedMean",
+        "fedadam": "oblivion.aggregation.fedadam:FedAdam",
+        "fedavg": "oblivion.aggregation.fedavg:FedAvg",
+        "geometric_median": "oblivion.aggregation.geometric_median:GeometricMedian",
+        "krum": "oblivion.aggregation.krum:Krum",
+        "median": "oblivion.aggregation.median:Median",
+        "multi_krum": "oblivion.aggregation.multi_krum:MultiKrum",
+        "trimmed_mean": "oblivion.aggregation.trimmed_mean:TrimmedMean",
+    },
 )
 schemes = Registry("scheme", {"fedit": "oblivion.aggregation.scheme_fedit:FedIT"})
