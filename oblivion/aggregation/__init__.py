@@ -7,8 +7,11 @@ aggregators = Registry(
     {
         "bulyan": "oblivion.aggregation.bulyan:Bulyan",
         "clipped_mean": "oblivion.aggregation.clipped_mean:ClippedMean",
+        "fedadagrad": "oblivion.aggregation.fedadagrad:FedAdagrad",
         "fedadam": "oblivion.aggregation.fedadam:FedAdam",
         "fedavg": "oblivion.aggregation.fedavg:FedAvg",
+        "fedavgm": "oblivion.aggregation.fedavgm:FedAvgM",
+        "fedyogi": "oblivion.aggregation.fedyogi:FedYogi",
         "geometric_median": "oblivion.aggregation.geometric_median:GeometricMedian",
         "krum": "oblivion.aggregation.krum:Krum",
         "median": "oblivion.aggregation.median:Median",

@@ -10,17 +10,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 from flwr.supercore.task_identity import TaskIdentity
 from rule_rounds import arrays, flat, info, one, random_round, start, update, value
 
 from oblivion.aggregation.bulyan import Bulyan
+from oblivion.aggregation.fedadagrad import FedAdagrad
+from oblivion.aggregation.fedadam import FedAdam
+from oblivion.aggregation.fedavgm import FedAvgM
+from oblivion.aggregation.fedyogi import FedYogi
 from oblivion.aggregation.krum import Krum
 from oblivion.aggregation.median import Median
 from oblivion.aggregation.multi_krum import MultiKrum
 from oblivion.aggregation.trimmed_mean import TrimmedMean
-from oblivion.types import ClientUpdate
+from oblivion.types import ClientUpdate, GlobalState
 
 
 @pytest.fixture(autouse=True)
@@ -124,3 +129,46 @@ def test_bulyan_chooses_again_among_those_that_are_left() -> None:
     # The best five by one score are 2, 4, 8, 9, 11 (median 8; 8, 9, 11). The paper takes the winner out and runs the
     # rule again on the rest: 4, then 11, 9, 1, 2 (median 4; 4, 2, 1).
     assert both(1, 2, 4, 8, 9, 11, 14) == pytest.approx([7 / 3, 28 / 3])
+
+
+@pytest.mark.parametrize(("learning_rate", "momentum"), [(1.0, 0.9), (0.5, 0.7), (1.0, 0.0)])
+def test_fedavgm_is_the_same(learning_rate: float, momentum: float) -> None:
+    ours = FedAvgM(learning_rate=learning_rate, momentum=momentum)
+    theirs = flower.FedAvgM(server_learning_rate=learning_rate, server_momentum=momentum)
+    assert gap(ours, theirs) < SAME
+
+
+ADAPTIVE = [
+    (FedAdagrad(learning_rate=0.05), flower.FedAdagrad, {"eta": 0.05}),
+    (FedYogi(learning_rate=0.05), flower.FedYogi, {"eta": 0.05, "beta_1": 0.9, "beta_2": 0.99}),
+    (FedAdam(learning_rate=0.05), flower.FedAdam, {"eta": 0.05, "beta_1": 0.9, "beta_2": 0.99}),
+]
+
+
+def from_nought(ours: Any) -> dict[str, torch.Tensor]:
+    """The rule's first state, with v at 0 where the paper asks for at least tau^2."""
+    state: GlobalState = start(np.random.default_rng(0))
+    return {name: torch.zeros_like(tensor) for name, tensor in ours.init(state).items()}
+
+
+@pytest.mark.parametrize(("ours", "theirs", "options"), ADAPTIVE[:2], ids=["fedadagrad", "fedyogi"])
+def test_adaptive_rules_differ_in_where_v_starts_and_in_nothing_else(ours: Any, theirs: Any, options: dict) -> None:
+    assert gap(ours, theirs(tau=1e-3, **options), from_nought(ours)) < SAME
+    # Algorithm 2 takes v_{-1} of at least tau^2; from 0 the first step is larger.
+    assert gap(ours, theirs(tau=1e-3, **options)) > 1e-5
+
+
+def test_fedadam_differs_in_a_bias_correction_too() -> None:
+    # The paper's Algorithm 2 has none.
+    ours, theirs, options = ADAPTIVE[2]
+    assert gap(ours, theirs(tau=1e-3, **options), from_nought(ours)) > 1e-3
+
+    class Corrected:
+        """Our rule with the learning rate of each round multiplied by Flower's correction."""
+
+        def apply(self, updates: Any, state: Any, memory: Any, told: Any) -> Any:
+            t = told.round + 1
+            rate = 0.05 * (1 - 0.99**t) ** 0.5 / (1 - 0.9**t)
+            return FedAdam(learning_rate=rate).apply(updates, state, memory, told)
+
+    assert gap(Corrected(), theirs(tau=1e-3, **options), from_nought(ours)) < SAME

@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 
 from oblivion.aggregation.bulyan import Bulyan
 from oblivion.aggregation.clipped_mean import ClippedMean
+from oblivion.aggregation.fedadagrad import FedAdagrad
 from oblivion.aggregation.fedadam import FedAdam
 from oblivion.aggregation.fedavg import FedAvg
+from oblivion.aggregation.fedavgm import FedAvgM
+from oblivion.aggregation.fedyogi import FedYogi
 from oblivion.aggregation.gate import update_norm
 from oblivion.aggregation.geometric_median import GeometricMedian
 from oblivion.aggregation.krum import Krum
@@ -21,7 +24,7 @@ from oblivion.aggregation.trimmed_mean import TrimmedMean
 from oblivion.types import ClientUpdate, GlobalState, RoundInfo
 
 INFO = RoundInfo(branch="main", round=1, rounds=1, population=(), seed=0)
-RULES = [FedAvg(), FedAvg(learning_rate=0.7), FedAdam()]
+RULES = [FedAvg(), FedAvg(learning_rate=0.7), FedAdam(), FedAdagrad(), FedYogi(), FedAvgM()]
 ids = {"ids": lambda rule: repr(rule)}
 
 values = st.lists(st.floats(-100, 100, width=32), min_size=3, max_size=3)
@@ -49,7 +52,7 @@ def flat(state: GlobalState) -> torch.Tensor:
 @pytest.mark.parametrize("rule", RULES, **ids)
 @settings(max_examples=30, deadline=None)
 @given(round=rounds, data=st.data())
-def test_the_order_of_arrival_changes_no_bit(rule: FedAvg | FedAdam, round: list, data: st.DataObject) -> None:
+def test_the_order_of_arrival_changes_no_bit(rule: Aggregator, round: list, data: st.DataObject) -> None:
     updates = make(round)
     one, memory = rule.apply(updates, STATE, rule.init(STATE), INFO)
     two, other = rule.apply(data.draw(st.permutations(updates)), STATE, rule.init(STATE), INFO)
@@ -60,7 +63,7 @@ def test_the_order_of_arrival_changes_no_bit(rule: FedAvg | FedAdam, round: list
 @pytest.mark.parametrize("rule", RULES, **ids)
 @settings(max_examples=30, deadline=None)
 @given(round=rounds, factor=st.integers(2, 50))
-def test_only_the_ratios_of_the_example_counts_matter(rule: FedAvg | FedAdam, round: list, factor: int) -> None:
+def test_only_the_ratios_of_the_example_counts_matter(rule: Aggregator, round: list, factor: int) -> None:
     one, _ = rule.apply(make(round), STATE, rule.init(STATE), INFO)
     scaled = make([(value, n * factor) for value, n in round])
     two, _ = rule.apply(scaled, STATE, rule.init(STATE), INFO)
@@ -111,6 +114,33 @@ def test_the_first_adam_step_has_the_sign_of_the_mean_and_a_bound(
     assert bool((step * gradient >= 0).all())
     assert bool((step.abs() <= (1 - beta1) / (1 - beta2) ** 0.5 + 1e-5).all())
     assert all(bool((moments[f"v/{n}"] >= beta2 * tau**2 * (1 - 1e-6)).all()) for n in mean)
+
+
+@settings(max_examples=50, deadline=None)
+@given(round=rounds, beta2=st.floats(0, 0.99), tau=st.floats(1e-3, 1))
+def test_second_moments_stay_above_nought_and_adagrads_only_grows(round: list, beta2: float, tau: float) -> None:
+    updates = make(round)
+    for rule in (FedAdagrad(tau=tau), FedYogi(beta2=beta2, tau=tau)):
+        state, memory = STATE, rule.init(STATE)
+        for _ in range(3):
+            before = memory
+            state, memory = rule.apply(updates, state, memory, INFO)
+            for name in ("v/a", "v/b"):
+                assert bool((memory[name] >= 0).all())
+                if isinstance(rule, FedAdagrad):
+                    assert bool((memory[name] >= before[name]).all())
+
+
+@settings(max_examples=50, deadline=None)
+@given(round=rounds, momentum=st.floats(0, 0.99), count=st.integers(1, 5))
+def test_equal_rounds_give_a_geometric_sum_of_momentum(round: list, momentum: float, count: int) -> None:
+    rule = FedAvgM(momentum=momentum)
+    state, memory = STATE, rule.init(STATE)
+    for _ in range(count):
+        state, memory = rule.apply(make(round), state, memory, INFO)
+    mean = torch.cat([tensor.reshape(-1) for tensor in mean_update(make(round)).values()])
+    expected = sum(momentum**k for k in range(count)) * mean
+    torch.testing.assert_close(torch.cat([memory["m/a"], memory["m/b"].reshape(-1)]), expected, rtol=1e-5, atol=1e-5)
 
 
 # Whole numbers and powers of two: what a rule compares is then exact, and no tie is broken by rounding.
