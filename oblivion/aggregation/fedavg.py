@@ -4,17 +4,19 @@
 of client models, since ``delta_k = w_k - x`` and the weights sum to one.
 
 Deviations: clients send differences instead of models; a server learning rate, as in Reddi et al. (2021),
-which the paper does not have; the weights are normalised over the clients whose updates were accepted.
+which the paper does not have, and which may follow a schedule; the weights are normalised over the clients whose
+updates were accepted.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from oblivion.aggregation.checks import check_positive
 from oblivion.aggregation.rule import RuleState, mean_update
+from oblivion.aggregation.schedule import Schedule, check_schedule, scheduled
 from oblivion.types import ClientUpdate, GlobalState, RoundInfo
 
 
@@ -26,17 +28,20 @@ class FedAvg:
     ----------
     learning_rate : float, default 1.0
         Server step on the mean update, above 0.
+    schedule : {"constant", "cosine", "linear"}
+        How `learning_rate` changes over the rounds.
     """
 
     learning_rate: float = 1.0
+    schedule: Schedule = "constant"
 
     linear: ClassVar[bool] = True
     state_fields: ClassVar[tuple[str, ...]] = ()
     needs_client_state: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.learning_rate, bool) or not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate = {self.learning_rate!r} is not allowed; it must be above 0 and finite")
+        check_positive("learning_rate", self.learning_rate)
+        check_schedule(self.schedule)
 
     def init(self, state: GlobalState) -> RuleState:
         """Return the empty state: the rule remembers nothing."""
@@ -56,7 +61,7 @@ class FedAvg:
         rule_state : mapping
             Empty.
         info : RoundInfo
-            Not used.
+            Used by the schedule only.
 
         Returns
         -------
@@ -67,9 +72,10 @@ class FedAvg:
 
         if not updates:
             return state, rule_state
+        learning_rate = scheduled(self.learning_rate, self.schedule, info)
         mean = mean_update(updates)
         adapter = {
-            name: state.adapter[name].to(torch.float64).add(mean[name], alpha=self.learning_rate).to(torch.float32)
+            name: state.adapter[name].to(torch.float64).add(mean[name], alpha=learning_rate).to(torch.float32)
             for name in sorted(state.adapter)
         }
         return replace(state, adapter=adapter), rule_state

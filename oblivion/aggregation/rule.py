@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from oblivion.types import Adapter, ClientUpdate, GlobalState, RoundInfo
@@ -66,6 +67,75 @@ class LoraScheme(Protocol):
         ...
 
 
+def ordered(updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
+    """Sort updates by client id, the order in which everything is summed."""
+    return sorted(updates, key=lambda update: update.client_id)
+
+
+def moved(state: GlobalState, step: Mapping[str, Tensor]) -> GlobalState:
+    """Add a step to the adapter.
+
+    Parameters
+    ----------
+    state : GlobalState
+        Where from.
+    step : mapping of str to Tensor
+        For each tensor of the adapter one of its shape, in fp64.
+
+    Returns
+    -------
+    GlobalState
+        With a new adapter, added up in fp64 and cast to fp32 once; all else is the same.
+    """
+    import torch
+
+    adapter = {
+        name: (state.adapter[name].to(torch.float64) + step[name]).to(torch.float32) for name in sorted(state.adapter)
+    }
+    return replace(state, adapter=adapter)
+
+
+def weighted_sum(tensors: Sequence[Adapter], weights: Sequence[float]) -> dict[str, Tensor]:
+    """Sum adapters with a weight each, in the order given.
+
+    Parameters
+    ----------
+    tensors : sequence of Adapter
+        At least one, all with the same names and shapes.
+    weights : sequence of float
+        As many.
+
+    Returns
+    -------
+    dict of str to Tensor
+        ``sum_k weights_k tensors_k`` in fp64.
+    """
+    import torch
+
+    total = {name: torch.zeros_like(t, dtype=torch.float64) for name, t in tensors[0].items()}
+    for one, weight in zip(tensors, weights, strict=True):
+        for name, accumulator in total.items():
+            accumulator.add_(one[name].to(torch.float64), alpha=weight)
+    return total
+
+
+def equal_mean(updates: Sequence[ClientUpdate]) -> dict[str, Tensor]:
+    """Mean of the updates, each counted once whatever its number of examples.
+
+    Parameters
+    ----------
+    updates : sequence of ClientUpdate
+        At least one, each with the same tensor names and shapes; summed by client id.
+
+    Returns
+    -------
+    dict of str to Tensor
+        In fp64.
+    """
+    deltas = [update.delta for update in ordered(updates)]
+    return weighted_sum(deltas, [1 / len(deltas)] * len(deltas))
+
+
 def mean_update(updates: Sequence[ClientUpdate]) -> Adapter:
     """Mean of the updates weighted by their number of examples.
 
@@ -83,11 +153,7 @@ def mean_update(updates: Sequence[ClientUpdate]) -> Adapter:
     """
     import torch
 
-    ordered = sorted(updates, key=lambda update: update.client_id)
-    total = float(sum(update.num_examples for update in ordered))
-    mean = {name: torch.zeros_like(t, dtype=torch.float64) for name, t in ordered[0].delta.items()}
-    for update in ordered:
-        weight = update.num_examples / total
-        for name, accumulator in mean.items():
-            accumulator.add_(update.delta[name].to(torch.float64), alpha=weight)
+    by_id = ordered(updates)
+    total = float(sum(update.num_examples for update in by_id))
+    mean = weighted_sum([u.delta for u in by_id], [u.num_examples / total for u in by_id])
     return {name: tensor.to(torch.float32) for name, tensor in mean.items()}

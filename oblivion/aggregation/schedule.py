@@ -1,0 +1,62 @@
+"""How a server learning rate changes over the rounds of a branch.
+
+The factor depends on the number of the round and on nothing else, so that a replay from the middle finds the same
+one. In round r of R, with ``p = (r - 1) / R``: ``constant`` 1, ``linear`` ``1 - p``, ``cosine`` ``(1 + cos(pi p)) / 2``
+(Loshchilov and Hutter, 2017, "SGDR", equation 5, without restarts and with a minimum of 0). The first round has the
+full rate, and the last one still moves.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, TypeAlias, get_args
+
+from oblivion.errors import FederationError
+from oblivion.types import RoundInfo
+
+Schedule: TypeAlias = Literal["constant", "cosine", "linear"]
+
+
+def check_schedule(schedule: str) -> None:
+    """Refuse a name that is none of the three.
+
+    Raises
+    ------
+    ValueError
+        Naming the value and what is allowed.
+    """
+    if schedule not in get_args(Schedule):
+        raise ValueError(f"schedule = {schedule!r} is not allowed; it must be one of {', '.join(get_args(Schedule))}")
+
+
+def scheduled(learning_rate: float, schedule: Schedule, info: RoundInfo) -> float:
+    """Return the server learning rate of a round.
+
+    Parameters
+    ----------
+    learning_rate : float
+        That of the first round.
+    schedule : str
+        ``constant``, ``cosine`` or ``linear``.
+    info : RoundInfo
+        Which round it is, of how many. Not looked at where the rate is constant.
+
+    Returns
+    -------
+    float
+        Above 0, and at most `learning_rate`.
+
+    Raises
+    ------
+    FederationError
+        If the round is not one of those that the branch has.
+    """
+    if schedule == "constant":
+        return learning_rate
+    if not 1 <= info.round <= info.rounds:
+        raise FederationError(
+            f"round {info.round} is not one of the {info.rounds} rounds of branch '{info.branch}', so that a "
+            f"'{schedule}' learning rate has no value there; use schedule = 'constant'"
+        )
+    past = (info.round - 1) / info.rounds
+    return learning_rate * (1 - past if schedule == "linear" else (1 + math.cos(math.pi * past)) / 2)
