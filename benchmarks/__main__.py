@@ -6,7 +6,7 @@ import importlib
 import json
 import sys
 
-NAMES = ("evaluation", "ledger", "rounds")
+NAMES = ("aggregation", "evaluation", "ledger", "rounds")
 
 
 def main() -> int:

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 from oblivion.types import Adapter, ClientUpdate, GlobalState, RoundInfo
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+_PIECE = 1 << 15
 
 RuleState: TypeAlias = "Mapping[str, Tensor]"
 """What a rule keeps between rounds (momentum, ...), as named tensors so that it can be stored."""
@@ -95,7 +98,9 @@ def moved(state: GlobalState, step: Mapping[str, Tensor]) -> GlobalState:
     return replace(state, adapter=adapter)
 
 
-def weighted_sum(tensors: Sequence[Adapter], weights: Sequence[float]) -> dict[str, Tensor]:
+def weighted_sum(
+    tensors: Sequence[Adapter], weights: Sequence[float], dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
     """Sum adapters with a weight each, in the order given.
 
     Parameters
@@ -104,18 +109,29 @@ def weighted_sum(tensors: Sequence[Adapter], weights: Sequence[float]) -> dict[s
         At least one, all with the same names and shapes.
     weights : sequence of float
         As many.
+    dtype : torch.dtype, optional
+        What the sum is cast to, once; fp64 by default.
 
     Returns
     -------
     dict of str to Tensor
-        ``sum_k weights_k tensors_k`` in fp64.
+        ``sum_k weights_k tensors_k``, summed in fp64.
     """
     import torch
 
-    total = {name: torch.zeros_like(t, dtype=torch.float64) for name, t in tensors[0].items()}
-    for one, weight in zip(tensors, weights, strict=True):
-        for name, accumulator in total.items():
-            accumulator.add_(one[name].to(torch.float64), alpha=weight)
+    total = {
+        name: torch.empty(t.shape, dtype=dtype or torch.float64, device=t.device) for name, t in tensors[0].items()
+    }
+    scratch = torch.empty(2, _PIECE, dtype=torch.float64, device=next(iter(total.values())).device)
+    for name, result in total.items():
+        flat, parts = result.view(-1), [one[name].reshape(-1) for one in tensors]
+        for start in range(0, flat.numel(), _PIECE):  # a piece in fp64 stays in the cache
+            piece = slice(start, min(start + _PIECE, flat.numel()))
+            summed, part = scratch[:, : piece.stop - start]
+            summed.copy_(parts[0][piece]).mul_(weights[0])
+            for values, weight in zip(parts[1:], weights[1:], strict=True):
+                summed.add_(part.copy_(values[piece]), alpha=weight)
+            flat[piece] = summed
     return total
 
 
@@ -155,5 +171,4 @@ def mean_update(updates: Sequence[ClientUpdate]) -> Adapter:
 
     by_id = ordered(updates)
     total = float(sum(update.num_examples for update in by_id))
-    mean = weighted_sum([u.delta for u in by_id], [u.num_examples / total for u in by_id])
-    return {name: tensor.to(torch.float32) for name, tensor in mean.items()}
+    return weighted_sum([u.delta for u in by_id], [u.num_examples / total for u in by_id], torch.float32)
