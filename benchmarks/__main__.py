@@ -6,7 +6,7 @@ import importlib
 import json
 import sys
 
-NAMES = ("aggregation", "evaluation", "ledger", "rounds")
+NAMES = ("aggregation", "evaluation", "gpu", "ledger", "overhead", "rounds", "scaling")
 
 
 def main() -> int:
