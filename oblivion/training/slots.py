@@ -4,12 +4,12 @@ from __future__ import annotations
 
 _ROW_TOKENS = 128
 """Tokens of a row, nominally: the data of this or that client must not decide how others are rounded."""
-_CPU_TOKENS = ((128, 1024), (256, 512))
-"""Up to this width, that many tokens a step pay; beyond, a step is bound by arithmetic and fusing gains nothing
+_CPU_TOKENS = ((128, 4096), (256, 512))
+"""Up to this width, so many tokens a step pay; beyond, a step is bound by arithmetic and fusing gains nothing
 (`python -m benchmarks rounds`, one thread)."""
 _CPU_WIDE_TOKENS = 256
 _GPU_TOKENS = 16384
-_MOST = 64
+_MOST = {"cpu": 8, "cuda": 64}
 
 
 def slots_for(width: int, batch_size: int, device: str) -> int:
@@ -27,4 +27,4 @@ def slots_for(width: int, batch_size: int, device: str) -> int:
     tokens = _GPU_TOKENS
     if device == "cpu":
         tokens = next((budget for most, budget in _CPU_TOKENS if width <= most), _CPU_WIDE_TOKENS)
-    return max(1, min(_MOST, tokens // (batch_size * _ROW_TOKENS)))
+    return max(1, min(_MOST[device], tokens // (batch_size * _ROW_TOKENS)))

@@ -316,7 +316,9 @@ def test_an_error_of_one_client_is_its_own(single: ResidentModel) -> None:
     ("width", "batch", "device", "slots"),
     [
         (64, 1, "cpu", 8),
-        (64, 8, "cpu", 1),
+        (64, 4, "cpu", 8),
+        (64, 8, "cpu", 4),
+        (128, 64, "cpu", 1),
         (256, 1, "cpu", 4),
         (256, 4, "cpu", 1),
         (2048, 1, "cpu", 2),
