@@ -17,6 +17,7 @@ federation.clients-per-round = 4
 federation.joins.client-2 = 2
 train.local-epochs = 1
 train.batch-size = 4
+train.cohort = 2
 data.parameters.rows_per_client = 8
 data.parameters.holdout_authors = 1
 data.public = "dataset"

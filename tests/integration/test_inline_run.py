@@ -159,7 +159,7 @@ def test_two_runs_have_the_same_bits_whatever_the_hosts(
 def test_cohorts_of_another_size_change_the_rounding_alone(
     trained: RunResult, micro_scenario: Path, tmp_path: Path
 ) -> None:
-    assert trained.config.train.cohort == 2  # "auto", for this model and batch
+    assert trained.config.train.cohort == 2
     again = run(micro_scenario, tmp_path / "cohorts", {"train.cohort": 3})
     losses = {(e["branch"], e["round"]): e["loss"] for e in trained.history}
     for entry in again.history:
