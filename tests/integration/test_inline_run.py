@@ -170,7 +170,7 @@ def test_cohorts_of_another_size_change_the_rounding_alone(
 
 
 def test_with_dropout_clients_are_trained_one_by_one_and_it_is_said_once(micro_scenario: Path, tmp_path: Path) -> None:
-    changes = {"lora.dropout": 0.1, "forget.client": "", "federation.rounds": 2}
+    changes = {"train.cohort": "auto", "lora.dropout": 0.1, "forget.client": "", "federation.rounds": 2}
     said: list[str] = []
     config = ob.load_config(micro_scenario, changes)
     result = simulate(config, tmp_path / "run", sinks=[lambda e: said.append(str(e.get("text", "")))])
