@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from oblivion.aggregation import rule_of
 from oblivion.config import RunConfig, TrainConfig, config_from_mapping
 from oblivion.data import templates
 from oblivion.data.corpus import FederatedData
@@ -47,24 +48,37 @@ class Host:
         data, resident = resolve(config), self._resident(config)
         objective = objective_from(request.objective, request.parameters)
         settings = unlearning_settings(config) if request.kind == "train.unlearn" else config.train
+        proximal_mu = rule_of(config).proximal_mu
         updates: list[ClientUpdate] = []
         failures: dict[str, str] = {}
         for cohort in request.cohorts:
-            tasks = [self._local_task(request, task, data, resident, config) for task in cohort]
+            tasks = [self._local_task(request, task, data, resident, config, proximal_mu) for task in cohort]
             done, failed = train_cohort(resident, request.state.adapter, tasks, objective, settings, request.info)
             updates += done
             failures |= failed
         return HostReply(host=request.host, updates=tuple(updates), failures=failures)
 
     def _local_task(
-        self, request: HostRequest, task: ClientTask, data: FederatedData, resident: ResidentModel, config: RunConfig
+        self,
+        request: HostRequest,
+        task: ClientTask,
+        data: FederatedData,
+        resident: ResidentModel,
+        config: RunConfig,
+        proximal_mu: float,
     ) -> LocalTask:
         tokens = self._client_tokens(task.client_id, data, resident, config)
         own, skipped = tokens.rows, len(tokens.skipped)
         excluded = set(task.excluded)
         kept = [row for sample, row in own if sample not in excluded]
         if request.kind != "train.unlearn":
-            return LocalTask(client_id=task.client_id, rows={"retain": kept}, skipped=skipped)
+            return LocalTask(
+                client_id=task.client_id,
+                rows={"retain": kept},
+                skipped=skipped,
+                proximal_mu=proximal_mu,
+                correction=task.correction,
+            )
         if task.forget is None:
             forget, anchor = kept, self._public_rows(request.public, resident, config)
         else:

@@ -103,7 +103,6 @@ class TrainConfig(_Section):
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: float = Field(1.0, gt=0)
-    proximal_mu: float = Field(0.0, ge=0)
     max_length: int = Field(0, ge=0)
     gradient_checkpointing: bool = False
     threads: int = Field(1, ge=1)

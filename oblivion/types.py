@@ -190,11 +190,14 @@ class ClientTask:
         Sample ids that must not be trained on, because they were forgotten.
     forget : tuple of str or None
         In unlearning, the sample ids to forget; None means all that the client has.
+    correction : Adapter
+        What the client adds to its gradient at every step, because the rule asks for it; empty for nothing.
     """
 
     client_id: str
     excluded: tuple[str, ...] = ()
     forget: tuple[str, ...] | None = None
+    correction: Adapter = field(default_factory=dict)
 
 
 MessageKind: TypeAlias = Literal["train", "train.unlearn", "evaluate", "query.describe"]

@@ -65,13 +65,15 @@ def pack_request(request: HostRequest) -> RecordDict:
         _pack_adapter("adapter", request.state.adapter, arrays)
         _pack_adapter("residual", request.state.residual, arrays)
         _pack_adapter("broadcast", request.state.broadcast, arrays)
+    for task in (task for cohort in request.cohorts for task in cohort):
+        _pack_adapter(f"correction{_SEPARATOR}{task.client_id}", task.correction, arrays)
     message = {
         "kind": request.kind,
         "host": request.host,
         "config": dict(request.config),
         "info": dataclasses.asdict(request.info) if request.info else None,
         "state": request.state is not None,
-        "cohorts": [[dataclasses.asdict(task) for task in cohort] for cohort in request.cohorts],
+        "cohorts": [[_task_values(task) for task in cohort] for cohort in request.cohorts],
         "objective": request.objective,
         "parameters": dict(request.parameters),
         "public": [dataclasses.asdict(sample) for sample in request.public],
@@ -101,7 +103,7 @@ def unpack_request(records: RecordDict) -> HostRequest:
             config=message["config"],
             info=RoundInfo(**{**info, "population": tuple(info["population"])}) if info else None,
             state=state if message["state"] else None,
-            cohorts=tuple(tuple(_task(task) for task in cohort) for cohort in message["cohorts"]),
+            cohorts=tuple(tuple(_task(task, arrays) for task in cohort) for cohort in message["cohorts"]),
             objective=message["objective"],
             parameters=message["parameters"],
             public=tuple(_sample(sample) for sample in message["public"]),
@@ -110,12 +112,17 @@ def unpack_request(records: RecordDict) -> HostRequest:
         raise IntegrityError(f"a request is not of the form that both sides agree on: {error}") from None
 
 
-def _task(values: Mapping[str, Any]) -> ClientTask:
+def _task_values(task: ClientTask) -> dict[str, Any]:
+    return {"client_id": task.client_id, "excluded": task.excluded, "forget": task.forget}
+
+
+def _task(values: Mapping[str, Any], arrays: Mapping[str, Any]) -> ClientTask:
     forget = values["forget"]
     return ClientTask(
         client_id=values["client_id"],
         excluded=tuple(values["excluded"]),
         forget=None if forget is None else tuple(forget),
+        correction=_unpack_adapter(f"correction{_SEPARATOR}{values['client_id']}", arrays),
     )
 
 

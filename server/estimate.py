@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from oblivion.aggregation import aggregators
+from oblivion.aggregation import rule_of
 from oblivion.config import RunConfig
 from oblivion.data import templates
 from oblivion.data.corpus import FederatedData
@@ -15,7 +15,6 @@ from oblivion.data.groups import asked_rows
 from oblivion.errors import OblivionError
 from oblivion.models.resident import load_resident
 from oblivion.objectives.terms import objective_from
-from oblivion.parameters import build
 from oblivion.selection import client_steps
 from oblivion.training.batches import tokenize
 from oblivion.training.local import LocalTask, train_client
@@ -75,8 +74,9 @@ def ledger_bytes(config: RunConfig, data: FederatedData) -> int:
     values = sum(p.numel() for p in resident.parameters.values())
     federation, settings = config.federation, config.ledger
     update = values * (_BYTES_PER_FP32 if settings.precision == "float32" else _BYTES_PER_BF16)
-    rule = build(aggregators, federation.aggregator, federation.parameters, "federation.parameters")
-    state = values * _BYTES_PER_FP32 * (1 + len(rule.state_fields))
+    rule = rule_of(config)
+    kept = len(data.clients) if rule.needs_client_state else len(rule.state_fields)
+    state = values * _BYTES_PER_FP32 * (1 + kept)
     rounds = min(federation.rounds, settings.retention or federation.rounds)
     visits_per_round = min(federation.clients_per_round, len(data.clients))
     states = federation.rounds // settings.checkpoint_every + 2

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from oblivion.aggregation import aggregators
+from oblivion.aggregation import rule_of
 from oblivion.config import RunConfig
 from oblivion.data.corpus import FederatedData
 from oblivion.data.federation import without
@@ -14,7 +14,6 @@ from oblivion.data.groups import asked_rows
 from oblivion.data.requests import select_samples
 from oblivion.errors import PlanRefusedError
 from oblivion.ledger.rounds import Absence, RoundRecord
-from oblivion.parameters import build
 from oblivion.removal import removal_from
 from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, plan_removal
 from oblivion.training.batches import steps_per_visit
@@ -82,7 +81,7 @@ def make_situation(
         head=records[-1].round if records else federation.rounds,
         records=records,
         restorable=tuple(_kept(config) if restorable is None else restorable),
-        aggregator=build(aggregators, federation.aggregator, federation.parameters, "federation.parameters"),
+        aggregator=rule_of(config),
         seed=config.seed,
         clients_per_round=federation.clients_per_round,
         joins=federation.joins,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from oblivion.aggregation import aggregators, schemes
+from oblivion.aggregation import aggregators, rule_of, schemes
+from oblivion.aggregation.fit import check_number, check_training
 from oblivion.config import ForgetConfig, RunConfig
 from oblivion.data import datasets, partitions, templates
 from oblivion.data.corpus import FederatedData
@@ -20,7 +21,6 @@ from oblivion.models.loading import locate, model_digest, resolve_dtype
 from oblivion.models.resident import load_resident
 from oblivion.objectives import objectives
 from oblivion.objectives.terms import objective_from
-from oblivion.parameters import build
 from oblivion.registry import Registry
 from oblivion.removal import removals
 from oblivion.training.fused import fusible
@@ -52,7 +52,7 @@ def check_names(config: RunConfig) -> None:
     for key, name, registry in named:
         if name not in registry.names():
             raise ConfigError(f"{key} = '{name}': unknown {registry.kind}; {nearest(name, registry.names())}")
-    build(aggregators, config.federation.aggregator, config.federation.parameters, "federation.parameters")
+    check_training(rule_of(config), config)
     objective_from(config.forget.objective, config.forget.parameters)
 
 
@@ -95,6 +95,7 @@ def prepare(config: RunConfig) -> tuple[RunConfig, FederatedData]:
     config = absolute_paths(config)
     data = resolve(config)
     locate(config.model)
+    check_number(rule_of(config), config, tuple(data.clients))
     if config.forget.client:
         request = make_request(data, config.forget.client, config.forget.samples)
         situation = make_situation(config, data, request)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import Protocol
 
+from oblivion.aggregation.control import ControlRule
 from oblivion.aggregation.gate import Gate, GateState, update_norm
 from oblivion.config import RunConfig
 from oblivion.errors import FederationError
@@ -166,7 +167,7 @@ class Federation:
             refused=dict(sorted(refused.items())),
             failed={client: why for client, why in sorted(failed.items()) if client not in accepted},
             loss=_mean_loss(stored),
-            cost=_cost(stored, head.state.adapter, len(asked)),
+            cost=_cost(stored, head.state.adapter, len(asked) * (2 if self.rule.needs_client_state else 1)),
             seconds=round(time.monotonic() - since, 3),
         )
         self._warn_of_skipped(stored)
@@ -203,7 +204,7 @@ class Federation:
         failed: dict[int, CohortOutcome] = {}
         for _ in range(2 if must_answer else 1):
             wanted = {i: c for i, c in enumerate(selection.cohorts) if i not in outcomes}
-            tasks = {i: tuple(_task(branch, client) for client in cohort) for i, cohort in wanted.items()}
+            tasks = self._tasks(branch, wanted, info, head)
             for outcome in self._dispatch(common, tasks):
                 if (outcome.failed and must_answer) or not (outcome.updates or outcome.refused):
                     failed[outcome.cohort] = outcome
@@ -219,6 +220,17 @@ class Federation:
                 f"{'; '.join(sorted(set(reasons.values())))}"
             )
         return [outcome for _, outcome in sorted((outcomes | failed).items())]
+
+    def _tasks(
+        self, branch: Branch, cohorts: Mapping[int, tuple[str, ...]], info: RoundInfo, head: RoundState
+    ) -> dict[int, tuple[ClientTask, ...]]:
+        clients = [client for cohort in cohorts.values() for client in cohort]
+        corrections: Mapping[str, Adapter] = {}
+        if isinstance(self.rule, ControlRule):
+            rate = self.config.train.learning_rate
+            corrections = self.rule.corrections(head.rule_state, clients, info, rate)
+        tasks = {c: dataclasses.replace(_task(branch, c), correction=corrections.get(c, {})) for c in clients}
+        return {i: tuple(tasks[client] for client in cohort) for i, cohort in cohorts.items()}
 
     def _dispatch(self, common: HostRequest, tasks: Mapping[int, tuple[ClientTask, ...]]) -> Iterator[CohortOutcome]:
         """Send cohorts to the hosts that serve them; yield what each came to, through the gate, as hosts answer."""

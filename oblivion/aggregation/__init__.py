@@ -1,6 +1,15 @@
 """Server rules, one per file, and the gate that every update passes."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from oblivion.config import RunConfig
+from oblivion.parameters import build
 from oblivion.registry import Registry
+
+if TYPE_CHECKING:
+    from oblivion.aggregation.rule import Aggregator
 
 aggregators = Registry(
     "aggregator",
@@ -11,12 +20,29 @@ aggregators = Registry(
         "fedadam": "oblivion.aggregation.fedadam:FedAdam",
         "fedavg": "oblivion.aggregation.fedavg:FedAvg",
         "fedavgm": "oblivion.aggregation.fedavgm:FedAvgM",
+        "feddyn": "oblivion.aggregation.feddyn:FedDyn",
+        "fednova": "oblivion.aggregation.fednova:FedNova",
+        "fedprox": "oblivion.aggregation.fedprox:FedProx",
         "fedyogi": "oblivion.aggregation.fedyogi:FedYogi",
         "geometric_median": "oblivion.aggregation.geometric_median:GeometricMedian",
         "krum": "oblivion.aggregation.krum:Krum",
         "median": "oblivion.aggregation.median:Median",
         "multi_krum": "oblivion.aggregation.multi_krum:MultiKrum",
+        "scaffold": "oblivion.aggregation.scaffold:Scaffold",
         "trimmed_mean": "oblivion.aggregation.trimmed_mean:TrimmedMean",
     },
 )
 schemes = Registry("scheme", {"fedit": "oblivion.aggregation.scheme_fedit:FedIT"})
+
+
+def rule_of(config: RunConfig) -> Aggregator:
+    """The server rule of a run, with its parameters.
+
+    Raises
+    ------
+    ConfigError
+        If a parameter is unknown, or a value is refused.
+    """
+    federation = config.federation
+    rule: Aggregator = build(aggregators, federation.aggregator, federation.parameters, "federation.parameters")
+    return rule

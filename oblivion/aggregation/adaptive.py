@@ -48,6 +48,8 @@ class Adaptive(ABC):
 
     linear: ClassVar[bool] = False
     needs_client_state: ClassVar[bool] = False
+    plain_sgd: ClassVar[bool] = False
+    proximal_mu: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
         check_positive("learning_rate", self.learning_rate)

@@ -17,6 +17,18 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name} = {value!r} is not allowed; it must be above 0 and finite")
 
 
+def check_at_least_zero(name: str, value: float) -> None:
+    """Refuse what is not a finite number of at least 0.
+
+    Raises
+    ------
+    ValueError
+        Naming the parameter and its value.
+    """
+    if isinstance(value, bool) or not 0 <= value < math.inf:
+        raise ValueError(f"{name} = {value!r} is not allowed; it must be at least 0 and finite")
+
+
 def check_decay(name: str, value: float) -> None:
     """Refuse what is not a number from 0 up to, and without, 1.
 

@@ -38,10 +38,16 @@ class FedAvg:
     linear: ClassVar[bool] = True
     state_fields: ClassVar[tuple[str, ...]] = ()
     needs_client_state: ClassVar[bool] = False
+    plain_sgd: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_positive("learning_rate", self.learning_rate)
         check_schedule(self.schedule)
+
+    @property
+    def proximal_mu(self) -> float:
+        """Clients add no proximal term."""
+        return 0.0
 
     def init(self, state: GlobalState) -> RuleState:
         """Return the empty state: the rule remembers nothing."""

@@ -41,6 +41,8 @@ class FedAvgM:
     linear: ClassVar[bool] = False
     state_fields: ClassVar[tuple[str, ...]] = ("momentum m: decaying sum of all rounds' updates",)
     needs_client_state: ClassVar[bool] = False
+    plain_sgd: ClassVar[bool] = False
+    proximal_mu: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
         check_positive("learning_rate", self.learning_rate)

@@ -24,6 +24,8 @@ class RobustRule(ABC):
     linear: ClassVar[bool] = False
     state_fields: ClassVar[tuple[str, ...]] = ()
     needs_client_state: ClassVar[bool] = False
+    plain_sgd: ClassVar[bool] = False
+    proximal_mu: ClassVar[float] = 0.0
 
     @abstractmethod
     def combine(self, updates: Sequence[ClientUpdate]) -> Mapping[str, Tensor]:

@@ -28,12 +28,22 @@ class Aggregator(Protocol):
     state_fields : tuple of str
         What `RuleState` holds that depends on the clients' data, in words (for the removal's checklist).
     needs_client_state : bool
-        Whether clients keep something between rounds for this rule.
+        Whether the rule state holds something of each single client between rounds (`ControlRule`).
+    plain_sgd : bool
+        Whether the rule assumes that clients take plain SGD steps at one constant rate.
+    proximal_mu : float
+        Clients add ``mu / 2 * ||w - w_global||^2`` to their loss; 0 for none.
     """
 
     linear: bool
     state_fields: tuple[str, ...]
     needs_client_state: bool
+    plain_sgd: bool
+
+    @property
+    def proximal_mu(self) -> float:
+        """Weight of the proximal term."""
+        ...
 
     def init(self, state: GlobalState) -> RuleState:
         """Make the rule's state before the first round."""

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from oblivion.aggregation import aggregators, schemes
+from oblivion.aggregation import rule_of, schemes
+from oblivion.aggregation.control import ControlRule
 from oblivion.aggregation.rule import Aggregator, LoraScheme
 from oblivion.config import RunConfig, load_config
 from oblivion.errors import IntegrityError
@@ -76,8 +77,8 @@ class Replay:
                     f"the state after round {number} of {name!r} cannot be aggregated again: its contributions are not "
                     "all kept"
                 )
-            state = self.step(_entering(owner, state), contributions, self.info(owner.name, number))
-        return _entering(self.ledger.branch(name), state)
+            state = self.step(self._entering(owner, state), contributions, self.info(owner.name, number))
+        return self._entering(self.ledger.branch(name), state)
 
     def check(self, name: str) -> int:
         """Aggregate a branch's own rounds again from what the ledger holds, and compare with the states that it kept.
@@ -105,7 +106,7 @@ class Replay:
             if tuple(update.client_id for update in contributions) != record.accepted:
                 state = None
                 continue
-            entered = _entering(branch, before)
+            entered = self._entering(branch, before)
             state, count = self.step(entered, contributions, self.info(name, record.round)), count + 1
             stored = self.ledger.last_state(name, record.round)
             if stored.round == record.round and not _same(stored, state):
@@ -114,6 +115,17 @@ class Replay:
                     "`oblivion ledger verify` says what was changed"
                 )
         return count
+
+    def _entering(self, branch: Branch, state: RoundState) -> RoundState:
+        """The state as a branch takes it over from its parent: gate and rule no longer hold what is of who left."""
+        if state.round == branch.fork:
+            for absence in branch.absent:
+                if absence.samples is None:
+                    state = dataclasses.replace(state, gate_state=state.gate_state.without(absence.client))
+                    if isinstance(self.rule, ControlRule):
+                        rule_state = self.rule.without(state.rule_state, absence.client)
+                        state = dataclasses.replace(state, rule_state=rule_state)
+        return state
 
     def owner(self, name: str, round: int) -> Branch:
         """The branch of a line that a round was run on."""
@@ -133,15 +145,6 @@ def _same(one: RoundState, other: RoundState) -> bool:
     )
     same = all(a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) for a, b in pairs)
     return same and one.gate_state == other.gate_state
-
-
-def _entering(branch: Branch, state: RoundState) -> RoundState:
-    """The state as a branch takes it over from its parent: the gate no longer knows who left."""
-    if state.round == branch.fork:
-        for absence in branch.absent:
-            if absence.samples is None:
-                state = dataclasses.replace(state, gate_state=state.gate_state.without(absence.client))
-    return state
 
 
 def verify_head(root: Path, request: str = "") -> str:
@@ -191,6 +194,4 @@ def replay_of(config: RunConfig, ledger: Ledger, clients: Iterable[str]) -> Repl
             seed=branch.seed,
         )
 
-    federation = config.federation
-    rule = build(aggregators, federation.aggregator, federation.parameters, "federation.parameters")
-    return Replay(ledger, rule, build(schemes, config.lora.scheme, {}, "lora.scheme"), info)
+    return Replay(ledger, rule_of(config), build(schemes, config.lora.scheme, {}, "lora.scheme"), info)

@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, checklist, cost_fraction, from_round, invalidated
+from oblivion.removal.plan import (
+    LearnPhase,
+    RemovalPlan,
+    Situation,
+    Verdict,
+    checklist,
+    cost_fraction,
+    from_round,
+    invalidated,
+)
 from oblivion.types import ForgetRequest
 
 
@@ -39,10 +48,17 @@ class Exclude:
             touches=checklist(
                 situation,
                 adapter=("not covered", "what was learned from the data is only trained over"),
-                rule_state=("not covered", "goes on with sums over the forgotten updates"),
+                rule_state=_rule_state(request, situation),
+                control=("not covered", "computed from adapters that had learned the data"),
                 updates=("not covered", "computed from adapters that had learned the data"),
             ),
             client_steps=steps,
             fraction=cost_fraction(steps, situation),
             invalidates=invalidated(from_round(request, situation), situation),
         )
+
+
+def _rule_state(request: ForgetRequest, situation: Situation) -> Verdict:
+    if situation.aggregator.needs_client_state and request.whole_client:
+        return "cleaned", "the client's own is dropped, and the mean is over who is left"
+    return "not covered", "goes on with sums over the forgotten updates"

@@ -97,6 +97,7 @@ class Local:
                 situation,
                 adapter=("cleaned", "moved by the client's own unlearning update; how far is measured, not proven"),
                 rule_state=("cleaned", "begins anew after the unlearning update"),
+                control=("cleaned", "begin anew after the unlearning update"),
                 updates=("not covered", "computed from adapters that had learned the data"),
             ),
             client_steps=steps,

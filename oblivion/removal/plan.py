@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
+from oblivion.aggregation.fit import short_round
 from oblivion.aggregation.rule import Aggregator
 from oblivion.errors import PlanRefusedError
 from oblivion.ledger.rounds import RoundRecord, first_selected
@@ -169,14 +170,33 @@ def plan_removal(removal: Removal, method: str, request: ForgetRequest, situatio
     Raises
     ------
     PlanRefusedError
-        If something is missing; or by the removal itself.
+        If something is missing, or a round would have too few clients for the rule; or by the removal itself.
     """
     missing = sorted(removal.requires - situation.available)
     if missing:
         raise PlanRefusedError(
             f"{method} requires {', '.join(missing)}, which this federation does not have for {request.client_id}"
         )
-    return removal.plan(request, situation)
+    plan = removal.plan(request, situation)
+    _check_number(plan, method, request, situation)
+    return plan
+
+
+def _check_number(plan: RemovalPlan, method: str, request: ForgetRequest, situation: Situation) -> None:
+    """Refuse a plan with a round that has fewer clients than the rule needs."""
+    unavailable = {record.round: record.failed for record in situation.records}
+    for phase in (phase for phase in plan.phases if isinstance(phase, LearnPhase)):
+        for number in range(phase.first, phase.last + 1):
+            gone = unavailable.get(number, ()) if phase.replay else ()
+            there = [client for client in situation.steps if client not in gone]
+            rule = situation.aggregator
+            short = short_round(rule, there, situation.joins, situation.clients_per_round, [number])
+            if short:
+                raise PlanRefusedError(
+                    f"{method}: {rule!r} needs at least {short[2]} clients in a round, and without {request.client_id} "
+                    f"round {number} has {short[1]}. The rule of a run cannot change: 'local' with "
+                    "forget.recovery-rounds = 0 has no such round; or run again with a rule that needs fewer clients"
+                )
 
 
 def cost_fraction(steps: int, situation: Situation) -> float:
@@ -210,31 +230,37 @@ def invalidated(first: int, situation: Situation) -> tuple[str, ...]:
 Verdict: TypeAlias = tuple[Status, str]
 
 
-def checklist(situation: Situation, *, adapter: Verdict, rule_state: Verdict, updates: Verdict) -> tuple[Touch, ...]:
+def checklist(
+    situation: Situation, *, adapter: Verdict, rule_state: Verdict, control: Verdict, updates: Verdict
+) -> tuple[Touch, ...]:
     """Fill in the checklist.
 
     Parameters
     ----------
     situation : Situation
-        Whose rule says what it keeps, on the server and on clients.
+        Whose rule says what it keeps, of all clients together and of each.
     adapter : (status, why)
         What becomes of the global adapter.
     rule_state : (status, why)
         What becomes of what the rule keeps, if it keeps anything.
+    control : (status, why)
+        What becomes of what the rule keeps of each other client, if it keeps anything.
     updates : (status, why)
-        What becomes of the other clients' updates from t_u on, and of what clients keep for the rule.
+        What becomes of the other clients' updates from t_u on.
     """
     rule = situation.aggregator
     kept = ", ".join(rule.state_fields)
     on_server: Verdict = (rule_state[0], f"{kept}: {rule_state[1]}") if kept else ("unaffected", "the rule keeps none")
-    on_clients: Verdict = updates if rule.needs_client_state else ("unaffected", "the rule keeps none on clients")
+    of_others: Verdict = control if rule.needs_client_state else ("unaffected", "the rule keeps none")
     return (
         Touch("global adapter", *adapter),
         Touch("server rule state", *on_server),
-        Touch("aggregation weights", "cleaned", "renormalised over who is left"),
+        Touch("aggregation weights, population count", "cleaned", "over who is left"),
+        Touch("learning-rate schedule", "unaffected", "depends on the number of the round only"),
+        Touch("clients that the rule needs", "unaffected", "every round still has enough, or the plan is refused"),
         Touch("selection", "unaffected", "each client's hash is its own; rounds that had selected it fill the place"),
         Touch("other clients' later updates", *updates),
-        Touch("client states on other clients", *on_clients),
+        Touch("control variates of other clients", *of_others),
         Touch("gate state", "cleaned", "without the norms of the client's updates"),
         Touch("adapter initialisation, ranks, base model", "unaffected", "made from the seed, before any data"),
         Touch("model selection", "unaffected", "the last round is taken, nothing is chosen by results"),

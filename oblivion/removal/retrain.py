@@ -38,7 +38,7 @@ class Retrain:
             guarantee="exact",
             from_round=from_round(request, situation),
             phases=(LearnPhase(start="restore", first=1, last=situation.rounds, replay=True),),
-            touches=checklist(situation, adapter=again, rule_state=again, updates=again),
+            touches=checklist(situation, adapter=again, rule_state=again, control=again, updates=again),
             client_steps=steps,
             fraction=cost_fraction(steps, situation),
             invalidates=invalidated(from_round(request, situation), situation),

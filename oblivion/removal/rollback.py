@@ -56,7 +56,7 @@ class Rollback:
             guarantee="exact",
             from_round=t_u,
             phases=phases,
-            touches=checklist(situation, adapter=verdict, rule_state=verdict, updates=verdict),
+            touches=checklist(situation, adapter=verdict, rule_state=verdict, control=verdict, updates=verdict),
             client_steps=steps,
             fraction=cost_fraction(steps, situation),
             invalidates=invalidated(t_u, situation),

@@ -50,6 +50,8 @@ class Arena:
             torch.zeros((rows, size), dtype=first.dtype, device=first.device) for _ in range(4)
         )
         self.steps = torch.zeros(rows, device=first.device)
+        self.proximal = torch.zeros((rows, 1), dtype=first.dtype, device=first.device)
+        self.corrections: Tensor | None = None  # made when the first client comes with one
         self.parameters: dict[str, Any] = {}
         offset = 0
         for name, shape in self.shapes.items():
@@ -59,13 +61,19 @@ class Arena:
             self.parameters[name] = view
             offset = place.stop
 
-    def load(self, row: int, adapter: Adapter) -> None:
+    def load(self, row: int, adapter: Adapter, proximal_mu: float = 0.0, correction: Adapter | None = None) -> None:
         """Begin a visit in a row: the adapter is copied in, the optimizer begins anew."""
         import torch
 
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter[row].copy_(adapter[name])
+        self.proximal[row] = proximal_mu
+        if correction and self.corrections is None:
+            self.corrections = torch.zeros_like(self.values)
+        if self.corrections is not None:
+            flat = torch.cat([correction[name].reshape(-1) for name in self.shapes]) if correction else torch.zeros(())
+            self.corrections[row] = flat.to(self.corrections)
         self.first[row].zero_()
         self.second[row].zero_()
         self.steps[row] = 0
@@ -74,14 +82,14 @@ class Arena:
         """Copy a row's adapter out: fp32 (fp64 where the arena is), on the CPU."""
         return {name: p.detach()[row].to("cpu", copy=True) for name, p in self.parameters.items()}
 
-    def step(self, rows: Sequence[int], start: Tensor | None) -> None:
+    def step(self, rows: Sequence[int], start: Tensor) -> None:
         """Clip and step some rows with the gradients that have come together; gradients are zeroed.
 
         Parameters
         ----------
         rows : sequence of int
             The rows that have a client; the others are left alone.
-        start : Tensor (N,) or None
+        start : Tensor (N,)
             The flat global adapter, for the proximal term.
         """
         import torch
@@ -89,10 +97,12 @@ class Arena:
 
         settings = self.settings
         with torch.no_grad():
-            if settings.proximal_mu and start is not None:
-                self.gradients.add_(self.values - start, alpha=settings.proximal_mu)
+            if any(self.proximal.tolist()[row][0] for row in rows):
+                self.gradients.addcmul_(self.values - start, self.proximal)
             norms = torch.linalg.vector_norm(self.gradients, dim=1, keepdim=True)
             self.gradients.mul_((settings.clip_norm / (norms + _CLIP_EPS)).clamp_(max=1.0))
+            if self.corrections is not None:
+                self.gradients.add_(self.corrections)
             values, gradients = ([part[row] for row in rows] for part in (self.values, self.gradients))
             if settings.optimizer == "sgd":
                 if settings.weight_decay:

@@ -95,8 +95,8 @@ def train_fused(
                 micros = None
                 while micros is None and (row in there or queue):
                     if row not in there:
-                        arena.load(row, start)
                         task = queue.popleft()
+                        arena.load(row, start, task.proximal_mu, task.correction)
                         there[row] = _Visit(task, micro_batches(task, settings, info))
                     micros = next(there[row].steps, None)
                     if micros is None:  # the client has ended, and its row is free for the next

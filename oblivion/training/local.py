@@ -1,15 +1,17 @@
 """One client's visit: copy the global adapter in, take optimizer steps on local rows, return the difference.
 
 Local SGD or AdamW as in FedAvg (McMahan et al., 2017, Algorithm 1, ClientUpdate); the proximal term is that of
-FedProx (Li et al., 2020, equation 2), ``mu / 2 * ||w - w_global||^2``, added as its gradient.
-The optimizer is new at every visit, so that a visit is a pure function of what the message holds.
+FedProx (Li et al., 2020, equation 2), ``mu / 2 * ||w - w_global||^2``, added as its gradient before clipping. The
+correction of rules with control variates (SCAFFOLD, FedDyn) is added after clipping, as it is: it steers the step and
+is no gradient of the client's own. The optimizer is new at every visit, so that a visit is a pure function of what
+the message holds.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from oblivion.config import TrainConfig
@@ -37,11 +39,17 @@ class LocalTask:
         Learning has the one role ``retain``; unlearning has ``forget`` and, where there is an anchor, ``retain``.
     skipped : int
         Rows of the client that are too long for the model's context.
+    proximal_mu : float
+        Weight of the proximal term, at least 0.
+    correction : Adapter
+        Added to the gradient at every step; empty for nothing.
     """
 
     client_id: str
     rows: Mapping[Role, Sequence[TokenRow]]
     skipped: int = 0
+    proximal_mu: float = 0.0
+    correction: Adapter = field(default_factory=dict)
 
     @property
     def leading(self) -> Sequence[TokenRow]:
@@ -138,6 +146,7 @@ def train_client(
     names, parameters = list(resident.parameters), list(resident.parameters.values())
     device, pad_id = parameters[0].device, resident.tokenizer.pad_token_id
     anchor = [start[name].to(device) for name in names]
+    correction = [task.correction[name].to(parameters[0]) for name in names] if task.correction else []
     optimizer = make_optimizer(parameters, settings)
     needs_reference = "reference" in objective.needs
     losses: list[float] = []
@@ -157,9 +166,11 @@ def train_client(
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += float(loss.detach())
                 tokens += sum(batch.tokens for batch in micro.values()) * (2 if needs_reference else 1)
-            if settings.proximal_mu:
-                _add_proximal_gradient(parameters, anchor, settings.proximal_mu)
+            if task.proximal_mu:
+                _add_proximal_gradient(parameters, anchor, task.proximal_mu)
             torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+            if correction:
+                _add_correction(parameters, correction)
             optimizer.step()
             losses.append(total)
     optimizer.zero_grad(set_to_none=True)
@@ -188,6 +199,11 @@ def _add_proximal_gradient(parameters: Sequence[Any], anchor: Sequence[Tensor], 
     with torch.no_grad():
         for parameter, start in zip(parameters, anchor, strict=True):
             parameter.grad.add_(parameter - start, alpha=mu)
+
+
+def _add_correction(parameters: Sequence[Any], correction: Sequence[Tensor]) -> None:
+    for parameter, extra in zip(parameters, correction, strict=True):
+        parameter.grad.add_(extra)
 
 
 def make_optimizer(parameters: Sequence[Any], settings: TrainConfig) -> Any:

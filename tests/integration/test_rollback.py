@@ -36,6 +36,7 @@ SMALL: dict[str, Any] = {
     "evaluate.max-new-tokens": 1,
 }
 FEDADAM = {"federation.aggregator": "fedadam", "federation.parameters": {"learning_rate": 0.05}}
+SGD = {"train.optimizer": "sgd", "train.learning-rate": 0.1}
 
 
 def run(scenario: Path, out: Path, changes: dict[str, Any] | None = None) -> RunResult:
@@ -104,14 +105,17 @@ def test_rollback_of_the_late_joiner_is_the_oracle_bit_for_bit(trained: RunResul
 @pytest.mark.parametrize(
     "changes",
     [
-        {"train.proximal-mu": 0.1},
+        {"federation.aggregator": "fedprox", "federation.parameters.mu": 0.1},
         FEDADAM,
-        {**FEDADAM, "train.proximal-mu": 0.1, "train.cohort": 2, "ledger.checkpoint-every": 2},
+        {**FEDADAM, "train.cohort": 2, "ledger.checkpoint-every": 2},
+        {**SGD, "federation.aggregator": "scaffold", "ledger.checkpoint-every": 2},
+        {**SGD, "federation.aggregator": "feddyn", "federation.parameters.alpha": 0.1},
+        {**SGD, "federation.aggregator": "fednova"},
         {"federation.clients-per-round": 2, "seed": 1, f"federation.joins.{LATE}": 2},
         {"ledger.precision": "bfloat16"},
         {"ledger.retention": 1},  # what is left of rounds 1 and 2 is the state before them
     ],
-    ids=["fedprox", "fedadam", "fedprox fedadam cohorts", "two a round", "bfloat16", "retention"],
+    ids=["fedprox", "fedadam", "fedadam cohorts", "scaffold", "feddyn", "fednova", "two", "bfloat16", "retention"],
 )
 def test_rollback_is_the_oracle_under_every_rule(micro_scenario: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     result = run(micro_scenario, tmp_path / "run", changes)

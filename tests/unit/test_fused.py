@@ -88,7 +88,7 @@ def farthest(one: list[ClientUpdate], other: list[ClientUpdate]) -> float:
 
 SETTINGS = {
     "adamw": TrainConfig(batch_size=4, local_epochs=2, weight_decay=0.01, learning_rate=1e-3),
-    "sgd with a proximal term": TrainConfig(batch_size=4, local_epochs=2, optimizer="sgd", proximal_mu=0.1),
+    "sgd": TrainConfig(batch_size=4, local_epochs=2, optimizer="sgd"),
     "accumulation": TrainConfig(batch_size=4, local_epochs=1, accumulation=3, learning_rate=1e-3),
     "clipping at once": TrainConfig(batch_size=4, local_epochs=1, clip_norm=1e-3, learning_rate=1e-3),
 }
@@ -112,6 +112,23 @@ def test_every_objective_gives_what_one_by_one_gives(
         assert (one.client_id, one.steps, one.num_examples) == (other.client_id, other.steps, other.num_examples)
         assert one.metrics["tokens"] == other.metrics["tokens"]
         assert one.metrics["loss"] == pytest.approx(other.metrics["loss"], abs=1e-9)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 4])
+@pytest.mark.parametrize("mu", [0.0, 0.3])
+def test_each_client_has_its_own_correction_and_proximal_term(double: ResidentModel, slots: int, mu: float) -> None:
+    start, settings = start_of(double), TrainConfig(batch_size=4, local_epochs=2, optimizer="sgd")
+    plain = learning((4, 3, 6, 1))
+    generator = torch.Generator().manual_seed(3)
+    tasks = []
+    for task in plain:
+        correction = {n: 0.1 * torch.randn(t.shape, generator=generator, dtype=t.dtype) for n, t in start.items()}
+        own = correction if task.client_id != plain[1].client_id else {}  # one was never seen before
+        tasks.append(dataclasses.replace(task, proximal_mu=mu, correction=own))
+    alone = [train_client(double, start, task, LM, settings, INFO) for task in tasks]
+    together = train_fused(double, start, tasks, LM, settings, INFO, slots)
+    assert farthest(alone, together) < 1e-9
+    assert farthest(alone, train_fused(double, start, plain, LM, settings, INFO, slots)) > 1e-4
 
 
 def test_a_model_that_was_never_used_trains_its_first_cohort_together(micro_model: Path, single: ResidentModel) -> None:
@@ -227,8 +244,8 @@ def test_who_fails_to_be_finite_fails_alone(single: ResidentModel, monkeypatch: 
     good = {u.client_id: u for u in train_fused(single, start, tasks, LM, settings, INFO, 5)}
     loaded = Arena.load
 
-    def poisoned(arena: Arena, row: int, adapter: Adapter) -> None:
-        loaded(arena, row, adapter)
+    def poisoned(arena: Arena, row: int, *values: Any) -> None:
+        loaded(arena, row, *values)
         if row == 2:
             arena.values[row, 0] = math.nan
 

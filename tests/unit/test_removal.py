@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import pytest
 
 from oblivion.aggregation.fedadam import FedAdam
 from oblivion.aggregation.fedavg import FedAvg
+from oblivion.aggregation.krum import Krum
+from oblivion.aggregation.median import Median
+from oblivion.aggregation.scaffold import Scaffold
+from oblivion.aggregation.trimmed_mean import TrimmedMean
 from oblivion.config import ForgetConfig
 from oblivion.errors import ConfigError, PlanRefusedError
 from oblivion.ledger.rounds import RoundRecord
@@ -30,8 +34,8 @@ EXACT: tuple[Removal, ...] = (Retrain(), Rollback())
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeepsOnClients(FedAvg):
-    """A rule that lets clients keep something between rounds."""
+class KeepsOfClients(FedAvg):
+    """A rule that keeps something of each client between rounds."""
 
     needs_client_state: ClassVar[bool] = True
 
@@ -280,10 +284,12 @@ def test_learning_and_unknown_objectives_are_refused(objective: str, parameters:
 ITEMS = [
     "global adapter",
     "server rule state",
-    "aggregation weights",
+    "aggregation weights, population count",
+    "learning-rate schedule",
+    "clients that the rule needs",
     "selection",
     "other clients' later updates",
-    "client states on other clients",
+    "control variates of other clients",
     "gate state",
     "adapter initialisation, ranks, base model",
     "model selection",
@@ -293,7 +299,7 @@ ITEMS = [
 
 
 def test_every_method_fills_in_the_same_checklist() -> None:
-    for aggregator in (FedAvg(), FedAdam(), KeepsOnClients()):
+    for aggregator in (FedAvg(), FedAdam(), KeepsOfClients()):
         for request in (WHOLE, SOME, NEVER):
             plans = [removal.plan(request, situation(aggregator=aggregator)) for removal in EVERY]
             assert [[touch.item for touch in plan.touches] for plan in plans] == [ITEMS] * 4
@@ -303,7 +309,9 @@ def test_every_method_fills_in_the_same_checklist() -> None:
 def test_what_every_method_does_alike() -> None:
     for removal in EVERY:
         found = status(removal.plan(WHOLE, situation()))
-        assert [found[item] for item in ("gate state", "coming back", "aggregation weights")] == ["cleaned"] * 3
+        assert [found[item] for item in ("gate state", "coming back", "aggregation weights, population count")] == [
+            "cleaned"
+        ] * 3
         assert found["stored contributions, states, adapters, keys"] == "cleaned"
         for item in ("selection", "model selection", "adapter initialisation, ranks, base model"):
             assert found[item] == "unaffected"
@@ -328,18 +336,18 @@ def test_approximate_methods_do_not_claim_the_others_later_updates() -> None:
 
 
 def test_an_exact_removal_leaves_nothing_uncovered() -> None:
-    for aggregator in (FedAvg(), FedAdam(), KeepsOnClients()):
+    for aggregator in (FedAvg(), FedAdam(), KeepsOfClients()):
         for removal in EXACT:
             for request in (WHOLE, SOME, NEVER):
                 plan = removal.plan(request, situation(aggregator=aggregator))
                 assert plan.guarantee == "exact" and "not covered" not in status(plan).values()
 
 
-def test_what_a_rule_keeps_on_clients_goes_as_the_others_updates_go() -> None:
-    item = "client states on other clients"
+def test_control_variates_are_computed_again_reset_or_named_as_not_covered() -> None:
+    item = "control variates of other clients"
     for removal in EVERY:
-        expected = "cleaned" if removal in EXACT else "not covered"
-        assert status(removal.plan(WHOLE, situation(aggregator=KeepsOnClients())))[item] == expected
+        expected = "not covered" if isinstance(removal, Exclude) else "cleaned"
+        assert status(removal.plan(WHOLE, situation(aggregator=KeepsOfClients())))[item] == expected
         assert status(removal.plan(WHOLE, situation()))[item] == "unaffected"
 
 
@@ -378,3 +386,33 @@ def test_requirements_are_known_words() -> None:
     assert all(removals.get(name).requires <= known for name in removals.names())
     assert removals.get("local").requires == {"target_online"} and not removals.get("retrain").requires
     assert removals.get("rollback").requires == {"checkpoints"} and not removals.get("exclude").requires
+
+
+def test_the_control_variate_of_who_leaves_is_dropped_but_not_that_of_some_samples() -> None:
+    here = situation(aggregator=Scaffold())
+    assert status(Exclude().plan(WHOLE, here))["server rule state"] == "cleaned"
+    assert status(Exclude().plan(SOME, here))["server rule state"] == "not covered"
+    assert status(Rollback().plan(SOME, here))["server rule state"] == "cleaned"
+
+
+def test_a_rule_with_too_few_clients_left_refuses_every_removal_with_rounds_of_its_own() -> None:
+    # without c: a and b in rounds 1 to 3, and d from round 4 on; the median of f = 1 needs 3
+    here = situation(aggregator=TrimmedMean(trim=1))
+    for method, removal, round in (("retrain", Retrain(), 1), ("rollback", Rollback(), 2)):
+        with pytest.raises(
+            PlanRefusedError, match=rf"{method}: TrimmedMean\(trim=1\) needs at least 3 .*{round} has 2"
+        ):
+            plan_removal(removal, method, WHOLE, here)
+    assert plan_removal(Exclude(), "exclude", WHOLE, here).guarantee == "none", "rounds 5 and 6 have a, b and d"
+    with pytest.raises(PlanRefusedError, match="without c round 5 has 3"):
+        plan_removal(Exclude(), "exclude", WHOLE, situation(aggregator=Krum(byzantine=1)))
+    assert plan_removal(Local(recovery_rounds=0), "local", WHOLE, situation(aggregator=Krum(byzantine=1))).client_steps
+
+
+def test_clients_that_were_unavailable_do_not_count_in_a_replay() -> None:
+    here = situation(aggregator=Median(), steps={"a": 2, "b": 3, "d": 5})
+    assert plan_removal(Rollback(), "rollback", WHOLE, here).guarantee == "exact"
+    lost = [replace(record, failed={"b": "no reply"}) if record.round == 3 else record for record in here.records]
+    krum = situation(aggregator=TrimmedMean(trim=1), records=lost, joins={"c": 2})
+    with pytest.raises(PlanRefusedError, match="round 3 has 2"):
+        plan_removal(Rollback(), "rollback", WHOLE, krum)

@@ -56,10 +56,10 @@ def learn(
     rows: Sequence[TokenRow] = ROWS,
     client: str = "client-0",
     info: RoundInfo = INFO,
+    **terms: Any,
 ) -> ClientUpdate:
-    return train_client(
-        resident, start, LocalTask(client_id=client, rows={"retain": rows}), LanguageModel(), settings, info
-    )
+    task = LocalTask(client_id=client, rows={"retain": rows}, **terms)
+    return train_client(resident, start, task, LanguageModel(), settings, info)
 
 
 def token_mean(resident: ResidentModel, rows: Sequence[TokenRow]) -> torch.Tensor:
@@ -124,8 +124,8 @@ def test_three_adamw_steps_equal_a_plain_loop(resident: ResidentModel, start: An
 def test_proximal_term_equals_its_loss_in_autograd(resident: ResidentModel, start: Any) -> None:
     # Two steps: at the first w = w0, so the term shows at the second only.
     mu, rate = 0.5, 0.1
-    settings = SGD.model_copy(update={"proximal_mu": mu, "local_epochs": 2})
-    update = learn(resident, start, settings)
+    settings = SGD.model_copy(update={"local_epochs": 2})
+    update = learn(resident, start, settings, proximal_mu=mu)
     resident.write(start)
     parameters = list(resident.parameters.values())
     for _ in range(2):
@@ -137,23 +137,30 @@ def test_proximal_term_equals_its_loss_in_autograd(resident: ResidentModel, star
                 parameter.sub_(rate * gradient)
     expected = {n: t - start[n] for n, t in resident.read().items()}
     assert_close(update.delta, expected, 2e-6)
-    free = learn(resident, start, settings.model_copy(update={"proximal_mu": 0.0}))
+    free = learn(resident, start, settings)
     assert max(float((free.delta[n] - update.delta[n]).abs().max()) for n in expected) > 1e-4
 
 
 def test_mu_zero_is_plain_training_bit_for_bit(resident: ResidentModel, start: Any) -> None:
-    one = learn(resident, start, SGD.model_copy(update={"proximal_mu": 0.0, "local_epochs": 2}))
+    one = learn(resident, start, SGD.model_copy(update={"local_epochs": 2}), proximal_mu=0.0, correction={})
     other = learn(resident, start, SGD.model_copy(update={"local_epochs": 2}))
     assert equal(one, other)
 
 
 def test_a_strong_proximal_term_keeps_the_update_small(resident: ResidentModel, start: Any) -> None:
     def norm(mu: float) -> float:
-        settings = SGD.model_copy(update={"local_epochs": 6, "learning_rate": 0.3, "proximal_mu": mu})
-        delta = learn(resident, start, settings).delta
+        settings = SGD.model_copy(update={"local_epochs": 6, "learning_rate": 0.3})
+        delta = learn(resident, start, settings, proximal_mu=mu).delta
         return math.sqrt(sum(float(t.square().sum()) for t in delta.values()))
 
     assert norm(3.0) < 0.6 * norm(0.0)
+
+
+def test_a_correction_is_added_to_the_step_and_not_clipped(resident: ResidentModel, start: Any) -> None:
+    # one step of rate 0.1 with a gradient that is clipped away almost whole: what is left is -0.1 times the correction
+    correction = {name: torch.full(tensor.shape, 3.0) for name, tensor in start.items()}
+    update = learn(resident, start, SGD.model_copy(update={"clip_norm": 1e-9}), correction=correction)
+    assert_close(update.delta, {name: -0.1 * t for name, t in correction.items()}, 1e-5)
 
 
 @pytest.mark.parametrize("micros", [2, 4, 100])

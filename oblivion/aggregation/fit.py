@@ -1,0 +1,83 @@
+"""Whether a rule fits the federation: how its clients train, and how many of them there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from oblivion.aggregation.rule import Aggregator
+from oblivion.config import RunConfig
+from oblivion.errors import ConfigError
+from oblivion.selection import population
+
+
+def check_training(rule: Aggregator, config: RunConfig) -> None:
+    """Refuse a rule whose formula does not hold for the clients' optimizer.
+
+    Raises
+    ------
+    ConfigError
+        Naming the key and what would work.
+    """
+    name, train = config.federation.aggregator, config.train
+    if rule.plain_sgd and train.optimizer != "sgd":
+        raise ConfigError(
+            f"federation.aggregator = '{name}' assumes that clients take plain SGD steps at a constant rate, and "
+            f"train.optimizer = '{train.optimizer}'; set train.optimizer = 'sgd' and a train.learning-rate for it, or "
+            "choose a rule without that assumption, such as fedavg or fedprox"
+        )
+    if rule.plain_sgd and train.weight_decay:
+        raise ConfigError(
+            f"federation.aggregator = '{name}' assumes plain SGD steps, and train.weight-decay = {train.weight_decay}; "
+            "set it to 0"
+        )
+
+
+def short_round(
+    rule: Aggregator, clients: Sequence[str], joins: Mapping[str, int], per_round: int, rounds: Sequence[int]
+) -> tuple[int, int, int] | None:
+    """The first of some rounds that has clients, but fewer than the rule needs.
+
+    Parameters
+    ----------
+    rule : Aggregator
+        The rule, with its parameters.
+    clients : sequence of str
+        Who takes part.
+    joins : mapping of str to int
+        First round of late joiners.
+    per_round : int
+        Clients that are selected.
+    rounds : sequence of int
+        Rounds to look at, in order.
+
+    Returns
+    -------
+    tuple of int or None
+        The round, its clients, and how many the rule needs; None if every round has enough.
+    """
+    for number in rounds:
+        there = min(per_round, len(population(clients, joins, number)))
+        needed = rule.min_clients(there, 0)
+        if 0 < there < needed:
+            return number, there, needed
+    return None
+
+
+def check_number(rule: Aggregator, config: RunConfig, clients: Sequence[str]) -> None:
+    """Refuse a rule that some round of the learning has too few clients for.
+
+    Raises
+    ------
+    ConfigError
+        Naming the round, both numbers and what would work.
+    """
+    federation = config.federation
+    rounds = range(1, federation.rounds + 1)
+    short = short_round(rule, clients, federation.joins, federation.clients_per_round, rounds)
+    if short:
+        number, there, needed = short
+        raise ConfigError(
+            f"federation.aggregator = '{federation.aggregator}' needs at least {needed} clients in a round, and round "
+            f"{number} has {there}; ask more (federation.clients-per-round, federation.clients, federation.joins), "
+            "or expect fewer hostile ones (federation.parameters)"
+        )
