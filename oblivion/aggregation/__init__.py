@@ -24,6 +24,7 @@ aggregators = Registry(
         "fednova": "oblivion.aggregation.fednova:FedNova",
         "fedprox": "oblivion.aggregation.fedprox:FedProx",
         "fedyogi": "oblivion.aggregation.fedyogi:FedYogi",
+        "flower": "strategies.flower_rule:FlowerRule",
         "geometric_median": "oblivion.aggregation.geometric_median:GeometricMedian",
         "krum": "oblivion.aggregation.krum:Krum",
         "median": "oblivion.aggregation.median:Median",

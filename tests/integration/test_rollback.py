@@ -36,6 +36,10 @@ SMALL: dict[str, Any] = {
     "evaluate.max-new-tokens": 1,
 }
 FEDADAM = {"federation.aggregator": "fedadam", "federation.parameters": {"learning_rate": 0.05}}
+FLOWER = {
+    "federation.aggregator": "flower",
+    "federation.parameters": {"strategy": "FedAdam", "options": {"eta": 0.05, "beta_1": 0.9, "beta_2": 0.99}},
+}
 SGD = {"train.optimizer": "sgd", "train.learning-rate": 0.1}
 
 
@@ -111,11 +115,23 @@ def test_rollback_of_the_late_joiner_is_the_oracle_bit_for_bit(trained: RunResul
         {**SGD, "federation.aggregator": "scaffold", "ledger.checkpoint-every": 2},
         {**SGD, "federation.aggregator": "feddyn", "federation.parameters.alpha": 0.1},
         {**SGD, "federation.aggregator": "fednova"},
+        {**FLOWER, "ledger.checkpoint-every": 2},
         {"federation.clients-per-round": 2, "seed": 1, f"federation.joins.{LATE}": 2},
         {"ledger.precision": "bfloat16"},
         {"ledger.retention": 1},  # what is left of rounds 1 and 2 is the state before them
     ],
-    ids=["fedprox", "fedadam", "fedadam cohorts", "scaffold", "feddyn", "fednova", "two", "bfloat16", "retention"],
+    ids=[
+        "fedprox",
+        "fedadam",
+        "fedadam cohorts",
+        "scaffold",
+        "feddyn",
+        "fednova",
+        "flower",
+        "two",
+        "bfloat16",
+        "retention",
+    ],
 )
 def test_rollback_is_the_oracle_under_every_rule(micro_scenario: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     result = run(micro_scenario, tmp_path / "run", changes)

@@ -1,0 +1,171 @@
+"""One of Flower's own strategies as a server rule, for the learning phase.
+
+A Flower strategy remembers things in its attributes; a rule is a pure function of its arguments, so that a round can
+be computed again. Here a new strategy is made for every round, what the last one remembered is put back from the rule
+state, and what it remembers afterwards is taken out. Replies come to it in client-id order.
+
+What a removal can say of it is only that whatever the strategy keeps holds the clients' updates: it is computed again
+by ``retrain`` and ``rollback``, begins anew in ``local``, and is not covered by ``exclude``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from oblivion.aggregation.rule import RuleState, ordered
+from oblivion.errors import FederationError, nearest
+from oblivion.types import ClientUpdate, GlobalState, RoundInfo
+
+if TYPE_CHECKING:
+    from flwr.app import ArrayRecord, RecordDict
+    from torch import Tensor
+
+WRAPPED = (
+    "Bulyan",
+    "FedAdagrad",
+    "FedAdam",
+    "FedAvg",
+    "FedAvgM",
+    "FedMedian",
+    "FedTrimmedAvg",
+    "FedYogi",
+    "Krum",
+    "MultiKrum",
+)
+"""Those that make the next parameters from the replies alone. Flower's FedProx is its FedAvg with another config for
+clients (here: ``fedprox``); its QFedAvg needs losses, its privacy wrappers draw noise that cannot be drawn again."""
+
+
+@dataclass(frozen=True)
+class _Reply:
+    """As much of a message as a strategy reads; a real one can only be made inside a Flower run."""
+
+    content: RecordDict
+
+    def has_error(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowerRule:
+    """Let a strategy of ``flwr.serverapp.strategy`` aggregate.
+
+    Attributes
+    ----------
+    strategy : str
+        Its class name; one of `WRAPPED`.
+    options : mapping
+        Its keyword arguments, such as ``{"beta": 0.2}``.
+    """
+
+    strategy: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    linear: ClassVar[bool] = False
+    needs_client_state: ClassVar[bool] = False
+    plain_sgd: ClassVar[bool] = False
+    proximal_mu: ClassVar[float] = 0.0
+    state_fields: ClassVar[tuple[str, ...]] = ("whatever the Flower strategy keeps: made of all rounds' updates",)
+
+    def __post_init__(self) -> None:
+        if self.strategy not in WRAPPED:
+            raise ValueError(f"strategy = {self.strategy!r} cannot be wrapped; {nearest(self.strategy, WRAPPED)}")
+        self._make()
+
+    def _make(self) -> Any:
+        from flwr.serverapp import strategy
+
+        return getattr(strategy, self.strategy)(**{k.replace("-", "_"): v for k, v in self.options.items()})
+
+    def init(self, state: GlobalState) -> RuleState:
+        """Return the empty state: a new strategy remembers nothing."""
+        return {}
+
+    def apply(
+        self, updates: Sequence[ClientUpdate], state: GlobalState, rule_state: RuleState, info: RoundInfo
+    ) -> tuple[GlobalState, RuleState]:
+        """Let the strategy aggregate the clients' models.
+
+        Parameters
+        ----------
+        updates : sequence of ClientUpdate
+            Any order; the strategy gets ``x + delta_k`` in fp32, in client-id order.
+        state : GlobalState
+            The state that the clients started from.
+        rule_state : mapping
+            ``<attribute>/<tensor>``, what the strategy remembered.
+        info : RoundInfo
+            Its number is given to the strategy.
+
+        Returns
+        -------
+        tuple of GlobalState and RuleState
+            New fp32 tensors; the very same objects where there are no updates.
+
+        Raises
+        ------
+        FederationError
+            If the strategy makes nothing of the updates; its log says why.
+        """
+        import torch
+        from flwr.app import MetricRecord, RecordDict
+
+        if not updates:
+            return state, rule_state
+        theirs = self._make()
+        _remember(theirs, state, rule_state)
+        replies = []
+        for update in ordered(updates):
+            model = {name: state.adapter[name] + update.delta[name] for name in sorted(state.adapter)}
+            weight = MetricRecord({theirs.weighted_by_key: update.num_examples})
+            replies.append(_Reply(RecordDict({theirs.arrayrecord_key: _record(model), "metrics": weight})))
+        made, _ = theirs.aggregate_train(info.round, replies)
+        if made is None:
+            raise FederationError(f"Flower's {self.strategy} made nothing of {len(updates)} updates: too few, it says")
+        adapter = {name: torch.from_numpy(made[name].numpy().copy()).to(torch.float32) for name in sorted(made)}
+        return replace(state, adapter=adapter), _remembered(theirs)
+
+    def min_clients(self, n: int, byzantine: int) -> int:
+        """One update; what more the strategy needs, and what it bears, is for its own documentation to say."""
+        return n + 1 if byzantine else 1
+
+
+def _record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
+    from flwr.app import Array, ArrayRecord
+
+    return ArrayRecord({name: Array(tensor.numpy()) for name, tensor in tensors.items()})
+
+
+def _remember(strategy: Any, state: GlobalState, rule_state: RuleState) -> None:
+    """Put back what a strategy remembered, and the parameters that its ``configure_train`` would have seen."""
+    from flwr.serverapp.strategy.fedopt import FedOpt
+
+    if isinstance(strategy, FedOpt):
+        strategy.current_arrays = {name: t.numpy().copy() for name, t in sorted(state.adapter.items())}
+    elif hasattr(strategy, "current_arrays"):
+        strategy.current_arrays = _record(dict(sorted(state.adapter.items())))
+    kept: dict[str, dict[str, Any]] = {}
+    for key, tensor in sorted(rule_state.items()):
+        attribute, _, name = key.partition("/")
+        kept.setdefault(attribute, {})[name] = tensor.numpy().copy()
+    for attribute, arrays in kept.items():
+        numbered = all(name.startswith("#") for name in arrays)
+        setattr(strategy, attribute, list(arrays.values()) if numbered else arrays)
+
+
+def _remembered(strategy: Any) -> RuleState:
+    """All attributes with arrays but the parameters: ``<attribute>/<name>``, in lists ``<attribute>/#<number>``."""
+    import numpy as np
+    import torch
+
+    kept = {}
+    for attribute, value in sorted(vars(strategy).items()):
+        if attribute == "current_arrays" or not isinstance(value, dict | list):
+            continue
+        named = value if isinstance(value, dict) else {f"#{i:06d}": array for i, array in enumerate(value)}
+        for name, array in named.items():
+            if isinstance(array, np.ndarray):
+                kept[f"{attribute}/{name}"] = torch.from_numpy(np.array(array, dtype=np.float32, copy=True))
+    return kept
