@@ -12,7 +12,7 @@ from oblivion.data import datasets, partitions, templates
 from oblivion.data.corpus import FederatedData
 from oblivion.data.federation import client_digests, for_source, resolve
 from oblivion.data.tokens import encode_prompt
-from oblivion.errors import ConfigError, IntegrityError, nearest
+from oblivion.errors import ConfigError, IntegrityError, PlanRefusedError, nearest
 from oblivion.ledger.register import EXCLUSIONS, absences
 from oblivion.ledger.rounds import Absence
 from oblivion.ledger.schema import refuse_network
@@ -23,8 +23,10 @@ from oblivion.objectives import objectives
 from oblivion.objectives.terms import objective_from
 from oblivion.registry import Registry
 from oblivion.removal import removals
+from oblivion.removal.plan import Situation
 from oblivion.training.fused import fusible
 from oblivion.training.slots import slots_for
+from oblivion.types import ForgetRequest
 from server.estimate import check_disk
 from server.manifest import make_manifest
 from server.planning import make_plan, make_request, make_situation, present
@@ -101,6 +103,8 @@ def prepare(config: RunConfig) -> tuple[RunConfig, FederatedData]:
         situation = make_situation(config, data, request)
         for method in config.forget.methods:  # a refusal must not come after hours of learning
             make_plan(config, request, situation, method)
+        if config.evaluate.oracle_seeds:
+            _check_oracle(config, request, situation)
     hosts = config.simulation.hosts
     if hosts == "auto":
         hosts = max(1, min(len(os.sched_getaffinity(0)), len(data.clients)))
@@ -117,6 +121,16 @@ def prepare(config: RunConfig) -> tuple[RunConfig, FederatedData]:
         config = config.model_copy(update={"train": config.train.model_copy(update={"cohort": cohort})})
     encode_prompt(resident.tokenizer, templates.get(config.data.template)(), "?")
     return config, data
+
+
+def _check_oracle(config: RunConfig, request: ForgetRequest, situation: Situation) -> None:
+    try:
+        make_plan(config, request, situation, "retrain")
+    except PlanRefusedError as error:
+        raise PlanRefusedError(
+            f"the oracle cannot be trained, so nothing could be compared with it: {error}. "
+            "evaluate.oracle-seeds = 0 does without"
+        ) from None
 
 
 def begin_run(config: RunConfig, root: Path) -> tuple[RunDirectory, RunConfig]:
