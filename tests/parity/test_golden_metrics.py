@@ -79,6 +79,10 @@ def tolerance(path: tuple[str, ...], value: float) -> float:
         return 1e-9 if path == (name, "agg_value") else 1e-5
     if "avg_loss" in path:
         return 1e-5
+    if name.endswith(
+        "normalised"
+    ):  # p / (p + q): its error is p (1 - p) times that of log p - log q, each 1e-5 at most
+        return max(1e-6, 2e-5 * abs(value) * (1 - abs(value)))
     return 1e-6
 
 
