@@ -7,13 +7,15 @@ host that sees a client's data gives the same answer, and a repeated message giv
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from oblivion.aggregation import rule_of
+from oblivion.aggregation import rule_of, scheme_of
 from oblivion.config import RunConfig, TrainConfig, config_from_mapping
 from oblivion.data import templates
 from oblivion.data.corpus import FederatedData
 from oblivion.data.federation import resolve
 from oblivion.data.tokens import Template, TokenRow
+from oblivion.models.factors import Factor, start_of
 from oblivion.models.resident import ResidentModel, load_resident
 from oblivion.objectives.terms import Role, objective_from
 from oblivion.training.batches import Tokens, tokenize
@@ -22,6 +24,14 @@ from oblivion.training.local import LocalTask
 from oblivion.types import ClientTask, ClientUpdate, HostReply, HostRequest, Sample
 
 Metrics = dict[str, dict[str, tuple[float, float]]]
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """What rule and scheme ask of every client of a round."""
+
+    proximal_mu: float
+    factors: tuple[Factor, ...]
 
 
 class Host:
@@ -48,14 +58,15 @@ class Host:
         data, resident = resolve(config), self._resident(config)
         objective = objective_from(request.objective, request.parameters)
         settings = unlearning_settings(config) if request.kind == "train.unlearn" else config.train
-        proximal_mu = rule_of(config).proximal_mu
+        terms = _Terms(rule_of(config).proximal_mu, scheme_of(config).trained(request.info.round))
         updates: list[ClientUpdate] = []
         failures: dict[str, str] = {}
-        for cohort in request.cohorts:
-            tasks = [self._local_task(request, task, data, resident, config, proximal_mu) for task in cohort]
-            done, failed = train_cohort(resident, request.state.adapter, tasks, objective, settings, request.info)
-            updates += done
-            failures |= failed
+        with resident.over(request.state.residual):
+            for cohort in request.cohorts:
+                tasks = [self._local_task(request, task, data, resident, config, terms) for task in cohort]
+                done, failed = train_cohort(resident, request.state.adapter, tasks, objective, settings, request.info)
+                updates += done
+                failures |= failed
         return HostReply(host=request.host, updates=tuple(updates), failures=failures)
 
     def _local_task(
@@ -65,19 +76,24 @@ class Host:
         data: FederatedData,
         resident: ResidentModel,
         config: RunConfig,
-        proximal_mu: float,
+        terms: _Terms,
     ) -> LocalTask:
+        assert request.state is not None
         tokens = self._client_tokens(task.client_id, data, resident, config)
         own, skipped = tokens.rows, len(tokens.skipped)
         excluded = set(task.excluded)
         kept = [row for sample, row in own if sample not in excluded]
+        own_rank = task.client_id in config.federation.ranks
+        start = start_of(request.state.adapter, config.federation.ranks, task.client_id) if own_rank else None
         if request.kind != "train.unlearn":
             return LocalTask(
                 client_id=task.client_id,
                 rows={"retain": kept},
                 skipped=skipped,
-                proximal_mu=proximal_mu,
+                proximal_mu=terms.proximal_mu,
                 correction=task.correction,
+                start=start,
+                factors=terms.factors,
             )
         if task.forget is None:
             forget, anchor = kept, self._public_rows(request.public, resident, config)
@@ -88,7 +104,7 @@ class Host:
         rows: dict[Role, Sequence[TokenRow]] = {"forget": forget}
         if anchor and objective_from(request.objective, request.parameters).accepts_retain:
             rows["retain"] = anchor
-        return LocalTask(client_id=task.client_id, rows=rows, skipped=skipped)
+        return LocalTask(client_id=task.client_id, rows=rows, skipped=skipped, start=start, factors=terms.factors)
 
     def _evaluate(self, request: HostRequest, config: RunConfig) -> HostReply:
         from oblivion.metrics.evaluation import evaluate_client
@@ -97,7 +113,7 @@ class Host:
         data, resident, template = resolve(config), self._resident(config), _template(config)
         resident.write(request.state.adapter)
         metrics: Metrics = {}
-        with resident.merged() as model:
+        with resident.over(request.state.residual), resident.merged() as model:
             for task in (task for cohort in request.cohorts for task in cohort):
                 for name, samples in _portions(task, data):
                     metrics[name] = evaluate_client(

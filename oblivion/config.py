@@ -77,20 +77,21 @@ class FederationConfig(_Section):
     aggregator: str = "fedavg"
     parameters: dict[str, Any] = {}
     joins: dict[str, int] = {}
+    ranks: dict[str, int] = {}
     quorum: float = Field(0.5, gt=0, le=1)
     max_update_norm: float = Field(1000.0, gt=0)
 
-    @field_validator("joins")
+    @field_validator("joins", "ranks")
     @classmethod
-    def _joins(cls, joins: dict[str, int]) -> dict[str, int]:
-        for client, first in joins.items():
+    def _by_client(cls, values: dict[str, int]) -> dict[str, int]:
+        for client, value in values.items():
             try:
                 check_client_id(client)
             except ConfigError as error:
                 raise ValueError(str(error)) from None
-            if first < 1:
-                raise ValueError(f"{client} joins at round {first}; rounds are counted from 1")
-        return joins
+            if value < 1:
+                raise ValueError(f"{client} = {value}; rounds and ranks are counted from 1")
+        return values
 
 
 class TrainConfig(_Section):
@@ -173,6 +174,9 @@ class RunConfig(_Section):
                 f"federation.joins.{client} = {first} is after the last round "
                 f"(federation.rounds = {self.federation.rounds})"
             )
+        for client, rank in self.federation.ranks.items():
+            if rank > self.lora.rank:
+                raise ValueError(f"federation.ranks.{client} = {rank} is above lora.rank = {self.lora.rank}")
         if self.forget.methods and not self.forget.client:
             raise ValueError("forget.methods is set, but forget.client names no client")
         return self

@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from oblivion.aggregation.products import as_adapter
 from oblivion.data.federation import resolve
 from oblivion.errors import ConfigError, IntegrityError, PlanRefusedError, nearest
 from oblivion.files import remove, write_atomically
@@ -68,8 +69,8 @@ def commit_trial(workflow: Workflow, trial: str) -> dict[str, int]:
         raise ConfigError(f"{request_id} has no trial '{name}' at the present head; {nearest(name, known)}")
     plan = workflow.run.read_json(f"forgets/{trial}/plan.json", {})
     replayed = workflow.federation.replay.check(trial)
-    after = workflow.federation.head(trial).state.adapter
-    if hashlib.sha256(weight_bytes(after)).hexdigest() != _digest(folder / "adapters" / WEIGHTS):
+    after = workflow.federation.head(trial).state
+    if hashlib.sha256(weight_bytes(as_adapter(after))).hexdigest() != _digest(folder / "adapters" / WEIGHTS):
         raise IntegrityError(f"{folder}/adapters is not what the ledger says; was it changed? Try the removal again")
     facts = {
         "trial": name,

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from oblivion.aggregation import rule_of
+from oblivion.aggregation import rule_of, scheme_of
 from oblivion.config import RunConfig
 from oblivion.data import templates
 from oblivion.data.corpus import FederatedData
@@ -77,6 +77,11 @@ def ledger_bytes(config: RunConfig, data: FederatedData) -> int:
     rule = rule_of(config)
     kept = len(data.clients) if rule.needs_client_state else len(rule.state_fields)
     state = values * _BYTES_PER_FP32 * (1 + kept)
+    grows = bool(scheme_of(config).state_fields)  # the residual's rank, by that of every client's update
+    rank = grows * (1 + federation.clients_per_round) * config.lora.rank * federation.rounds
+    for layer in resident.lora_layers.values():
+        tall, wide = layer.base_layer.weight.shape
+        state += min(rank, tall, wide) * (tall + wide) * _BYTES_PER_FP32
     rounds = min(federation.rounds, settings.retention or federation.rounds)
     visits_per_round = min(federation.clients_per_round, len(data.clients))
     states = federation.rounds // settings.checkpoint_every + 2

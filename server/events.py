@@ -18,6 +18,7 @@ def round_entry(record: RoundRecord) -> Event:
         "branch": record.branch,
         "round": record.round,
         "loss": record.loss,
+        "scheme_error": record.scheme_error,
         "clients": len(record.accepted),
         "refused": len(record.refused),
         "failed": len(record.failed),

@@ -1,4 +1,4 @@
-"""Measure one adapter: centrally on the server's rows, and on every client for its own rows."""
+"""Measure one model: centrally on the server's rows, and on every client for its own rows."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from oblivion.data import templates
 from oblivion.metrics.evaluation import Evaluation, evaluate_model
 from oblivion.models.resident import ResidentModel
 from oblivion.selection import assign
-from oblivion.types import Adapter, ClientTask, GlobalState, HostRequest, Sample
+from oblivion.types import ClientTask, GlobalState, HostRequest, Sample
 from server.rounds import Federation
 
 
 def measure_centrally(
-    adapter: Adapter,
+    state: GlobalState,
     resident: ResidentModel,
     groups: Mapping[str, Sequence[Sample]],
     config: RunConfig,
     reference: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """Run the suite on the merged adapter, all metrics from one pass."""
+    """Run the suite on the base with residual and adapter merged into it, all metrics from one pass."""
     import torch
 
     torch.set_num_threads(config.train.threads)
-    resident.write(adapter)
-    with resident.merged() as model:
+    resident.write(state.adapter)
+    with resident.over(state.residual), resident.merged() as model:
         return evaluate_model(
             model,
             resident.tokenizer,
@@ -41,9 +41,9 @@ def measure_centrally(
 
 
 def measure_clients(
-    adapter: Adapter, federation: Federation, tasks: Sequence[ClientTask]
+    state: GlobalState, federation: Federation, tasks: Sequence[ClientTask]
 ) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Let clients measure the adapter on their own rows; numbers come back, never text.
+    """Let clients measure a model on their own rows; numbers come back, never text.
 
     Returns
     -------
@@ -53,7 +53,6 @@ def measure_clients(
     by_client = {task.client_id: task for task in tasks}
     given = assign([(client,) for client in by_client], federation.sizes, federation.serves)
     config = federation.config.to_json()
-    state = GlobalState(adapter=adapter)
     requests = [
         HostRequest(
             kind="evaluate",

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from oblivion.aggregation import rule_of
+from oblivion.aggregation import rule_of, scheme_of
 from oblivion.config import RunConfig
 from oblivion.data.corpus import FederatedData
 from oblivion.data.federation import without
@@ -82,6 +82,7 @@ def make_situation(
         records=records,
         restorable=tuple(_kept(config) if restorable is None else restorable),
         aggregator=rule_of(config),
+        scheme=scheme_of(config),
         seed=config.seed,
         clients_per_round=federation.clients_per_round,
         joins=federation.joins,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from oblivion.aggregation import aggregators, rule_of, schemes
-from oblivion.aggregation.fit import check_number, check_training
+from oblivion.aggregation import aggregators, rule_of, scheme_of, schemes
+from oblivion.aggregation.fit import check_number, check_scheme, check_training
 from oblivion.config import ForgetConfig, RunConfig
 from oblivion.data import datasets, partitions, templates
 from oblivion.data.corpus import FederatedData
@@ -55,6 +55,7 @@ def check_names(config: RunConfig) -> None:
         if name not in registry.names():
             raise ConfigError(f"{key} = '{name}': unknown {registry.kind}; {nearest(name, registry.names())}")
     check_training(rule_of(config), config)
+    check_scheme(rule_of(config), scheme_of(config), config)
     objective_from(config.forget.objective, config.forget.parameters)
 
 

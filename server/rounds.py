@@ -18,13 +18,13 @@ from oblivion.errors import FederationError
 from oblivion.fingerprint import code_fingerprint
 from oblivion.ledger.replay import replay_of
 from oblivion.ledger.rounds import Branch, CohortOutcome, Ledger, RoundRecord, RoundState, Selection
+from oblivion.models.factors import only
 from oblivion.removal.plan import UnlearnPhase
 from oblivion.selection import assign, form_cohorts, select_clients, servable
 from oblivion.types import (
     Adapter,
     ClientTask,
     ClientUpdate,
-    Cost,
     ForgetRequest,
     GlobalState,
     HostReply,
@@ -32,6 +32,7 @@ from oblivion.types import (
     RoundInfo,
     Sample,
 )
+from server.accounting import cost_of, count, mean_loss, scheme_error
 from server.events import Observer
 
 
@@ -73,7 +74,7 @@ class Federation:
         self.gate = Gate(initial, config.federation.max_update_norm, code_fingerprint())
         self.serves: dict[str, list[str]] = {}
         self.replay = replay_of(config, ledger, self.sizes)
-        self.rule = self.replay.rule
+        self.rule, self.scheme = self.replay.rule, self.replay.scheme
         self._heads: dict[str, RoundState] = {}
         self._warned: set[str] = set()
 
@@ -105,7 +106,8 @@ class Federation:
             return
         state = GlobalState(adapter=start)
         self.ledger.open_branch(
-            branch, RoundState(round=0, state=state, rule_state=self.rule.init(state), gate_state=GateState())
+            branch,
+            RoundState(round=0, state=state, rule_state=self.scheme.init(self.rule, state), gate_state=GateState()),
         )
 
     def has(self, name: str) -> bool:
@@ -166,8 +168,9 @@ class Federation:
             accepted=tuple(sorted(accepted)),
             refused=dict(sorted(refused.items())),
             failed={client: why for client, why in sorted(failed.items()) if client not in accepted},
-            loss=_mean_loss(stored),
-            cost=_cost(stored, head.state.adapter, len(asked) * (2 if self.rule.needs_client_state else 1)),
+            loss=mean_loss(stored),
+            scheme_error=scheme_error(self.replay, head, stored, after, info),
+            cost=cost_of(stored, head.state, len(asked), self.rule.needs_client_state),
             seconds=round(time.monotonic() - since, 3),
         )
         self._warn_of_skipped(stored)
@@ -262,7 +265,9 @@ class Federation:
     ) -> CohortOutcome:
         """Let a cohort's updates through the gate; updates of clients that the host was not asked for are refused."""
         own = [update for update in reply.updates if update.client_id in cohort]
-        accepted, refused = self.gate.admit([*own, *strangers], {c: self.sizes[c] for c in cohort}, info.round)
+        expected = only(self.gate.reference, self.scheme.trained(info.round))
+        gate = dataclasses.replace(self.gate, reference=expected)
+        accepted, refused = gate.admit([*own, *strangers], {c: self.sizes[c] for c in cohort}, info.round)
         heard = {update.client_id for update in own}
         failed = {c: reply.failures.get(c, "its host answered without it") for c in cohort if c not in heard}
         return CohortOutcome(
@@ -271,7 +276,7 @@ class Federation:
 
     def _warn_of_halving(self, outcome: CohortOutcome) -> None:
         size = len(outcome.updates)
-        together = min((_count(update, "together") for update in outcome.updates), default=0)
+        together = min((count(update, "together") for update in outcome.updates), default=0)
         if 0 < together < size and "halved" not in self._warned:
             self._warned.add("halved")
             text = f"{size} clients together do not fit into a host's memory: {together} are trained at a time; "
@@ -279,11 +284,11 @@ class Federation:
 
     def _warn_of_skipped(self, accepted: Sequence[ClientUpdate]) -> None:
         for update in accepted:
-            count = _count(update, "skipped")
-            if count and update.client_id not in self._warned:
+            skipped = count(update, "skipped")
+            if skipped and update.client_id not in self._warned:
                 self._warned.add(update.client_id)
-                text = f"{count} of {update.client_id}'s rows are longer than the context and are left out whole"
-                self.observer.event("warning", text=text, client=update.client_id, skipped=count)
+                text = f"{skipped} of {update.client_id}'s rows are longer than the context and are left out whole"
+                self.observer.event("warning", text=text, client=update.client_id, skipped=skipped)
 
     def _check_quorum(self, accepted: Sized, asked: Sized, number: int, lost: Mapping[str, str]) -> None:
         quorum = max(1, math.ceil(self.config.federation.quorum * len(asked)))
@@ -327,14 +332,14 @@ class Federation:
             raise FederationError(f"{client} could not unlearn: {why}")
         after = apply_unlearning(head, outcome.updates[0], phase)
         if phase.reset_rule_state:
-            after = dataclasses.replace(after, rule_state=self.rule.init(after.state))
+            after = dataclasses.replace(after, rule_state=self.scheme.init(self.rule, after.state))
         record = RoundRecord(
             branch=name,
             round=phase.round,
             selected=(client,),
             accepted=(client,),
-            loss=_mean_loss(outcome.updates),
-            cost=_cost(outcome.updates, head.state.adapter, 1),
+            loss=mean_loss(outcome.updates),
+            cost=cost_of(outcome.updates, head.state, 1, corrected=False),
             seconds=round(time.monotonic() - since, 3),
             unlearned=True,
         )
@@ -357,28 +362,9 @@ def apply_unlearning(head: RoundState, update: ClientUpdate, phase: UnlearnPhase
 
     norm = update_norm(update.delta)
     factor = phase.scale * min(1.0, phase.max_norm / norm) if norm > 0 else 0.0
-    adapter = {
-        name: (tensor.to(torch.float64) + factor * update.delta[name].to(torch.float64)).to(torch.float32)
-        for name, tensor in head.state.adapter.items()
+    moved = {
+        name: (head.state.adapter[name].to(torch.float64) + factor * delta.to(torch.float64)).to(torch.float32)
+        for name, delta in update.delta.items()
     }
+    adapter = {name: moved.get(name, tensor) for name, tensor in head.state.adapter.items()}
     return dataclasses.replace(head, round=phase.round, state=dataclasses.replace(head.state, adapter=adapter))
-
-
-def _mean_loss(accepted: Sequence[ClientUpdate]) -> float:
-    weight = sum(update.num_examples for update in accepted)
-    return sum(u.metrics.get("loss", math.nan) * u.num_examples for u in accepted) / weight if weight else math.nan
-
-
-def _count(update: ClientUpdate, name: str) -> int:
-    value = update.metrics.get(name, 0.0)  # the gate does not look at metrics, and a client may send anything
-    return int(value) if math.isfinite(value) else 0
-
-
-def _cost(accepted: Sequence[ClientUpdate], adapter: Adapter, asked: int) -> Cost:
-    size = sum(tensor.numel() * tensor.element_size() for tensor in adapter.values())
-    return Cost(
-        client_steps=sum(update.steps for update in accepted),
-        tokens=sum(_count(update, "tokens") for update in accepted),
-        bytes_up=size * len(accepted),
-        bytes_down=size * asked,
-    )

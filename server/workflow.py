@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from oblivion.aggregation.products import as_adapter
 from oblivion.config import RunConfig
 from oblivion.data.federation import resolve
 from oblivion.data.groups import asked_rows, central_groups
@@ -26,7 +27,7 @@ from oblivion.models.resident import load_resident
 from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, from_round
 from oblivion.seeding import derive_seed
 from oblivion.training.fused import fusible
-from oblivion.types import Adapter, ClientTask, Cost, ForgetRequest
+from oblivion.types import ClientTask, Cost, ForgetRequest, GlobalState
 from server.events import Observer, round_entry
 from server.measure import measure_centrally, measure_clients, summary
 from server.planning import make_plan, make_situation, plan_values, present
@@ -44,8 +45,8 @@ class Trained:
     ----------
     name, folder : str
         Its key in ``metrics.json``, and where its adapter lies in the run directory.
-    adapter : Adapter
-        The model.
+    state : GlobalState
+        The model: adapter and residual.
     cost : Cost
         What it took.
     fraction : float or None
@@ -55,7 +56,7 @@ class Trained:
     """
 
     name: str
-    adapter: Adapter
+    state: GlobalState
     folder: str
     cost: Cost
     fraction: float | None = None
@@ -129,7 +130,7 @@ class Workflow:
     def _keep_original(self) -> None:
         """Save what was learned, if a crash came before that."""
         if self.head == MAIN and not (self.run.root / ORIGINAL).is_dir():
-            self._save_adapter(ORIGINAL, self.federation.head(MAIN).state.adapter)
+            self._save_adapter(ORIGINAL, self.federation.head(MAIN).state)
 
     def check_learned(self) -> None:
         """Refuse a run whose learning has not finished.
@@ -147,10 +148,10 @@ class Workflow:
                 f"yet; finish it with: oblivion run --resume --out {self.run.root}"
             )
 
-    def _save_adapter(self, name: str, adapter: Adapter) -> None:
+    def _save_adapter(self, name: str, state: GlobalState) -> None:
         folder = self.run.root / name
         remove(folder)  # what an interrupted removal left; metrics.json knows nothing of it
-        self.resident.save(adapter, folder, locate(self.config.model))
+        self.resident.save(as_adapter(state), folder, locate(self.config.model))
 
     def receive(self, wanted: ForgetRequest) -> Asked:
         """The open request for exactly this, or a new one: signed already, or by the simulated client's key."""
@@ -203,8 +204,8 @@ class Workflow:
 
     def _original(self) -> Trained:
         """The model of the run's head, as it is before a request is answered."""
-        adapter = self.federation.head(self.head).state.adapter
-        return Trained(name="original", adapter=adapter, folder=self.head_folder, cost=self._cost(self.head))
+        state = self.federation.head(self.head).state
+        return Trained(name="original", state=state, folder=self.head_folder, cost=self._cost(self.head))
 
     @property
     def head_folder(self) -> str:
@@ -266,10 +267,10 @@ class Workflow:
                     Branch(name=branch, seed=seed, rounds=rounds, absent=absent, history=False), start
                 )
                 self._rounds(branch, rounds, self._records_to_replay() if index == 0 else {})
-                adapter, cost = self.federation.head(branch).state.adapter, self._cost(branch)
+                state, cost = self.federation.head(branch).state, self._cost(branch)
                 folder = f"adapters/{name}-{request.id}"
-                self._save_adapter(folder, adapter)
-                oracle = Trained(name=name, adapter=adapter, folder=folder, cost=cost, fraction=1)
+                self._save_adapter(folder, state)
+                oracle = Trained(name=name, state=state, folder=folder, cost=cost, fraction=1)
                 self._measure(oracle, request, entry)
             if self.federation.has(branch):
                 self.federation.forget_branch(branch)
@@ -284,11 +285,11 @@ class Workflow:
             self.federation.forget_branch(branch)  # interrupted, and then asked for with other parameters
         self.run.write_json(f"{where}/plan.json", content)
         self._run_phases(branch, request, plan)
-        adapter, cost = self.federation.head(branch).state.adapter, self._branch_cost(branch)
+        state, cost = self.federation.head(branch).state, self._branch_cost(branch)
         oracle = entry["models"].get("oracle")
         fraction = cost.client_steps / oracle["cost"]["client_steps"] if oracle else plan.fraction
-        self._save_adapter(f"{where}/adapters", adapter)
-        trial = Trained(name=name, adapter=adapter, folder=f"{where}/adapters", cost=cost, fraction=fraction, plan=plan)
+        self._save_adapter(f"{where}/adapters", state)
+        trial = Trained(name=name, state=state, folder=f"{where}/adapters", cost=cost, fraction=fraction, plan=plan)
         entry["models"][name] = self._entry_of(trial, request)
         self.run.write_json(f"{where}/metrics.json", entry["models"][name])
         self.federation.replay.check(branch)
@@ -339,7 +340,7 @@ class Workflow:
         where = f"evaluations/{request.id if request else 'learned'}"
         groups = central_groups(self.data, request, self.config.evaluate.limit)
         reference = self.run.read_json(f"{where}/oracle.json", None) if model.name != "oracle" else None
-        evaluation = measure_centrally(model.adapter, self.resident, groups, self.config, reference)
+        evaluation = measure_centrally(model.state, self.resident, groups, self.config, reference)
         self.run.write_json(f"{where}/{model.name}.json", to_open_unlearning(evaluation, {"model": model.name}))
         if evaluation.skipped:
             text = f"{len(evaluation.skipped)} evaluation rows are longer than the context and are left out whole"
@@ -352,7 +353,7 @@ class Workflow:
             "guarantee": model.plan.guarantee if model.plan else None,
             "adapter": model.folder,
             "central": central,
-            "clients": measure_clients(model.adapter, self.federation, self._client_tasks(request)),
+            "clients": measure_clients(model.state, self.federation, self._client_tasks(request)),
             "cost": {**dataclasses.asdict(model.cost), "fraction": model.fraction},
             "touches": [dataclasses.asdict(touch) for touch in model.plan.touches] if model.plan else [],
         }

@@ -9,7 +9,7 @@ from oblivion.parameters import build
 from oblivion.registry import Registry
 
 if TYPE_CHECKING:
-    from oblivion.aggregation.rule import Aggregator
+    from oblivion.aggregation.rule import Aggregator, LoraScheme
 
 aggregators = Registry(
     "aggregator",
@@ -33,7 +33,17 @@ aggregators = Registry(
         "trimmed_mean": "oblivion.aggregation.trimmed_mean:TrimmedMean",
     },
 )
-schemes = Registry("scheme", {"fedit": "oblivion.aggregation.scheme_fedit:FedIT"})
+schemes = Registry(
+    "scheme",
+    {
+        "fedex": "oblivion.aggregation.scheme_fedex:FedEx",
+        "fedit": "oblivion.aggregation.scheme_fedit:FedIT",
+        "ffa": "oblivion.aggregation.scheme_ffa:FFA",
+        "flexlora": "oblivion.aggregation.scheme_flexlora:FlexLoRA",
+        "flora": "oblivion.aggregation.scheme_flora:FLoRA",
+        "rolora": "oblivion.aggregation.scheme_rolora:RoLoRA",
+    },
+)
 
 
 def rule_of(config: RunConfig) -> Aggregator:
@@ -47,3 +57,9 @@ def rule_of(config: RunConfig) -> Aggregator:
     federation = config.federation
     rule: Aggregator = build(aggregators, federation.aggregator, federation.parameters, "federation.parameters")
     return rule
+
+
+def scheme_of(config: RunConfig) -> LoraScheme:
+    """The LoRA scheme of a run, with the ranks of its clients."""
+    scheme: LoraScheme = build(schemes, config.lora.scheme, {"ranks": config.federation.ranks}, "lora.scheme")
+    return scheme

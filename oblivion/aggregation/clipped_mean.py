@@ -17,7 +17,7 @@ from oblivion.aggregation.checks import check_positive
 from oblivion.aggregation.gate import update_norm
 from oblivion.aggregation.robust import RobustRule
 from oblivion.aggregation.rule import weighted_sum
-from oblivion.types import ClientUpdate
+from oblivion.types import ClientUpdate, RoundInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,9 +40,15 @@ class ClippedMean(RobustRule):
 
     def combine(self, updates: Sequence[ClientUpdate]) -> Mapping[str, Tensor]:
         """Clip and average."""
+        return weighted_sum([update.delta for update in updates], self._weights(updates))
+
+    def weights(self, updates: Sequence[ClientUpdate], info: RoundInfo) -> list[float]:
+        """``min(1, bound / norm_k) / n`` of updates in client-id order."""
+        return self._weights(updates)
+
+    def _weights(self, updates: Sequence[ClientUpdate]) -> list[float]:
         norms = [update_norm(update.delta) for update in updates]
-        weights = [1 / max(1.0, norm / self.bound) / len(updates) for norm in norms]
-        return weighted_sum([update.delta for update in updates], weights)
+        return [1 / max(1.0, norm / self.bound) / len(updates) for norm in norms]
 
     def min_clients(self, n: int, byzantine: int) -> int:
         """One update is enough; hostile ones are held to ``bound / m`` each, not undone: more than `n` is asked for."""

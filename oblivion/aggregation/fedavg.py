@@ -86,6 +86,12 @@ class FedAvg:
         }
         return replace(state, adapter=adapter), rule_state
 
+    def weights(self, updates: Sequence[ClientUpdate], info: RoundInfo) -> list[float]:
+        """``learning_rate * n_k / n`` of updates in client-id order."""
+        learning_rate = scheduled(self.learning_rate, self.schedule, info)
+        total = float(sum(update.num_examples for update in updates))
+        return [learning_rate * update.num_examples / total for update in updates]
+
     def min_clients(self, n: int, byzantine: int) -> int:
         """One update is enough; with hostile ones no number is, so more than `n` is asked for."""
         return n + 1 if byzantine else 1

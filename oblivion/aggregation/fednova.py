@@ -72,12 +72,13 @@ class FedNova:
         if not updates:
             return state, rule_state
         by_id = ordered(updates)
-        total = sum(update.num_examples for update in by_id)
-        effective = math.fsum(update.num_examples / total * update.steps for update in by_id)
-        weights = [
-            self.learning_rate * effective * update.num_examples / total / max(1, update.steps) for update in by_id
-        ]
-        return moved(state, weighted_sum([update.delta for update in by_id], weights)), rule_state
+        return moved(state, weighted_sum([u.delta for u in by_id], self.weights(by_id, info))), rule_state
+
+    def weights(self, updates: Sequence[ClientUpdate], info: RoundInfo) -> list[float]:
+        """``learning_rate * tau_eff * p_k / tau_k`` of updates in client-id order."""
+        total = sum(update.num_examples for update in updates)
+        effective = math.fsum(update.num_examples / total * update.steps for update in updates)
+        return [self.learning_rate * effective * u.num_examples / total / max(1, u.steps) for u in updates]
 
     def min_clients(self, n: int, byzantine: int) -> int:
         """One update is enough; with hostile ones no number is, so more than `n` is asked for."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from oblivion.aggregation.rule import Aggregator
+from oblivion.aggregation.rule import Aggregator, LoraScheme
 from oblivion.config import RunConfig
 from oblivion.errors import ConfigError
 from oblivion.selection import population
@@ -29,6 +29,31 @@ def check_training(rule: Aggregator, config: RunConfig) -> None:
         raise ConfigError(
             f"federation.aggregator = '{name}' assumes plain SGD steps, and train.weight-decay = {train.weight_decay}; "
             "set it to 0"
+        )
+
+
+def check_scheme(rule: Aggregator, scheme: LoraScheme, config: RunConfig) -> None:
+    """Refuse a rule that makes no sense with the LoRA scheme, and ranks that the scheme cannot mix.
+
+    Raises
+    ------
+    ConfigError
+        Saying why, and what would work.
+    """
+    name = config.lora.scheme
+    try:
+        scheme.check(rule)
+    except ValueError as error:
+        raise ConfigError(
+            f"federation.aggregator = '{config.federation.aggregator}' cannot be used with lora.scheme = '{name}': "
+            f"{name} {error}"
+        ) from None
+    own = {client: rank for client, rank in config.federation.ranks.items() if rank != config.lora.rank}
+    if own and not scheme.mixed_ranks:
+        client, rank = next(iter(own.items()))
+        raise ConfigError(
+            f"federation.ranks.{client} = {rank}, but lora.scheme = '{name}' averages factors of one rank "
+            f"(lora.rank = {config.lora.rank}); 'flexlora' and 'flora' take clients of different ranks"
         )
 
 

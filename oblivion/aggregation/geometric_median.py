@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from oblivion.aggregation.checks import check_count, check_positive
 from oblivion.aggregation.robust import RobustRule
 from oblivion.aggregation.rule import weighted_sum
-from oblivion.types import Adapter, ClientUpdate
+from oblivion.types import Adapter, ClientUpdate, RoundInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,15 +62,23 @@ class GeometricMedian(RobustRule):
 
     def combine(self, updates: Sequence[ClientUpdate]) -> Mapping[str, Tensor]:
         """Iterate from the mean."""
+        return weighted_sum([update.delta for update in updates], self._weights(updates))
+
+    def weights(self, updates: Sequence[ClientUpdate], info: RoundInfo) -> list[float]:
+        """The weights that the last iteration gives to updates in client-id order; they sum to 1."""
+        return self._weights(updates)
+
+    def _weights(self, updates: Sequence[ClientUpdate]) -> list[float]:
         deltas = [update.delta for update in updates]
         counts = [update.num_examples if self.weighted else 1 for update in updates]
         shares = [count / sum(counts) for count in counts]
-        point = weighted_sum(deltas, shares)
+        weights = shares
         for _ in range(self.iterations):
+            point = weighted_sum(deltas, weights)
             pulls = [a / max(self.smoothing, distance(point, d)) for a, d in zip(shares, deltas, strict=True)]
             total = math.fsum(pulls)
-            point = weighted_sum(deltas, [pull / total for pull in pulls])
-        return point
+            weights = [pull / total for pull in pulls]
+        return weights
 
     def min_clients(self, n: int, byzantine: int) -> int:
         """Without weights ``2 byzantine + 1``; with them no number of clients bounds the weight of the hostile ones."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from oblivion.aggregation.checks import check_count
 from oblivion.aggregation.robust import RobustRule
 from oblivion.aggregation.rule import weighted_sum
-from oblivion.types import ClientUpdate
+from oblivion.types import ClientUpdate, RoundInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,8 +85,16 @@ class Krum(RobustRule):
 
     def combine(self, updates: Sequence[ClientUpdate]) -> Mapping[str, Tensor]:
         """Choose an update."""
-        best = by_score(squared_distances(updates), range(len(updates)), self.byzantine)[0]
-        return weighted_sum([updates[best].delta], [1.0])
+        return weighted_sum([updates[self._best(updates)].delta], [1.0])
+
+    def weights(self, updates: Sequence[ClientUpdate], info: RoundInfo) -> list[float]:
+        """1 for the update that is chosen of some in client-id order, 0 for the others."""
+        self.check_enough(updates, info)
+        best = self._best(updates)
+        return [float(i == best) for i in range(len(updates))]
+
+    def _best(self, updates: Sequence[ClientUpdate]) -> int:
+        return by_score(squared_distances(updates), range(len(updates)), self.byzantine)[0]
 
     def needed(self) -> int:
         """``2 f + 3``, the paper's condition."""

@@ -19,7 +19,7 @@ from oblivion.aggregation.checks import check_count
 from oblivion.aggregation.krum import by_score, squared_distances
 from oblivion.aggregation.robust import RobustRule
 from oblivion.aggregation.rule import equal_mean
-from oblivion.types import ClientUpdate
+from oblivion.types import ClientUpdate, RoundInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,9 +47,17 @@ class MultiKrum(RobustRule):
 
     def combine(self, updates: Sequence[ClientUpdate]) -> Mapping[str, Tensor]:
         """Choose updates and average them."""
+        return equal_mean([updates[i] for i in self._best(updates)])
+
+    def weights(self, updates: Sequence[ClientUpdate], info: RoundInfo) -> list[float]:
+        """``1 / m`` for the updates that are chosen of some in client-id order, 0 for the others."""
+        self.check_enough(updates, info)
+        best = self._best(updates)
+        return [1 / len(best) if i in best else 0.0 for i in range(len(updates))]
+
+    def _best(self, updates: Sequence[ClientUpdate]) -> list[int]:
         m = len(updates) - self.byzantine if self.selected is None else self.selected
-        best = by_score(squared_distances(updates), range(len(updates)), self.byzantine)[:m]
-        return equal_mean([updates[i] for i in best])
+        return by_score(squared_distances(updates), range(len(updates)), self.byzantine)[:m]
 
     def needed(self) -> int:
         """``2 f + 3`` as for Krum, and ``selected + f``."""

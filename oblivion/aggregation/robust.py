@@ -71,12 +71,22 @@ class RobustRule(ABC):
         """
         if not updates:
             return state, rule_state
+        self.check_enough(updates, info)
+        return moved(state, self.combine(ordered(updates))), rule_state
+
+    def check_enough(self, updates: Sequence[ClientUpdate], info: RoundInfo) -> None:
+        """Refuse a round with fewer updates than the rule's parameters need.
+
+        Raises
+        ------
+        FederationError
+            With both numbers.
+        """
         if len(updates) < self.needed():
             raise FederationError(
                 f"{self!r} needs at least {self.needed()} updates and round {info.round} has {len(updates)}; ask more "
                 "clients (federation.clients-per-round), or expect fewer hostile ones (federation.parameters)"
             )
-        return moved(state, self.combine(ordered(updates))), rule_state
 
 
 def stack(updates: Sequence[ClientUpdate], name: str) -> Tensor:

@@ -61,22 +61,50 @@ class Aggregator(Protocol):
 
 
 class LoraScheme(Protocol):
-    """In which space adapters are combined: it maps updates there, the rule works there, and it maps back.
+    """In which space adapters are combined. A scheme lets the rule work there; the rule knows nothing of it.
 
     Attributes
     ----------
     space : str
         ``"ab"`` (both factors), ``"b"`` or ``"product"``.
+    state_fields : tuple of str
+        What it keeps beside the adapter that depends on the clients' data, in words (for the removal's checklist).
+    mixed_ranks : bool
+        Whether clients may have different ranks.
+    ranks : mapping of str to int
+        Of the clients that have a rank of their own.
     """
 
     space: Literal["ab", "b", "product"]
+    state_fields: tuple[str, ...]
+    mixed_ranks: bool
 
-    def into(self, updates: Sequence[ClientUpdate]) -> Sequence[ClientUpdate]:
-        """Map updates into the rule's space."""
+    @property
+    def ranks(self) -> Mapping[str, int]:
+        """Client id to rank."""
         ...
 
-    def back(self, state: GlobalState) -> GlobalState:
-        """Map the rule's result back to an adapter."""
+    def trained(self, round: int) -> tuple[Literal["A", "B"], ...]:
+        """The factors that clients train, and send, in a round."""
+        ...
+
+    def check(self, rule: Aggregator) -> None:
+        """Raise ValueError, saying why and what would work, for a rule that makes no sense in this space."""
+        ...
+
+    def init(self, rule: Aggregator, state: GlobalState) -> RuleState:
+        """Make the rule's state before the first round."""
+        ...
+
+    def combine(
+        self,
+        rule: Aggregator,
+        updates: Sequence[ClientUpdate],
+        state: GlobalState,
+        rule_state: RuleState,
+        info: RoundInfo,
+    ) -> tuple[GlobalState, RuleState]:
+        """Compute the next global state and rule state; nothing that comes in is changed."""
         ...
 
 

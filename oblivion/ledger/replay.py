@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from oblivion.aggregation import rule_of, schemes
+from oblivion.aggregation import rule_of, scheme_of
 from oblivion.aggregation.control import ControlRule
+from oblivion.aggregation.products import as_adapter
 from oblivion.aggregation.rule import Aggregator, LoraScheme
 from oblivion.config import RunConfig, load_config
 from oblivion.errors import IntegrityError
 from oblivion.ledger.rounds import Branch, Ledger, RoundState, line
-from oblivion.parameters import build
 from oblivion.selection import population
 from oblivion.types import ClientUpdate, RoundInfo
 
@@ -40,11 +40,10 @@ class Replay:
 
     def step(self, before: RoundState, contributions: Sequence[ClientUpdate], info: RoundInfo) -> RoundState:
         """The state after a round, from the state before it and the round's contributions in client-id order."""
-        updates = self.scheme.into(contributions)
-        state, rule_state = self.rule.apply(updates, before.state, before.rule_state, info)
+        state, rule_state = self.scheme.combine(self.rule, contributions, before.state, before.rule_state, info)
         return RoundState(
             round=info.round,
-            state=self.scheme.back(state),
+            state=state,
             rule_state=rule_state,
             gate_state=before.gate_state.after(contributions),
         )
@@ -175,7 +174,7 @@ def verify_head(root: Path, request: str = "") -> str:
         replay.check(head)
         done = ledger.records(head)
         state = replay.state(head, done[-1].round if done else ledger.branch(head).fork)
-        return hashlib.sha256(weight_bytes(state.state.adapter)).hexdigest()
+        return hashlib.sha256(weight_bytes(as_adapter(state.state))).hexdigest()
     finally:
         ledger.close()
 
@@ -194,4 +193,4 @@ def replay_of(config: RunConfig, ledger: Ledger, clients: Iterable[str]) -> Repl
             seed=branch.seed,
         )
 
-    return Replay(ledger, rule_of(config), build(schemes, config.lora.scheme, {}, "lora.scheme"), info)
+    return Replay(ledger, rule_of(config), scheme_of(config), info)

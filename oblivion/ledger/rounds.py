@@ -112,6 +112,8 @@ class RoundRecord:
         Client to the outside reason (no reply, crash); this is the availability record.
     loss : float
         Mean training loss of the accepted clients, weighted by examples.
+    scheme_error : float
+        What the LoRA scheme, with a plain mean, loses of the clients' mean product (`products.product_error`).
     cost : Cost
         What the round cost.
     seconds : float
@@ -127,6 +129,7 @@ class RoundRecord:
     refused: Mapping[str, str] = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
     loss: float = float("nan")
+    scheme_error: float = 0.0
     cost: Cost = field(default_factory=Cost)
     seconds: float = 0.0
     unlearned: bool = False
@@ -141,6 +144,7 @@ class RoundRecord:
             refused={c: why for c, why in self.refused.items() if c != client},
             failed={c: why for c, why in self.failed.items() if c != client},
             loss=float("nan") if named else self.loss,
+            scheme_error=0.0 if named else self.scheme_error,
         )
 
 

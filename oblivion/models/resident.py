@@ -9,17 +9,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oblivion.config import LoraConfig, ModelConfig
 from oblivion.errors import ConfigError, InputError, IntegrityError
 from oblivion.files import write_folder
+from oblivion.models.factors import factor_of, initial_values
 from oblivion.models.loading import Base, load_base
-from oblivion.seeding import torch_generator
 from oblivion.types import Adapter
 
 if TYPE_CHECKING:
@@ -94,21 +93,8 @@ class ResidentModel:
         return {name: module for name, module in self.model.named_modules() if hasattr(module, "lora_A")}
 
     def initial_adapter(self, seed: int) -> Adapter:
-        """The adapter before any training: A uniform as in Hu et al. (2021), B zero.
-
-        The values depend on `seed` and the tensor's name alone, never on data.
-        """
-        import torch
-
-        adapter = {}
-        for name, parameter in self.parameters.items():
-            if ".lora_A." in name:
-                bound = 1 / math.sqrt(parameter.shape[1])  # Kaiming uniform with a = sqrt(5)
-                generator = torch_generator(seed, f"lora/{name}")
-                adapter[name] = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
-            else:
-                adapter[name] = torch.zeros(parameter.shape)
-        return adapter
+        """The adapter before any training, from the seed and the tensors' names alone, never from data."""
+        return initial_values({name: tuple(p.shape) for name, p in self.parameters.items()}, seed)
 
     def read(self) -> Adapter:
         """Copy the adapter's present values out: fp32, on the CPU."""
@@ -132,8 +118,15 @@ class ResidentModel:
                 parameter.copy_(adapter[name])
 
     @contextlib.contextmanager
-    def training(self, checkpointing: bool = False) -> Iterator[None]:
-        """Training mode for a while; with `checkpointing`, activations are computed again in the backward pass.
+    def training(self, checkpointing: bool = False, names: Iterable[str] | None = None) -> Iterator[None]:
+        """Training mode for a while.
+
+        Parameters
+        ----------
+        checkpointing : bool, default False
+            Whether activations are computed again in the backward pass.
+        names : iterable of str, optional
+            The tensors that are trained; all by default.
 
         Raises
         ------
@@ -146,11 +139,16 @@ class ResidentModel:
                 self.base.model.gradient_checkpointing_enable({"use_reentrant": False})
             except ValueError as error:
                 raise ConfigError(f"train.gradient-checkpointing: {error}") from None
+        frozen = [p for name, p in self.parameters.items() if names is not None and name not in set(names)]
         self.model.train()
+        for parameter in frozen:
+            parameter.requires_grad_(False)
         try:
             yield
         finally:
             self.model.train(was_training)
+            for parameter in frozen:
+                parameter.requires_grad_(True)
             if checkpointing:
                 self.base.model.gradient_checkpointing_disable()
 
@@ -172,8 +170,34 @@ class ResidentModel:
                 with torch.no_grad():
                     layer.base_layer.weight.copy_(weight)
 
+    @contextlib.contextmanager
+    def over(self, residual: Adapter) -> Iterator[None]:
+        """Fold a residual into the base weights for a while: ``W + (alpha / rank) B A``; then restore the base exactly.
+
+        Parameters
+        ----------
+        residual : Adapter
+            Factors of any rank, named like the adapter's; empty for none.
+        """
+        import torch
+
+        saved = {}
+        try:
+            for layer, module in self.lora_layers.items() if residual else ():
+                weight = module.base_layer.weight
+                a, b = (residual[f"{layer}.{part}.weight"].to(weight.device) for part in ("lora_A", "lora_B"))
+                product = module.scaling["default"] * (b @ a)
+                saved[layer] = weight.detach().clone()
+                with torch.no_grad():
+                    weight.copy_(weight.float() + (product.T if module.fan_in_fan_out else product))
+            yield
+        finally:
+            for layer, weight in saved.items():
+                with torch.no_grad():
+                    self.lora_layers[layer].base_layer.weight.copy_(weight)
+
     def save(self, adapter: Adapter, folder: Path, base_name: str) -> None:
-        """Write an adapter in PEFT format; it loads in peft and transformers as it is.
+        """Write an adapter, of the model's rank or another, in PEFT format; it loads in peft and transformers as it is.
 
         The folder appears whole or not at all.
 
@@ -182,11 +206,22 @@ class ResidentModel:
         OblivionError
             If the disk is full, or `folder` exists already.
         """
-        check_adapter(adapter, self.parameters)
         settings = self.model.peft_config["default"].to_dict()
-        settings.update(base_model_name_or_path=base_name, inference_mode=True)
+        own, rank = settings["r"], max((len(t) for name, t in adapter.items() if factor_of(name) == "A"), default=0)
+        check_adapter(adapter, {name: _of_rank(name, tensor, rank) for name, tensor in self.parameters.items()})
+        settings.update(base_model_name_or_path=base_name, inference_mode=True, r=rank)
+        if rank != own:
+            settings["lora_alpha"] *= rank / own  # alpha / r stays what it was in training
         text = json.dumps(settings, indent=2, default=lambda v: sorted(v) if isinstance(v, set) else str(v))
         write_folder(folder, {CONFIG: f"{text}\n".encode(), WEIGHTS: weight_bytes(adapter)})
+
+
+def _of_rank(name: str, tensor: Tensor, rank: int) -> Tensor:
+    """A place holder of a tensor's shape with another rank."""
+    import torch
+
+    wide, tall = tensor.shape[1], tensor.shape[0]
+    return torch.empty((rank, wide) if factor_of(name) == "A" else (tall, rank), device="meta")
 
 
 def weight_bytes(adapter: Adapter) -> bytes:
@@ -196,7 +231,7 @@ def weight_bytes(adapter: Adapter) -> bytes:
     return save({name: tensor.contiguous() for name, tensor in adapter.items()}, {"format": "pt"})
 
 
-def check_adapter(adapter: Adapter, like: Adapter | dict[str, Parameter]) -> None:
+def check_adapter(adapter: Adapter, like: Mapping[str, Tensor]) -> None:
     """Compare an adapter's names and shapes with what a model expects.
 
     Raises

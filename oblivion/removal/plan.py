@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
 from oblivion.aggregation.fit import short_round
-from oblivion.aggregation.rule import Aggregator
+from oblivion.aggregation.rule import Aggregator, LoraScheme
 from oblivion.errors import PlanRefusedError
 from oblivion.ledger.rounds import RoundRecord, first_selected
 from oblivion.selection import client_steps, population, select_clients
@@ -124,8 +124,8 @@ class Situation:
         The rounds that led there; empty before they were run.
     restorable : tuple of int
         The rounds whose state can be had again, in order.
-    aggregator : Aggregator
-        The rule in use.
+    aggregator, scheme
+        The rule and the LoRA scheme in use.
     seed, clients_per_round, joins
         What decides the selection: the root seed, and the first round of late joiners.
     steps : mapping of str to int
@@ -141,6 +141,7 @@ class Situation:
     records: Sequence[RoundRecord] = ()
     restorable: tuple[int, ...] = (0,)
     aggregator: Aggregator
+    scheme: LoraScheme
     seed: int
     clients_per_round: int
     joins: Mapping[str, int] = field(default_factory=dict)
@@ -251,9 +252,15 @@ def checklist(
     rule = situation.aggregator
     kept = ", ".join(rule.state_fields)
     on_server: Verdict = (rule_state[0], f"{kept}: {rule_state[1]}") if kept else ("unaffected", "the rule keeps none")
+    residual = ", ".join(situation.scheme.state_fields)
+    of_residual: Verdict = ("unaffected", "the LoRA scheme keeps none")
+    if residual:  # an unlearning update moves the adapter alone
+        exact = updates[0] != "not covered"
+        of_residual = (adapter[0], f"{residual}: {adapter[1]}") if exact else ("not covered", f"{residual}: stays")
     of_others: Verdict = control if rule.needs_client_state else ("unaffected", "the rule keeps none")
     return (
         Touch("global adapter", *adapter),
+        Touch("residual beside the base model", *of_residual),
         Touch("server rule state", *on_server),
         Touch("aggregation weights, population count", "cleaned", "over who is left"),
         Touch("learning-rate schedule", "unaffected", "depends on the number of the round only"),
@@ -262,7 +269,11 @@ def checklist(
         Touch("other clients' later updates", *updates),
         Touch("control variates of other clients", *of_others),
         Touch("gate state", "cleaned", "without the norms of the client's updates"),
-        Touch("adapter initialisation, ranks, base model", "unaffected", "made from the seed, before any data"),
+        Touch(
+            "adapter initialisation, ranks, base model",
+            "unaffected",
+            "from seed and config, before any data",
+        ),
         Touch("model selection", "unaffected", "the last round is taken, nothing is chosen by results"),
         Touch("stored contributions, states, adapters, keys", "cleaned", "erased when the removal is committed"),
         Touch("coming back", "cleaned", "an exclusion list keeps it out of later rounds and of restored copies"),

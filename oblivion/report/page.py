@@ -15,7 +15,7 @@ from oblivion.errors import InputError
 from oblivion.files import write_atomically
 from oblivion.report.comparison import Comparison, Standing, compare
 from oblivion.report.drawing import icon, marks
-from oblivion.report.formatting import count, plural
+from oblivion.report.formatting import count, percent, plural
 from oblivion.report.picture_clients import clients_picture, shown_clients
 from oblivion.report.picture_costs import costs_picture
 from oblivion.report.picture_curves import branches, curves_picture
@@ -94,6 +94,11 @@ def _or_dash(value: float | None) -> str:
     return "–" if value is None else count(value)
 
 
+def _mean_error(errors: Sequence[float | None]) -> str:
+    known = [error for error in errors if error is not None]
+    return percent(sum(known) / len(known)) if known else "–"
+
+
 def _settings(run: Run) -> list[tuple[str, str, bool]] | None:
     if run.config is None:
         return None
@@ -119,6 +124,7 @@ def _run_view(run: Run, comparisons: Sequence[Comparison], name: str, anchor: st
                 "refused": _or_dash(branch.total("refused")),
                 "failed": _or_dash(branch.total("failed")),
                 "seconds": _or_dash(branch.total("seconds")),
+                "scheme_error": _mean_error([entry.scheme_error for entry in branch.rounds]),
             }
             for branch in branches(run.metrics)
         ],

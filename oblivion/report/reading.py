@@ -100,11 +100,16 @@ class RequestRecord(_Record):
 
 
 class RoundRecord(_Record):
-    """One committed round; `loss` is the mean over its clients, in nats per token."""
+    """One committed round.
+
+    `loss` is the mean over its clients, in nats per token; `scheme_error` is what the LoRA scheme lost of the clients'
+    mean change, as a fraction of it.
+    """
 
     branch: Text
     round: int
     loss: Number = None
+    scheme_error: Number = None
     clients: Number = None
     refused: Number = None
     failed: Number = None

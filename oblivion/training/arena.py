@@ -50,6 +50,7 @@ class Arena:
             torch.zeros((rows, size), dtype=first.dtype, device=first.device) for _ in range(4)
         )
         self.steps = torch.zeros(rows, device=first.device)
+        self.starts: Tensor | None = None  # made when the first client comes with a proximal term
         self.proximal = torch.zeros((rows, 1), dtype=first.dtype, device=first.device)
         self.corrections: Tensor | None = None  # made when the first client comes with one
         self.parameters: dict[str, Any] = {}
@@ -69,6 +70,10 @@ class Arena:
             for name, parameter in self.parameters.items():
                 parameter[row].copy_(adapter[name])
         self.proximal[row] = proximal_mu
+        if proximal_mu and self.starts is None:
+            self.starts = torch.zeros_like(self.values)
+        if self.starts is not None:
+            self.starts[row] = self.values[row]
         if correction and self.corrections is None:
             self.corrections = torch.zeros_like(self.values)
         if self.corrections is not None:
@@ -82,23 +87,21 @@ class Arena:
         """Copy a row's adapter out: fp32 (fp64 where the arena is), on the CPU."""
         return {name: p.detach()[row].to("cpu", copy=True) for name, p in self.parameters.items()}
 
-    def step(self, rows: Sequence[int], start: Tensor) -> None:
+    def step(self, rows: Sequence[int]) -> None:
         """Clip and step some rows with the gradients that have come together; gradients are zeroed.
 
         Parameters
         ----------
         rows : sequence of int
             The rows that have a client; the others are left alone.
-        start : Tensor (N,)
-            The flat global adapter, for the proximal term.
         """
         import torch
         from torch.optim.adamw import adamw
 
         settings = self.settings
         with torch.no_grad():
-            if any(self.proximal.tolist()[row][0] for row in rows):
-                self.gradients.addcmul_(self.values - start, self.proximal)
+            if self.starts is not None:
+                self.gradients.addcmul_(self.values - self.starts, self.proximal)
             norms = torch.linalg.vector_norm(self.gradients, dim=1, keepdim=True)
             self.gradients.mul_((settings.clip_norm / (norms + _CLIP_EPS)).clamp_(max=1.0))
             if self.corrections is not None:

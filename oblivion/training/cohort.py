@@ -38,7 +38,8 @@ def train_cohort(
     ready = [task for task in tasks if task.leading]
     failures = {task.client_id: "no rows to train on" for task in tasks if not task.leading}
     updates: list[ClientUpdate] = []
-    together = len(ready) if fusible(resident) is None else 0
+    alone = "reference" in objective.needs and any(task.start is not None for task in ready)  # each has its own
+    together = len(ready) if fusible(resident) is None and not alone else 0
     while together and not updates:
         try:
             updates = train_fused(resident, start, ready, objective, settings, info, together)

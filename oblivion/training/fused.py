@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from oblivion.config import TrainConfig
 from oblivion.data.tokens import TokenRow
+from oblivion.models.factors import factor_of
 from oblivion.models.forward import answer_logits, head_is_linear
 from oblivion.models.resident import ResidentModel
 from oblivion.objectives.terms import Objective, Role, Term
@@ -69,7 +70,8 @@ def train_fused(
     resident, start, objective, settings, info
         As in `oblivion.training.local.train_client`.
     tasks : sequence of LocalTask
-        The clients, each with rows.
+        The clients, each with rows; all train the same factors. Where the objective needs a reference, it is `start`
+        for all.
     slots : int
         Rows of the arena.
 
@@ -78,13 +80,11 @@ def train_fused(
     list of ClientUpdate
         In the order of `tasks`; a client whose loss was not finite has an update that is not, for the gate to refuse.
     """
-    import torch
-
     # Rows of the arena lie further apart than their tensors are long; torch remarks on it once, and it costs nothing.
     warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
     queue = deque(tasks)
-    arena = Arena(resident.parameters, min(slots, len(tasks)), settings)
-    flat = torch.cat([start[name].reshape(-1) for name in arena.shapes]).to(arena.values)
+    trained = {name: p for name, p in resident.parameters.items() if factor_of(name) in tasks[0].factors}
+    arena = Arena(trained, min(slots, len(tasks)), settings)
     there: dict[int, _Visit] = {}
     done: dict[str, ClientUpdate] = {}
     head_is_linear(resident.model)  # asked here: within the fused layers the one sequence it tries belongs to nobody
@@ -96,19 +96,20 @@ def train_fused(
                 while micros is None and (row in there or queue):
                     if row not in there:
                         task = queue.popleft()
-                        arena.load(row, start, task.proximal_mu, task.correction)
+                        arena.load(row, task.start or start, task.proximal_mu, task.correction)
                         there[row] = _Visit(task, micro_batches(task, settings, info))
                     micros = next(there[row].steps, None)
                     if micros is None:  # the client has ended, and its row is free for the next
                         visit = there.pop(row)
-                        delta = {n: (t - start[n].to(t.dtype)).float() for n, t in arena.read(row).items()}
+                        begun = visit.task.start or start
+                        delta = {n: (t - begun[n].to(t.dtype)).float() for n, t in arena.read(row).items()}
                         done[visit.task.client_id] = visit_update(visit.task, info, delta, visit.losses, visit.tokens)
                 if micros is not None:
                     running[row] = micros
             if not running:
                 break
             _step(resident, adapters, running, there, objective)
-            arena.step(sorted(running), flat)
+            arena.step(sorted(running))
     return [done[task.client_id] for task in tasks]
 
 
@@ -211,9 +212,13 @@ class _Adapters:
         self._now: dict[str, tuple[Tensor, Tensor]] = {}
         for layer, module in self._layers.items():
             names = [f"{layer}.{part}.weight" for part in ("lora_A", "lora_B")]
-            self._own[layer] = (arena.parameters[names[0]], arena.parameters[names[1]])
             a, b = (start[name].to(module.base_layer.weight)[None] for name in names)
             self._reference[layer] = (a, b)
+            own_a, own_b = (  # a factor that is not trained is everyone's
+                arena.parameters.get(name, whole.expand(self._count, -1, -1))
+                for name, whole in zip(names, (a, b), strict=True)
+            )
+            self._own[layer] = (own_a, own_b)
 
     def __enter__(self) -> _Adapters:
         for layer, module in self._layers.items():

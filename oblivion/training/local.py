@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from oblivion.config import TrainConfig
 from oblivion.data.tokens import TokenRow
+from oblivion.models.factors import Factor, factor_of
 from oblivion.models.forward import answer_logits
 from oblivion.models.resident import ResidentModel
 from oblivion.objectives.terms import Objective, Role
@@ -43,6 +44,10 @@ class LocalTask:
         Weight of the proximal term, at least 0.
     correction : Adapter
         Added to the gradient at every step; empty for nothing.
+    start : Adapter or None
+        What the client begins from in place of the global adapter, if it has a rank of its own.
+    factors : tuple of str
+        Which factors, of ``"A"`` and ``"B"``, are trained; the same for all clients of a cohort.
     """
 
     client_id: str
@@ -50,6 +55,8 @@ class LocalTask:
     skipped: int = 0
     proximal_mu: float = 0.0
     correction: Adapter = field(default_factory=dict)
+    start: Adapter | None = None
+    factors: tuple[Factor, ...] = ("A", "B")
 
     @property
     def leading(self) -> Sequence[TokenRow]:
@@ -142,8 +149,10 @@ def train_client(
     """
     import torch
 
+    start = task.start or start
     resident.write(start)
-    names, parameters = list(resident.parameters), list(resident.parameters.values())
+    names = [name for name in resident.parameters if factor_of(name) in task.factors]
+    parameters = [resident.parameters[name] for name in names]
     device, pad_id = parameters[0].device, resident.tokenizer.pad_token_id
     anchor = [start[name].to(device) for name in names]
     correction = [task.correction[name].to(parameters[0]) for name in names] if task.correction else []
@@ -151,7 +160,7 @@ def train_client(
     needs_reference = "reference" in objective.needs
     losses: list[float] = []
     tokens = 0
-    with torch.random.fork_rng(), resident.training(settings.gradient_checkpointing):
+    with torch.random.fork_rng(), resident.training(settings.gradient_checkpointing, names):
         torch.manual_seed(derive_seed(info.seed, "dropout", info.round, task.client_id))
         for step in micro_batches(task, settings, info):
             micros = [{role: collate(rows, pad_id, device) for role, rows in micro.items()} for micro in step]

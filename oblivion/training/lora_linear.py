@@ -33,13 +33,13 @@ class _LoraLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             of_x = gradient @ weight
             of_x.view_as(own).baddbmm_(of_low, a)
-        of_a = torch.bmm(of_low.transpose(1, 2), own)
-        of_b = torch.bmm(of_y.transpose(1, 2), low).mul_(ctx.scale)
+        of_a = torch.bmm(of_low.transpose(1, 2), own) if ctx.needs_input_grad[3] else None
+        of_b = torch.bmm(of_y.transpose(1, 2), low).mul_(ctx.scale) if ctx.needs_input_grad[4] else None
         return of_x, None, None, of_a, of_b, None
 
 
 def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor:
-    """The layer's output; gradients flow to `x`, `a` and `b`.
+    """The layer's output; gradients flow to `x`, and to `a` and `b` where they are trained.
 
     Parameters
     ----------

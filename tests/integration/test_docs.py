@@ -42,7 +42,7 @@ EVERYTHING = [*PAGES, ROOT / "README.md"]
 REGISTRIES = (aggregators, schemes, datasets, partitions, templates, metrics, suites, models, objectives, removals)
 COMMANDS = typer.main.get_command(cli.app)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
-FREE = ("federation.joins", "federation.parameters", "forget.parameters", "data.columns")
+FREE = ("federation.joins", "federation.ranks", "federation.parameters", "forget.parameters", "data.columns")
 FREE += ("data.parameters", "data.partition-parameters")
 """Settings that are tables of their own, in which any key may stand."""
 
@@ -228,8 +228,9 @@ def test_every_number_of_the_suite_is_described() -> None:
 
 def test_the_checklist_is_described() -> None:
     from oblivion.aggregation.fedavg import FedAvg
+    from oblivion.aggregation.scheme_fedit import FedIT
 
-    situation = Situation(rounds=1, head=1, aggregator=FedAvg(), seed=0, clients_per_round=1)
+    situation = Situation(rounds=1, head=1, aggregator=FedAvg(), scheme=FedIT(), seed=0, clients_per_round=1)
     plan = Retrain().plan(ForgetRequest(id="r", client_id="c"), situation)
     items = {row[0] for row in table("forgetting.md", "item")}
     assert items == {touch.item for touch in plan.touches}

@@ -258,33 +258,3 @@ def test_the_tables_name_what_exists() -> None:
 def test_mean_update_by_hand() -> None:
     mean = mean_update([update(1, one(4.0, 0.0), 3), update(0, one(0.0, 8.0), 1)])
     assert mean["w"].tolist() == [3.0, 2.0]
-
-
-class TestFedIT:
-    def test_it_maps_nothing(self) -> None:
-        state, updates = GlobalState(adapter=one(1.0)), [update(0, one(2.0))]
-        assert FedIT().into(updates) is updates
-        assert FedIT().back(state) is state
-        assert FedIT().space == "ab"
-
-    def test_its_error_is_the_sum_of_the_cross_terms(self) -> None:
-        # Two clients of equal weight, scalar factors: A = 1, 3 and B = 2, 6. Mean of products (2 + 18) / 2 = 10,
-        # product of means 2 * 4 = 8; the cross terms are ((-1)(-2) + (1)(2)) / 2 = 2.
-        factors = enumerate([(1.0, 2.0), (3.0, 6.0)])
-        updates = [update(k, {"A": torch.tensor([[a]]), "B": torch.tensor([[b]])}) for k, (a, b) in factors]
-        scheme, zero = FedIT(), GlobalState(adapter={"A": torch.zeros(1, 1), "B": torch.zeros(1, 1)})
-        state, _ = FedAvg().apply(scheme.into(updates), zero, {}, info())
-        state = scheme.back(state)
-        product = float(state.adapter["B"] @ state.adapter["A"])
-        exact = sum(float(u.delta["B"] @ u.delta["A"]) for u in updates) / 2
-        assert (product, exact) == (8.0, 10.0)
-        assert exact - product == 2.0
-
-    def test_it_is_exact_when_clients_agree_on_a(self) -> None:
-        generator = torch.Generator().manual_seed(0)
-        shared = torch.randn(2, 3, generator=generator)
-        updates = [update(k, {"A": shared, "B": torch.randn(4, 2, generator=generator)}, k + 1) for k in range(4)]
-        zero = GlobalState(adapter={"A": torch.zeros(2, 3), "B": torch.zeros(4, 2)})
-        state, _ = FedAvg().apply(FedIT().into(updates), zero, {}, info())
-        exact = sum((k + 1) * (u.delta["B"] @ u.delta["A"]) for k, u in enumerate(updates)) / 10
-        torch.testing.assert_close(state.adapter["B"] @ state.adapter["A"], exact, rtol=1e-5, atol=1e-6)

@@ -61,6 +61,7 @@ def test_what_is_told_of_a_round_is_numbers_and_its_place() -> None:
         "branch": "main",
         "round": 2,
         "loss": 1.5,
+        "scheme_error": 0.0,
         "clients": 1,
         "refused": 1,
         "failed": 1,

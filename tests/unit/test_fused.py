@@ -146,9 +146,9 @@ def test_gradients_to_ten_digits(double: ResidentModel, monkeypatch: pytest.Monk
     tasks, start = learning((4, 3, 2, 1)), start_of(double)
     gradients = {}
 
-    def kept(arena: Arena, chosen: list[int], flat: Any) -> None:
+    def kept(arena: Arena, chosen: list[int]) -> None:
         gradients.update({row: {n: p.grad[row].clone() for n, p in arena.parameters.items()} for row in chosen})
-        stepped(arena, chosen, flat)
+        stepped(arena, chosen)
 
     stepped = Arena.step
     monkeypatch.setattr(Arena, "step", kept)
@@ -223,7 +223,7 @@ def test_a_row_steps_as_adamw_does() -> None:
             arena.parameters[name].grad[1].copy_(parameter.grad)
             arena.parameters[name].grad[0].copy_(parameter.grad)
         optimizer.step()
-        arena.step([0, 1] if step >= 2 else [1], None)
+        arena.step([0, 1] if step >= 2 else [1])
     for name, tensor in arena.read(1).items():
         torch.testing.assert_close(tensor, mine[name].detach(), rtol=0, atol=1e-14)
     assert arena.steps.tolist() == [3, 5]
@@ -233,7 +233,7 @@ def test_a_slot_is_filled_again_as_soon_as_its_client_ends(
     single: ResidentModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     busy = []
-    monkeypatch.setattr(Arena, "step", lambda arena, chosen, flat: busy.append(len(chosen)))
+    monkeypatch.setattr(Arena, "step", lambda arena, chosen: busy.append(len(chosen)))
     settings = TrainConfig(batch_size=1, local_epochs=1)
     train_fused(single, start_of(single), learning((7, 5, 4, 3, 2, 1)), LM, settings, INFO, 2)
     assert busy == [2] * 11  # 22 steps on two slots, none idle

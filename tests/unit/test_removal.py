@@ -12,6 +12,8 @@ from oblivion.aggregation.fedavg import FedAvg
 from oblivion.aggregation.krum import Krum
 from oblivion.aggregation.median import Median
 from oblivion.aggregation.scaffold import Scaffold
+from oblivion.aggregation.scheme_fedex import FedEx
+from oblivion.aggregation.scheme_fedit import FedIT
 from oblivion.aggregation.trimmed_mean import TrimmedMean
 from oblivion.config import ForgetConfig
 from oblivion.errors import ConfigError, PlanRefusedError
@@ -56,6 +58,7 @@ def situation(**changes: Any) -> Situation:
         "records": records,
         "restorable": (0, 1, 2, 3, 4),
         "aggregator": FedAvg(),
+        "scheme": FedIT(),
         "rounds": 4,
         "head": 4,
         "seed": 0,
@@ -283,6 +286,7 @@ def test_learning_and_unknown_objectives_are_refused(objective: str, parameters:
 
 ITEMS = [
     "global adapter",
+    "residual beside the base model",
     "server rule state",
     "aggregation weights, population count",
     "learning-rate schedule",
@@ -393,6 +397,14 @@ def test_the_control_variate_of_who_leaves_is_dropped_but_not_that_of_some_sampl
     assert status(Exclude().plan(WHOLE, here))["server rule state"] == "cleaned"
     assert status(Exclude().plan(SOME, here))["server rule state"] == "not covered"
     assert status(Rollback().plan(SOME, here))["server rule state"] == "cleaned"
+
+
+def test_the_residual_of_a_scheme_is_computed_again_or_named_as_not_covered() -> None:
+    item = "residual beside the base model"
+    for removal in EVERY:
+        kept = next(t for t in removal.plan(WHOLE, situation(scheme=FedEx())).touches if t.item == item)
+        assert kept.status == ("cleaned" if removal in EXACT else "not covered") and "averaging A and B" in kept.why
+        assert status(removal.plan(WHOLE, situation()))[item] == "unaffected"
 
 
 def test_a_rule_with_too_few_clients_left_refuses_every_removal_with_rounds_of_its_own() -> None:

@@ -1,0 +1,53 @@
+"""FlexLoRA (Bai et al., 2024, "Federated fine-tuning under heterogeneous language tasks and client resources").
+
+The server averages the products, ``P = sum_k p_k B_k A_k``, and hands out the best approximation of P that the rank
+allows, by SVD. A client of a lower rank gets the leading part of it, which is the best of its own rank.
+
+Lost is what P has beyond the global rank; with r for each of K clients P has up to K r. The dense matrix is never
+formed: the SVD is that of a core of size K r, between QR factors of the stacked factors.
+
+Deviation: singular values go to both factors, ``sqrt(S)`` each, so that A and B have one scale for the clients'
+optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from oblivion.aggregation.product_scheme import ProductScheme, named
+from oblivion.aggregation.products import best_of_rank
+from oblivion.aggregation.rule import Aggregator, RuleState
+from oblivion.types import ClientUpdate, GlobalState, RoundInfo
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlexLoRA(ProductScheme):
+    """Average the products and keep their best approximation of the global rank.
+
+    Attributes
+    ----------
+    ranks : mapping of str to int
+        Of the clients that have a rank of their own.
+    """
+
+    ranks: Mapping[str, int] = field(default_factory=dict)
+
+    state_fields: ClassVar[tuple[str, ...]] = ()
+    mixed_ranks: ClassVar[bool] = True
+
+    def combine(
+        self,
+        rule: Aggregator,
+        updates: Sequence[ClientUpdate],
+        state: GlobalState,
+        rule_state: RuleState,
+        info: RoundInfo,
+    ) -> tuple[GlobalState, RuleState]:
+        """Mix the products, and cut them to the rank of the adapter."""
+        if not updates:
+            return state, rule_state
+        mixed = self._mixed(rule, updates, state, info)
+        cut = {layer: best_of_rank(one, state.adapter[layer[0]].shape[0]) for layer, one in mixed.items()}
+        return replace(state, adapter=named(cut)), rule_state
