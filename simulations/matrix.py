@@ -218,7 +218,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with ProcessPoolExecutor(options.workers) as pool:
         waiting = [pool.submit(run_cell, matrix, rule, scheme, options.out) for rule, scheme in names]
         for (rule, scheme), future in zip(names, waiting, strict=True):
-            cells.append(future.result())
+            try:
+                cells.append(future.result())
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # or the error would be told when all other cells are done
+                raise
             sys.stdout.write(f"{rule}+{scheme}: {'refused' if 'refused' in cells[-1] else 'done'}\n")
             sys.stdout.flush()
     methods = matrix["scenario"]["forget"]["methods"]
