@@ -140,6 +140,8 @@ def _distance(result: RunResult, model: RunResult) -> float:
 
 
 def _measure(result: RunResult, method: str) -> dict[str, Any]:
+    import torch
+
     (entry,) = result.metrics["requests"]
     models, request = entry["models"], entry["id"]
     model, oracle = RunResult(result.directory, f"{request}/{method}"), _oracle(result).adapter
@@ -151,7 +153,7 @@ def _measure(result: RunResult, method: str) -> dict[str, Any]:
 
     return {
         "distance": _distance(result, model),
-        "exact": list(adapter) == list(oracle) and all(bool((adapter[n] == oracle[n]).all()) for n in oracle),
+        "exact": list(adapter) == list(oracle) and all(torch.equal(adapter[n], oracle[n]) for n in oracle),
         "guarantee": models[method]["guarantee"],
         "cost": models[method]["cost"]["fraction"],
         "not_covered": [touch["item"] for touch in plan["touches"] if touch["status"] == "not covered"],
