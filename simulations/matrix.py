@@ -163,17 +163,23 @@ def _measure(result: RunResult, method: str) -> dict[str, Any]:
 
 
 def table(cells: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> str:
-    """The matrix in Markdown: the distance to the oracle before, and per removal with its cost."""
+    """The matrix in Markdown: the distance to the oracle before, per removal with its cost, and what is not covered."""
     lines = [
-        "| rule | scheme | before | " + " | ".join(methods) + " |",
-        "|---|---|---|" + "---|" * len(methods),
+        "| rule | scheme | before | " + " | ".join(f"`{method}`" for method in methods) + " | not covered |",
+        "|---|---|---|" + "---|" * (len(methods) + 1),
     ]
+    refused: dict[str, list[str]] = {}
     for cell in cells:
         if "refused" in cell:
-            texts = ["refused"] * (1 + len(methods))
-        else:
-            texts = [f"{cell['before']:.2f}", *(_text(cell["methods"][method]) for method in methods)]
+            refused.setdefault(cell["rule"], []).append(cell["scheme"])
+            continue
+        texts = [f"{cell['before']:.2f}", *(_text(cell["methods"][method]) for method in methods)]
+        open_items = [f"`{m}`: {', '.join(f)}" for m in methods if (f := cell["methods"][m].get("not_covered"))]
+        texts.append("; ".join(open_items) or "nothing")
         lines.append(f"| `{cell['rule']}` | `{cell['scheme']}` | " + " | ".join(texts) + " |")
+    if refused:
+        named = "; ".join(f"`{rule}` with {', '.join(f'`{s}`' for s in names)}" for rule, names in refused.items())
+        lines += ["", f"Refused before anything ran: {named}."]
     return "\n".join(lines) + "\n"
 
 
