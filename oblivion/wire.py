@@ -88,6 +88,7 @@ def pack_request(request: HostRequest) -> RecordDict:
         "objective": request.objective,
         "parameters": dict(request.parameters),
         "public": [dataclasses.asdict(sample) for sample in request.public],
+        "secret": request.secret,
     }
     return _records(message, arrays)
 
@@ -119,6 +120,7 @@ def unpack_request(records: RecordDict) -> HostRequest:
             objective=message["objective"],
             parameters=message["parameters"],
             public=tuple(_sample(sample) for sample in message["public"]),
+            secret=message["secret"],
         )
     except _MALFORMED as error:
         raise IntegrityError(

@@ -176,10 +176,10 @@ def train_client(
                 total += float(loss.detach())
                 tokens += sum(batch.tokens for batch in micro.values()) * (2 if needs_reference else 1)
             if task.proximal_mu:
-                _add_proximal_gradient(parameters, anchor, task.proximal_mu)
+                add_proximal_gradient(parameters, anchor, task.proximal_mu)
             torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
             if correction:
-                _add_correction(parameters, correction)
+                add_correction(parameters, correction)
             optimizer.step()
             losses.append(total)
     optimizer.zero_grad(set_to_none=True)
@@ -202,7 +202,8 @@ def _reference_logits(resident: ResidentModel, reference: Adapter, micro: Micro)
     return logits
 
 
-def _add_proximal_gradient(parameters: Sequence[Any], anchor: Sequence[Tensor], mu: float) -> None:
+def add_proximal_gradient(parameters: Sequence[Any], anchor: Sequence[Tensor], mu: float) -> None:
+    """Add ``mu (w - anchor)`` to the gradients."""
     import torch
 
     with torch.no_grad():
@@ -210,7 +211,8 @@ def _add_proximal_gradient(parameters: Sequence[Any], anchor: Sequence[Tensor], 
             parameter.grad.add_(parameter - start, alpha=mu)
 
 
-def _add_correction(parameters: Sequence[Any], correction: Sequence[Tensor]) -> None:
+def add_correction(parameters: Sequence[Any], correction: Sequence[Tensor]) -> None:
+    """Add a tensor to each gradient."""
     for parameter, extra in zip(parameters, correction, strict=True):
         parameter.grad.add_(extra)
 

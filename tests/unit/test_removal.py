@@ -294,6 +294,7 @@ ITEMS = [
     "selection",
     "other clients' later updates",
     "control variates of other clients",
+    "privacy budget",
     "gate state",
     "adapter initialisation, ranks, base model",
     "model selection",
