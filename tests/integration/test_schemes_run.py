@@ -33,7 +33,7 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "rolora": {"federation.aggregator": "fedavgm"},
     "flexlora": {"federation.ranks.client-0": 2},
     "flora": {"federation.ranks.client-0": 2},
-    "fedex": {"train.cohort": 1},
+    "fedex": {"train.cohort": 1, "federation.max-influence": 1.0},
 }
 
 
