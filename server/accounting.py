@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from oblivion.aggregation.fedavg import FedAvg
+from oblivion.aggregation.gate import limited
 from oblivion.aggregation.products import product_error
 from oblivion.aggregation.rule import Aggregator
 from oblivion.ledger.replay import Replay
@@ -17,14 +18,18 @@ from oblivion.types import Adapter, ClientUpdate, Cost, GlobalState, RoundInfo
 def scheme_error(
     replay: Replay, before: RoundState, updates: Sequence[ClientUpdate], after: RoundState, info: RoundInfo
 ) -> float:
-    """What the scheme, with a plain mean, loses of the clients' mean product, whatever the rule makes of it besides."""
+    """What the scheme, with a plain mean, loses of the clients' mean product, whatever the rule makes of it besides.
+
+    Both means are over the numbers of examples that count, as far as the gate lets a client's number weigh.
+    """
     if not updates:
         return 0.0
+    counted = limited(updates, replay.max_influence)
     mean = cast("Aggregator", FedAvg())
     state = after.state
     if replay.rule != mean:
-        state, _ = replay.scheme.combine(mean, updates, before.state, {}, info)
-    return product_error(before.state, updates, state, replay.scheme.ranks)
+        state, _ = replay.scheme.combine(mean, counted, before.state, {}, info)
+    return product_error(before.state, counted, state, replay.scheme.ranks)
 
 
 def mean_loss(accepted: Sequence[ClientUpdate]) -> float:

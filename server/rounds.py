@@ -255,8 +255,9 @@ class Federation:
 
     def _gate(self, info: RoundInfo, head: RoundState) -> Gate:
         """The gate of a learning round: what clients train in it, and the bound that the rounds before make."""
-        bound = head.gate_state.bound(self.config.federation.norm_factor)
-        expected = only(self.gate.reference, self.scheme.trained(info.round))
+        trained = self.scheme.trained(info.round)
+        bound = head.gate_state.bound(self.config.federation.norm_factor, trained)
+        expected = only(self.gate.reference, trained)
         return dataclasses.replace(self.gate, reference=expected, max_norm=min(self.gate.max_norm, bound))
 
     def _dispatch(

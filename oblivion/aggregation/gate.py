@@ -19,13 +19,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from oblivion.errors import ConfigError
+from oblivion.models.factors import Factor, factor_of
 from oblivion.types import CLIENT_ID, Adapter, ClientUpdate
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 WINDOW = 5
-"""Rounds that the bound from history looks back on."""
+"""Rounds that the bound from history looks back on, of those in which clients trained the same."""
 FEWEST_NORMS = 8
 """Norms that it takes to make a bound of."""
 METRICS = frozenset({"loss", "skipped", "together", "tokens"})
@@ -63,12 +64,16 @@ class GateState:
     norms : tuple of tuple of (str, float)
         Per round that passed the gate, oldest first: the accepted clients, by id, each with its update's L2
         norm.
+    trained : tuple of str
+        Per such round the LoRA factors that its updates have, ``"A"``, ``"B"`` or ``"AB"``: norms of different factors
+        cannot be compared.
     strikes : tuple of (str, int, int, str)
         By client id, those whose last update was refused: in how many rounds in a row, in which round first, and why
         then.
     """
 
     norms: tuple[tuple[tuple[str, float], ...], ...] = ()
+    trained: tuple[str, ...] = ()
     strikes: tuple[tuple[str, int, int, str], ...] = ()
 
     def after(
@@ -91,12 +96,18 @@ class GateState:
         for client, reason in (refused or {}).items():
             _, count, first, why = strikes.get(client, (client, 0, round, reason))
             strikes[client] = (client, count + 1, first, why)
-        return GateState(norms=(*self.norms, norms), strikes=tuple(strikes[client] for client in sorted(strikes)))
+        trained = "".join(sorted({factor_of(name) for update in contributions for name in update.delta}))
+        return GateState(
+            norms=(*self.norms, norms),
+            trained=(*self.trained, trained),
+            strikes=tuple(strikes[client] for client in sorted(strikes)),
+        )
 
     def without(self, client_id: str) -> GateState:
         """Return the state without anything of one client; no round is dropped."""
         return GateState(
             norms=tuple(tuple(pair for pair in norms if pair[0] != client_id) for norms in self.norms),
+            trained=self.trained,
             strikes=tuple(strike for strike in self.strikes if strike[0] != client_id),
         )
 
@@ -108,13 +119,15 @@ class GateState:
             if 0 < after <= count
         }
 
-    def bound(self, factor: float) -> float:
-        """`factor` times the median norm of the updates accepted in the last rounds.
+    def bound(self, factor: float, trained: Sequence[Factor]) -> float:
+        """`factor` times the median norm of the updates accepted in the last rounds that trained the same factors.
 
         Infinite while fewer than `FEWEST_NORMS` are known, and with a factor of 0. It depends on rounds before this one
         alone, so that the order in which updates arrive changes nothing.
         """
-        recent = [norm for norms in self.norms[-WINDOW:] for _, norm in norms]
+        wanted = "".join(sorted(trained))
+        alike = [norms for norms, of in zip(self.norms, self.trained, strict=True) if of == wanted]
+        recent = [norm for norms in alike[-WINDOW:] for _, norm in norms]
         if not factor or len(recent) < FEWEST_NORMS:
             return math.inf
         return factor * statistics.median(recent) or math.inf

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, cast
 
 from oblivion.aggregation.products import Pair, client_pair, layers, pair, stacked
 from oblivion.aggregation.rule import Aggregator, RuleState, ordered
-from oblivion.models.factors import Factor
-from oblivion.types import ClientUpdate, GlobalState, RoundInfo
+from oblivion.models.factors import Factor, initial_values
+from oblivion.seeding import derive_seed
+from oblivion.types import Adapter, ClientUpdate, GlobalState, RoundInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,6 +71,12 @@ class ProductScheme:
             before = pair(state.adapter, layer) if abs(rest) > 1e-12 else None
             mixed[layer] = stacked([(rest, before), *own]) or own[0][1]
         return mixed
+
+
+def fresh_adapter(state: GlobalState, info: RoundInfo) -> Adapter:
+    """An adapter to begin with after a round: A random by seed and round, B zero; its product is zero."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.adapter.items()}
+    return initial_values(shapes, derive_seed(info.seed, "lora", info.round))
 
 
 def named(factors: Mapping[tuple[str, str], Pair]) -> dict[str, Tensor]:

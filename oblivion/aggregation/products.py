@@ -99,7 +99,8 @@ def best_of_rank(factors: Pair, rank: int) -> Pair:
     -------
     tuple of Tensor
         ``A = sqrt(S) V'`` (rank, in) and ``B = U sqrt(S)`` (out, rank), singular values falling. The largest entry of
-        each column of U is positive, so that the same product gives the same factors.
+        each column of U is positive, so that the same product gives the same factors. Singular values that are rounding
+        are zero in both.
     """
     import torch
 
@@ -107,7 +108,8 @@ def best_of_rank(factors: Pair, rank: int) -> Pair:
     left, left_core = torch.linalg.qr(b)
     right, right_core = torch.linalg.qr(a.T)
     u, s, vt = torch.linalg.svd(left_core @ right_core.T, full_matrices=False)
-    kept = min(rank, len(s))
+    rounding = max(a.shape[1], b.shape[0]) * torch.finfo(s.dtype).eps
+    kept = min(rank, int((s > rounding * s.max()).sum()))
     u, root, vt = left @ u[:, :kept], s[:kept].sqrt(), vt[:kept] @ right.T
     largest = u.abs().argmax(dim=0)
     sign = torch.where(u[largest, torch.arange(kept)] < 0, -1.0, 1.0).to(u.dtype)

@@ -6,8 +6,9 @@ allows, by SVD. A client of a lower rank gets the leading part of it, which is t
 Lost is what P has beyond the global rank; with r for each of K clients P has up to K r. The dense matrix is never
 formed: the SVD is that of a core of size K r, between QR factors of the stacked factors.
 
-Deviation: singular values go to both factors, ``sqrt(S)`` each, so that A and B have one scale for the clients'
-optimizer.
+Deviations: singular values go to both factors, ``sqrt(S)`` each, so that A and B have one scale for the clients'
+optimizer. Where P has less than the global rank (few clients, low ranks, a round that changed nothing), what is left
+over begins anew, A random by seed and round and B zero: zero in both would have no gradient ever again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from oblivion.aggregation.product_scheme import ProductScheme, named
+from oblivion.aggregation.product_scheme import ProductScheme, fresh_adapter, named
 from oblivion.aggregation.products import best_of_rank
 from oblivion.aggregation.rule import Aggregator, RuleState
 from oblivion.types import ClientUpdate, GlobalState, RoundInfo
@@ -45,9 +46,13 @@ class FlexLoRA(ProductScheme):
         rule_state: RuleState,
         info: RoundInfo,
     ) -> tuple[GlobalState, RuleState]:
-        """Mix the products, and cut them to the rank of the adapter."""
+        """Mix the products, and cut or fill them to the rank of the adapter."""
         if not updates:
             return state, rule_state
-        mixed = self._mixed(rule, updates, state, info)
-        cut = {layer: best_of_rank(one, state.adapter[layer[0]].shape[0]) for layer, one in mixed.items()}
+        fresh, cut = fresh_adapter(state, info), {}
+        for layer, one in self._mixed(rule, updates, state, info).items():
+            a, b = best_of_rank(one, state.adapter[layer[0]].shape[0])
+            unused = ~b.any(dim=0)
+            a[unused] = fresh[layer[0]][unused].to(a.dtype)
+            cut[layer] = (a, b)
         return replace(state, adapter=named(cut)), rule_state

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from oblivion.aggregation.product_scheme import ProductScheme, named
+from oblivion.aggregation.product_scheme import ProductScheme, fresh_adapter, named
 from oblivion.aggregation.products import bounded, pair, stacked
 from oblivion.aggregation.rule import Aggregator, RuleState
 from oblivion.types import ClientUpdate, GlobalState, RoundInfo
@@ -45,14 +45,9 @@ class FLoRA(ProductScheme):
         info: RoundInfo,
     ) -> tuple[GlobalState, RuleState]:
         """Mix the products into the residual."""
-        from oblivion.models.factors import initial_values
-        from oblivion.seeding import derive_seed
-
         if not updates:
             return state, rule_state
         residual = {}
         for layer, one in self._mixed(rule, updates, state, info).items():
             residual[layer] = bounded(stacked([(1.0, pair(state.residual, layer)), (1.0, one)]) or one)
-        shapes = {name: tuple(tensor.shape) for name, tensor in state.adapter.items()}
-        fresh = initial_values(shapes, derive_seed(info.seed, "lora", info.round))
-        return replace(state, adapter=fresh, residual=named(residual)), rule_state
+        return replace(state, adapter=fresh_adapter(state, info), residual=named(residual)), rule_state

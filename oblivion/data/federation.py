@@ -27,7 +27,7 @@ def resolve(config: RunConfig) -> FederatedData:
     Parameters
     ----------
     config : RunConfig
-        Of which ``data``, ``seed``, ``federation.clients`` and ``federation.joins`` decide.
+        Of which ``data``, ``seed`` and ``federation.clients`` decide; ``federation.joins`` and ``.ranks`` name clients.
 
     Returns
     -------
@@ -38,7 +38,7 @@ def resolve(config: RunConfig) -> FederatedData:
     Raises
     ------
     ConfigError
-        If a name or parameter is wrong, a client has no rows, a joining client does not exist, or a public
+        If a name or parameter is wrong, a client has no rows, a client that is named does not exist, or a public
         row is also a training or evaluation row.
     InputError
         If a file is missing or malformed.
@@ -46,7 +46,7 @@ def resolve(config: RunConfig) -> FederatedData:
     key = {
         "data": config.data.model_dump(mode="json"),
         "clients": config.federation.clients,
-        "joins": sorted(config.federation.joins),
+        "named": {"joins": sorted(config.federation.joins), "ranks": sorted(config.federation.ranks)},
         "seed": config.seed,
     }
     return _resolve(json.dumps(key, sort_keys=True))
@@ -58,9 +58,10 @@ def _resolve(key: str) -> FederatedData:
     data = DataConfig.model_validate(values["data"])
     corpus: Corpus = datasets.get(data.name)(data, clients=values["clients"], seed=values["seed"])
     clients = _partition(data, corpus.samples, values["clients"], values["seed"])
-    for client in values["joins"]:
-        if client not in clients:
-            raise ConfigError(f"federation.joins: there is no client '{client}'; {nearest(client, clients)}")
+    for setting, named in values["named"].items():
+        for client in named:
+            if client not in clients:
+                raise ConfigError(f"federation.{setting}: there is no client '{client}'; {nearest(client, clients)}")
     public, digest = _public(data, corpus)
     federated = FederatedData(
         clients=clients, groups=_owned_groups(corpus.groups, clients), public=public, digest=digest
@@ -194,10 +195,14 @@ def for_source(config: RunConfig, forgotten: Collection[str]) -> RunConfig:
     forgotten : collection of str
         The clients that it has forgotten since.
     """
-    joins = {client: first for client, first in config.federation.joins.items() if client not in forgotten}
+    federation = config.federation
+    joins, ranks = (
+        {client: value for client, value in of_clients.items() if client not in forgotten}
+        for of_clients in (federation.joins, federation.ranks)
+    )
     for deleted in range(len(forgotten) + 1):
-        update = {"clients": config.federation.clients - deleted, "joins": joins}
-        fitted = config.model_copy(update={"federation": config.federation.model_copy(update=update)})
+        update = {"clients": federation.clients - deleted, "joins": joins, "ranks": ranks}
+        fitted = config.model_copy(update={"federation": federation.model_copy(update=update)})
         try:
             resolve(fitted)
         except ConfigError:

@@ -33,7 +33,7 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "rolora": {"federation.aggregator": "fedavgm"},
     "flexlora": {"federation.ranks.client-0": 2},
     "flora": {"federation.ranks.client-0": 2},
-    "fedex": {"train.cohort": 1},
+    "fedex": {"train.cohort": 1, "federation.max-influence": 1.0},
 }
 
 
@@ -141,6 +141,15 @@ def test_control_variates_of_each_factor_work_in_its_own_rounds(micro_scenario: 
     result = simulate(ob.load_config(micro_scenario, changes), tmp_path / "run")
     rollback, oracle = model(result, "rollback").adapter, model(result, "oracle").adapter
     assert all(torch.equal(t, oracle[n]) for n, t in rollback.items())
+
+
+def test_the_gate_does_not_hold_one_factor_against_the_norms_of_the_other(micro_scenario: Path, tmp_path: Path) -> None:
+    """With plain SGD at a small rate B moves fifty times as far as A."""
+    nobody = {"forget.methods": [], "forget.client": "", "federation.joins": {}}
+    sgd = {"train.optimizer": "sgd", "train.learning-rate": 0.01, "federation.rounds": 7}
+    changes = {**SMALL, **nobody, **sgd, "lora.scheme": "rolora"}
+    result = simulate(ob.load_config(micro_scenario, changes), tmp_path / "run")
+    assert [(e["clients"], e["refused"]) for e in result.history] == [(4, 0)] * 7
 
 
 def test_fedit_tells_what_it_loses(micro_scenario: Path, tmp_path: Path) -> None:

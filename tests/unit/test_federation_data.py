@@ -5,7 +5,7 @@ import pytest
 
 from oblivion.config import load_config
 from oblivion.data.corpus import FederatedData
-from oblivion.data.federation import check_client, resolve, without
+from oblivion.data.federation import check_client, for_source, resolve, without
 from oblivion.data.requests import select_samples
 from oblivion.errors import ConfigError, InputError
 from oblivion.types import Sample
@@ -58,10 +58,17 @@ def test_partition_parameters(folder):
         resolve(_config(folder, **{"data.partition": "shard"}))
 
 
-def test_joins_must_name_clients(folder):
-    resolve(_config(folder, **{"federation.joins.client-10": 2}))
-    with pytest.raises(ConfigError, match=r"federation\.joins: there is no client 'client-1x'; did you mean"):
-        resolve(_config(folder, **{"federation.joins.client-1x": 2}))
+@pytest.mark.parametrize("setting", ["joins", "ranks"])
+def test_settings_of_clients_must_name_clients(folder, setting):
+    resolve(_config(folder, **{f"federation.{setting}.client-10": 2}))
+    with pytest.raises(ConfigError, match=rf"federation\.{setting}: there is no client 'client-1x'; did you mean"):
+        resolve(_config(folder, **{f"federation.{setting}.client-1x": 2}))
+
+
+def test_settings_of_a_client_that_was_forgotten_and_deleted_name_nobody(folder):
+    values = {"federation.joins.client-99": 2, "federation.ranks": {"client-99": 3, "client-10": 4}}
+    fitted = for_source(_config(folder, **values), {"client-99"})
+    assert fitted.federation.joins == {} and fitted.federation.ranks == {"client-10": 4}
 
 
 def test_number_of_owners_must_be_that_of_the_config(folder):

@@ -262,11 +262,11 @@ def test_norm_by_hand_and_without_overflow() -> None:
 
 
 def test_the_state_grows_by_one_round_and_the_old_one_stays() -> None:
-    before = GateState(norms=((("client-0", 1.0),),))
+    before = GateState(norms=((("client-0", 1.0),),), trained=("AB",))
     after = before.after(2, GATE.admit(REST[:2], ASKED, ROUND)[0])
     assert before.norms == ((("client-0", 1.0),),)
     expected = tuple((u.client_id, update_norm(u.delta)) for u in REST[:2])
-    assert after.norms == (before.norms[0], expected)
+    assert after.norms == (before.norms[0], expected) and after.trained == ("AB", "AB")
     assert after.after(3, ()).norms == (*after.norms, ())
 
 
@@ -279,24 +279,40 @@ def test_the_state_can_forget_a_client() -> None:
 # The bound from history: by hand, and what does not move it
 
 
-def known(*norms: float) -> GateState:
-    return GateState(norms=tuple(((f"client-{k}", norm),) for k, norm in enumerate(norms)))
+BOTH = ("A", "B")
+
+
+def known(*rows: tuple[tuple[str, float], ...]) -> GateState:
+    return GateState(norms=rows, trained=("AB",) * len(rows))
 
 
 def test_the_bound_is_the_factor_times_the_median_of_the_last_rounds() -> None:
     rows = tuple(tuple((f"client-{k}", float(t * 10 + k)) for k in range(3)) for t in range(1, 8))
     # rounds 3 to 7, three norms each: 30, 31, 32, ..., 70, 71, 72; the middle one of 15 is 51
-    assert GateState(norms=rows).bound(10.0) == 510.0
-    assert GateState(norms=rows).bound(0.0) == math.inf
-    assert GateState(norms=rows[:2]).bound(10.0) == math.inf, "six norms are too few"
-    assert GateState(norms=(((("a", 0.0),) * 8),)).bound(10.0) == math.inf, "norms of zero bound nothing"
+    assert known(*rows).bound(10.0, BOTH) == 510.0
+    assert known(*rows).bound(0.0, BOTH) == math.inf
+    assert known(*rows[:2]).bound(10.0, BOTH) == math.inf, "six norms are too few"
+    assert known((("a", 0.0),) * 8).bound(10.0, BOTH) == math.inf, "norms of zero bound nothing"
+
+
+def test_the_bound_looks_at_rounds_that_trained_the_same_factors() -> None:
+    """B moves a thousand times as far as A: the median of both together would refuse every honest update of B."""
+    state = GateState()
+    for number in range(1, 13):
+        name, norm = ("x.lora_B.weight", 1.0) if number % 2 else ("x.lora_A.weight", 1e-3)
+        delta = {name: torch.tensor([norm])}
+        state = state.after(number, [dataclasses.replace(u, delta=delta, norms={name: norm}) for u in REST])
+    assert state.trained == ("B", "A") * 6
+    assert state.bound(10.0, ("B",)) == 10.0 and state.bound(10.0, ("A",)) == pytest.approx(1e-2)
+    assert state.bound(10.0, BOTH) == math.inf, "no round trained both"
+    assert state.without(REST[0].client_id).bound(10.0, ("B",)) == 10.0
 
 
 @given(st.lists(st.floats(1.0, 2.0), min_size=8, max_size=20), st.lists(st.floats(1e3, 1e9), max_size=7))
 def test_fewer_than_half_of_the_norms_cannot_lift_the_bound(honest: list[float], hostile: list[float]) -> None:
     row = tuple((f"client-{k}", norm) for k, norm in enumerate([*honest, *hostile]))
     if len(hostile) < len(honest):
-        assert GateState(norms=(row,)).bound(10.0) <= 10 * 1e3 if len(row) % 2 == 0 else 20.0
+        assert known(row).bound(10.0, BOTH) <= 10 * 1e3 if len(row) % 2 == 0 else 20.0
 
 
 # Quarantine

@@ -243,6 +243,27 @@ def test_one_client_alone_is_taken_as_it_is(generator: np.random.Generator, sche
         np.testing.assert_allclose(effective(after, layer), client_product(state, one, layer), atol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [0.0, 0.3], ids=["nothing changed", "clients of rank 1"])
+def test_flexlora_keeps_the_directions_that_a_round_did_not_use(generator: np.random.Generator, scale: float) -> None:
+    """A direction that is zero in A and in B at once would never have a gradient again."""
+    at_start = {n: t if factor_of(n) == "A" else torch.zeros_like(t) for n, t in adapter(generator).items()}
+    state = GlobalState(adapter=at_start)
+    (one,) = [update(0, truncated(adapter(generator, scale), 1))]
+    after = combined(FlexLoRA(ranks={"client-0": 1}), FedAvg(), state, [one])
+    used = 1 if scale else 0
+    for layer in ("x", "y"):
+        a, b = (after.adapter[f"{layer}.lora_{part}.weight"] for part in ("A", "B"))
+        assert all(row.norm() > 0.1 for row in a), "every direction can be trained"
+        assert int(b.any(dim=0).sum()) == used, "and adds nothing yet"
+        start = truncated(state.adapter, 1)
+        expected = dense({n: start[n] + one.delta[n] for n in start}, layer)
+        np.testing.assert_allclose(dense(after.adapter, layer), expected, atol=1e-6)
+    again = combined(FlexLoRA(ranks={"client-0": 1}), FedAvg(), state, [one])
+    assert all(torch.equal(t, after.adapter[n]) for n, t in again.adapter.items())
+    later = combined(FlexLoRA(ranks={"client-0": 1}), FedAvg(), state, [one], number=2)
+    assert not torch.equal(later.adapter["x.lora_A.weight"], after.adapter["x.lora_A.weight"]), "anew in every round"
+
+
 @pytest.mark.parametrize("scheme", EVERY, ids=lambda s: type(s).__name__)
 @given(order=st.permutations(range(5)), seed=st.integers(0, 2**16))
 def test_the_order_of_arrival_changes_no_bit(scheme: Any, order: list[int], seed: int) -> None:

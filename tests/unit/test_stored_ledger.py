@@ -139,7 +139,7 @@ def test_a_state_comes_back_bit_for_bit(opened: Opened) -> None:
             "v/x.lora_A": randn(2, 3, seed=4).double(),
             "count": torch.tensor(7),
         },
-        gate_state=GateState(norms=((("a", 0.1), ("b", 1 / 3)), (), (("a", 1e-300),))),
+        gate_state=GateState(norms=((("a", 0.1), ("b", 1 / 3)), (), (("a", 1e-300),)), trained=("B", "", "A")),
     )
     opened().open_branch(MAIN, whole)
     for ledger in (opened._ledger, opened.again()):
