@@ -10,7 +10,7 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from zipfile import BadZipFile
 
@@ -69,13 +69,27 @@ def _open(records: RecordDict) -> tuple[dict[str, Any], dict[str, Array]]:
         ) from None
 
 
-def pack_request(request: HostRequest) -> RecordDict:
-    """Write a request as Flower records."""
+def pack_state(state: GlobalState) -> Arrays:
+    """Write a global state as Flower arrays."""
+    arrays: Arrays = {}
+    _pack_adapter("adapter", state.adapter, arrays)
+    _pack_adapter("residual", state.residual, arrays)
+    _pack_adapter("broadcast", state.broadcast, arrays)
+    return arrays
+
+
+def pack_requests(requests: Sequence[HostRequest]) -> list[RecordDict]:
+    """Write requests as Flower records; a state that several of them have is written once."""
+    states = {id(request.state): request.state for request in requests if request.state is not None}
+    packed = {key: pack_state(state) for key, state in states.items()}
+    return [pack_request(request, packed.get(id(request.state))) for request in requests]
+
+
+def pack_request(request: HostRequest, state: Arrays | None = None) -> RecordDict:
+    """Write a request as Flower records, with its `state` as `pack_state` wrote it, if that was done already."""
     arrays: Arrays = {}
     if request.state is not None:
-        _pack_adapter("adapter", request.state.adapter, arrays)
-        _pack_adapter("residual", request.state.residual, arrays)
-        _pack_adapter("broadcast", request.state.broadcast, arrays)
+        arrays |= state if state is not None else pack_state(request.state)
     for task in (task for cohort in request.cohorts for task in cohort):
         _pack_adapter(f"correction{_SEPARATOR}{task.client_id}", task.correction, arrays)
     message = {

@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 
 from oblivion.errors import FederationError, IntegrityError
 from oblivion.types import HostReply, HostRequest
-from oblivion.wire import check_reply, pack_request, unpack_reply
+from oblivion.wire import check_reply, pack_requests, unpack_reply
 
 _TICK = 0.01
 _START_TIMEOUT = 120.0
@@ -70,8 +70,8 @@ class GridHosts:
     def ask(self, requests: Sequence[HostRequest]) -> Iterator[HostReply]:
         """Send one message to each host; yield the replies as they come, a host without a usable one is left out."""
         messages = [
-            Message(pack_request(request), dst_node_id=self._nodes[request.host], message_type=request.kind)
-            for request in requests
+            Message(records, dst_node_id=self._nodes[request.host], message_type=request.kind)
+            for request, records in zip(requests, pack_requests(requests), strict=True)
         ]
         sent = list(self._grid.push_messages(messages))
         asked = dict(zip(sent, requests, strict=True))

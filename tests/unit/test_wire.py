@@ -26,7 +26,7 @@ from oblivion.types import (
     RoundInfo,
     Sample,
 )
-from oblivion.wire import pack_reply, pack_request, unpack_reply, unpack_request
+from oblivion.wire import pack_reply, pack_request, pack_requests, unpack_reply, unpack_request
 
 
 def tensors(seed: int) -> dict[str, torch.Tensor]:
@@ -91,6 +91,19 @@ def test_request_round_trip_is_exact() -> None:
     assert isinstance(back.cohorts, tuple) and isinstance(back.cohorts[0][0].excluded, tuple)
     assert isinstance(back.public[0].path, tuple) and isinstance(back.public[0].wrong_answers, tuple)
     assert back.info is not None and isinstance(back.info.population, tuple)
+
+
+def test_a_state_that_several_hosts_get_is_written_once() -> None:
+    other = dataclasses.replace(REQUEST, host="18", cohorts=(), state=REQUEST.state)
+    alone = dataclasses.replace(REQUEST, host="19", state=GlobalState(adapter=tensors(3)))
+    first, second, third = pack_requests([REQUEST, other, alone])
+    name = "adapter|a.lora_A.weight"
+    arrays = [packed.array_records["arrays"][name] for packed in (first, second, third)]
+    assert arrays[0].data is arrays[1].data and arrays[2].data is not arrays[0].data
+    for packed, request in ((first, REQUEST), (second, other), (third, alone)):
+        back = unpack_request(packed)
+        assert back.state is not None and request.state is not None and back.host == request.host
+        same(back.state.adapter, request.state.adapter)
 
 
 def test_none_and_empty_stay_apart() -> None:
