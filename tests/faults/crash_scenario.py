@@ -26,7 +26,7 @@ from oblivion.fingerprint import code_fingerprint
 from oblivion.metrics.evaluation import Evaluation
 from oblivion.models.resident import ResidentModel, weight_bytes
 from oblivion.seeding import torch_generator
-from oblivion.types import Adapter, ClientTask, ClientUpdate, HostReply, HostRequest, MetricResult
+from oblivion.types import Adapter, ClientTask, ClientUpdate, GlobalState, HostReply, HostRequest, MetricResult
 from server.run_directory import RunDirectory
 from simulations.simulate import commit_in_run, forget_in_run, resume, simulate
 
@@ -81,7 +81,7 @@ class FakeHost:
                 for name, tensor in request.state.adapter.items()
             },
             num_examples=len(left),
-            steps=len(left),
+            steps=1,
             metrics={"loss": 1 / request.info.round, "tokens": 10.0},
             fingerprint=code_fingerprint(),
         )
@@ -92,9 +92,9 @@ def summary(adapter: Adapter) -> float:
     return int.from_bytes(hashlib.sha256(weight_bytes(adapter)).digest()[:4], "big") / 2**32
 
 
-def measure(adapter: Adapter, *_: Any) -> Evaluation:
+def measure(state: GlobalState, *_: Any) -> Evaluation:
     """A stand-in for evaluation."""
-    return Evaluation(results={"model_utility": MetricResult(value=summary(adapter), n=4, interval=(0.0, 1.0))})
+    return Evaluation(results={"model_utility": MetricResult(value=summary(state.adapter), n=4, interval=(0.0, 1.0))})
 
 
 def report(_: Any, path: Path) -> Path:
@@ -106,8 +106,12 @@ def report(_: Any, path: Path) -> Path:
 def adapters_alone() -> ResidentModel:
     """A resident model without a base model, whose adapters are made and saved as those of any other."""
     resident: ResidentModel = object.__new__(ResidentModel)
-    layers = [f"base_model.model.layers.{layer}.q_proj.lora_{part}.weight" for layer in (0, 1) for part in "AB"]
-    resident.parameters = {name: torch.nn.Parameter(torch.zeros(2, 4)) for name in layers}
+    shapes = {"A": (2, 4), "B": (4, 2)}
+    resident.parameters = {
+        f"base_model.model.layers.{layer}.q_proj.lora_{part}.weight": torch.nn.Parameter(torch.zeros(shape))
+        for layer in (0, 1)
+        for part, shape in shapes.items()
+    }
     said = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
     settings = types.SimpleNamespace(to_dict=lambda: said, lora_dropout=0.0)
     resident.model = types.SimpleNamespace(peft_config={"default": settings}, named_modules=lambda: [])
