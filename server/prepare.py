@@ -82,6 +82,12 @@ def absolute_paths(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"data": data, "model": model, "forget": forget})
 
 
+def _dtype(config: RunConfig) -> str:
+    """The weights' dtype; a residual is folded into them, and bfloat16 would lose most of it."""
+    keeps_residual = bool(scheme_of(config).state_fields)
+    return "float32" if keeps_residual and config.model.dtype == "auto" else resolve_dtype(config.model)
+
+
 def prepare(config: RunConfig) -> tuple[RunConfig, FederatedData]:
     """Validate a config against the data and model that it names, and resolve what is ``auto``.
 
@@ -117,7 +123,7 @@ def prepare(config: RunConfig) -> tuple[RunConfig, FederatedData]:
         hosts = max(1, min(len(os.sched_getaffinity(0)), len(data.clients)))
     config = config.model_copy(
         update={
-            "model": config.model.model_copy(update={"dtype": resolve_dtype(config.model)}),
+            "model": config.model.model_copy(update={"dtype": _dtype(config)}),
             "simulation": config.simulation.model_copy(update={"hosts": hosts}),
         }
     )

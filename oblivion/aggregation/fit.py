@@ -33,7 +33,7 @@ def check_training(rule: Aggregator, config: RunConfig) -> None:
 
 
 def check_scheme(rule: Aggregator, scheme: LoraScheme, config: RunConfig) -> None:
-    """Refuse a rule that makes no sense with the LoRA scheme, and ranks that the scheme cannot mix.
+    """Refuse a rule that makes no sense with the LoRA scheme, ranks that it cannot mix, and weights too coarse for it.
 
     Raises
     ------
@@ -54,6 +54,12 @@ def check_scheme(rule: Aggregator, scheme: LoraScheme, config: RunConfig) -> Non
         raise ConfigError(
             f"federation.ranks.{client} = {rank}, but lora.scheme = '{name}' averages factors of one rank "
             f"(lora.rank = {config.lora.rank}); 'flexlora' and 'flora' take clients of different ranks"
+        )
+    if scheme.state_fields and config.model.dtype == "bfloat16":
+        raise ConfigError(
+            f"model.dtype = 'bfloat16', but lora.scheme = '{name}' folds its residual into the base weights, where "
+            "bfloat16 rounds small changes away; set model.dtype = 'float32', or choose a scheme without a residual, "
+            "such as 'flexlora'"
         )
 
 

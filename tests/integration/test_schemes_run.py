@@ -15,8 +15,10 @@ from oblivion.ledger.opening import open_ledger
 from oblivion.models.factors import factor_of
 from oblivion.models.loading import load_base
 from oblivion.models.resident import ResidentModel, load_resident, read_adapter_folder
+from server.events import Event
+from server.prepare import prepare
 from server.run_directory import RunDirectory
-from simulations import RunResult, simulate
+from simulations import RunResult, resume, simulate
 
 LATE = "client-2"
 SMALL: dict[str, Any] = {
@@ -127,6 +129,30 @@ def test_what_the_scheme_loses_is_told_of_every_round(run: RunResult) -> None:
     assert (max(errors) > 1e-3) == (run.config.lora.scheme == "flexlora")
 
 
+@pytest.mark.parametrize("stop", [("main", 3), ("oracle", 4)], ids=["learning", "oracle"])
+def test_resume_gives_the_bits_of_the_uninterrupted_run(
+    run: RunResult, micro_scenario: Path, tmp_path: Path, stop: tuple[str, int]
+) -> None:
+    """The last checkpoint is of round 2: residual and frozen halves are computed again from there."""
+
+    def pressed(event: Event) -> None:
+        if event["event"] == "round_started" and event["branch"].endswith(stop[0]) and event["round"] == stop[1]:
+            raise KeyboardInterrupt
+
+    scheme = run.config.lora.scheme
+    config = ob.load_config(micro_scenario, {**SMALL, "lora.scheme": scheme, **SCHEMES[scheme]})
+    with pytest.raises(KeyboardInterrupt):
+        simulate(config, tmp_path / "run", sinks=[pressed])
+    resumed = resume(tmp_path / "run")
+    for one, other in ((run, resumed), *((model(run, n), model(resumed, n)) for n in ("oracle", "rollback", "local"))):
+        assert list(one.adapter) == list(other.adapter)
+        assert all(torch.equal(t, other.adapter[n]) for n, t in one.adapter.items())
+    told = [
+        sorted((e["branch"].split("/")[-1], e["round"], e["scheme_error"]) for e in r.history) for r in (run, resumed)
+    ]
+    assert [x[1:] for x in told[0]] == [x[1:] for x in told[1]]
+
+
 def test_a_committed_rollback_erases_and_verifies(run: RunResult) -> None:
     committed = model(run, "rollback").commit()
     evidence = json.loads(
@@ -150,6 +176,15 @@ def test_the_gate_does_not_hold_one_factor_against_the_norms_of_the_other(micro_
     changes = {**SMALL, **nobody, **sgd, "lora.scheme": "rolora"}
     result = simulate(ob.load_config(micro_scenario, changes), tmp_path / "run")
     assert [(e["clients"], e["refused"]) for e in result.history] == [(4, 0)] * 7
+
+
+@pytest.mark.parametrize("scheme", ["fedit", *SCHEMES])
+def test_weights_are_fp32_where_a_residual_is_folded_into_them(
+    micro_scenario: Path, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.prepare.resolve_dtype", lambda model: "bfloat16")  # as on a GPU with a wide model
+    config, _ = prepare(ob.load_config(micro_scenario, {"lora.scheme": scheme}))
+    assert config.model.dtype == ("float32" if scheme in ("flora", "fedex") else "bfloat16")
 
 
 def test_fedit_tells_what_it_loses(micro_scenario: Path, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ import torch
 
 from oblivion.config import LoraConfig, ModelConfig, TrainConfig
 from oblivion.data.tokens import TokenRow
+from oblivion.models import factors
+from oblivion.models.factors import Factor, factor_of, only
 from oblivion.models.loading import load_base
 from oblivion.models.resident import ResidentModel
 from oblivion.objectives.terms import Objective, objective_from
@@ -129,6 +131,61 @@ def test_each_client_has_its_own_correction_and_proximal_term(double: ResidentMo
     together = train_fused(double, start, tasks, LM, settings, INFO, slots)
     assert farthest(alone, together) < 1e-9
     assert farthest(alone, train_fused(double, start, plain, LM, settings, INFO, slots)) > 1e-4
+
+
+@pytest.mark.parametrize("slots", [1, 2, 5])
+@pytest.mark.parametrize("name", ["lm", "npo"])
+@pytest.mark.parametrize("factor", ["A", "B"])
+def test_a_factor_that_is_not_trained_is_neither_moved_nor_sent(
+    double: ResidentModel, factor: Factor, name: str, slots: int
+) -> None:
+    objective, start = objective_from(name, {}), start_of(double)
+    settings = TrainConfig(batch_size=4, local_epochs=2, weight_decay=0.01, learning_rate=1e-3)
+    plain = learning() if name == "lm" else forgetting()
+    tasks = [dataclasses.replace(task, factors=(factor,), proximal_mu=0.3) for task in plain]
+    alone = []
+    for task in tasks:
+        alone.append(train_client(double, start, task, objective, settings, INFO))
+        after = double.read()
+        assert all(torch.equal(after[n], t) == (factor_of(n) != factor) for n, t in start.items())
+    together = train_fused(double, start, tasks, objective, settings, INFO, slots)
+    for update in (*alone, *together):
+        assert set(update.delta) == set(only(start, (factor,)))
+    assert farthest(alone, together) < 1e-9
+    assert all(p.requires_grad for p in double.parameters.values()), "frozen for the visit alone"
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.3])
+def test_clients_of_different_ranks_share_a_pass(double: ResidentModel, mu: float) -> None:
+    start, settings = start_of(double), TrainConfig(batch_size=4, local_epochs=2, learning_rate=1e-3)
+    ranks = {"c1": 1, "c2": 3}
+    tasks = [
+        dataclasses.replace(task, start=factors.start_of(start, ranks, task.client_id), proximal_mu=mu)
+        if task.client_id in ranks
+        else dataclasses.replace(task, proximal_mu=mu)
+        for task in learning()
+    ]
+    alone = [train_client(double, start, task, LM, settings, INFO) for task in tasks]
+    assert farthest(alone, train_fused(double, start, tasks, LM, settings, INFO, 3)) < 1e-9
+    for update in alone:
+        rank = ranks.get(update.client_id, 4)
+        for name, delta in update.delta.items():
+            own, rest = (delta[:rank], delta[rank:]) if factor_of(name) == "A" else (delta[:, :rank], delta[:, rank:])
+            assert own.any() and not rest.any()
+
+
+def test_clients_with_references_of_their_own_are_trained_one_by_one(single: ResidentModel) -> None:
+    """What the fused pass takes as the reference is one adapter for all."""
+    objective, start = objective_from("npo", {}), start_of(single)
+    settings = TrainConfig(batch_size=4, local_epochs=1, learning_rate=1e-3)
+    tasks = [dataclasses.replace(task, start=factors.truncated(start, 2)) for task in forgetting()[:2]]
+    updates, failures = train_cohort(single, start, tasks, objective, settings, INFO)
+    assert not failures and all("together" not in update.metrics for update in updates)
+    alone = [
+        train_client(single, tasks[0].start or start, dataclasses.replace(t, start=None), objective, settings, INFO)
+        for t in tasks
+    ]
+    assert farthest(updates, alone) == 0.0
 
 
 def test_a_model_that_was_never_used_trains_its_first_cohort_together(micro_model: Path, single: ResidentModel) -> None:

@@ -401,6 +401,16 @@ def test_ranks_that_a_scheme_cannot_mix_are_refused(scheme: str) -> None:
     checked(lora__scheme="flexlora", federation__ranks={"client-3": 4})
 
 
+@pytest.mark.parametrize("scheme", sorted(schemes.names()))
+def test_a_residual_is_not_folded_into_weights_that_would_round_it_away(scheme: str) -> None:
+    if scheme in ("flora", "fedex"):
+        with pytest.raises(ConfigError, match=rf"'bfloat16', but lora.scheme = '{scheme}' .* model.dtype = 'float32'"):
+            checked(lora__scheme=scheme, model__dtype="bfloat16")
+    else:
+        checked(lora__scheme=scheme, model__dtype="bfloat16")
+    checked(lora__scheme=scheme, model__dtype="float32")
+
+
 @pytest.mark.parametrize("ranks", [{"client-3": 0}, {"client-3": 17}, {"Client 3": 2}])
 def test_ranks_that_no_client_can_have_are_refused(ranks: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="ranks"):
