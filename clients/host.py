@@ -58,16 +58,13 @@ class Host:
         data, resident = resolve(config), self._resident(config)
         objective = objective_from(request.objective, request.parameters)
         settings = unlearning_settings(config) if request.kind == "train.unlearn" else config.train
-        secret = int(request.secret or "0", 16)
         terms = _Terms(rule_of(config).proximal_mu, scheme_of(config).trained(request.info.round))
         updates: list[ClientUpdate] = []
         failures: dict[str, str] = {}
         with resident.over(request.state.residual):
             for cohort in request.cohorts:
                 tasks = [self._local_task(request, task, data, resident, config, terms) for task in cohort]
-                done, failed = train_cohort(
-                    resident, request.state.adapter, tasks, objective, settings, request.info, config.privacy, secret
-                )
+                done, failed = train_cohort(resident, request.state.adapter, tasks, objective, settings, request.info)
                 updates += done
                 failures |= failed
         return HostReply(host=request.host, updates=tuple(updates), failures=failures)

@@ -97,16 +97,6 @@ class FederationConfig(_Section):
         return values
 
 
-class PrivacyConfig(_Section):
-    """Differential privacy: of which unit, with how much noise, and how much may be spent."""
-
-    unit: Literal["none", "sample", "client"] = "none"
-    clip_norm: float = Field(1.0, gt=0)
-    noise_multiplier: float = Field(1.0, ge=0)
-    delta: float = Field(1e-5, gt=0, lt=1)
-    max_epsilon: float = Field(0.0, ge=0)
-
-
 class TrainConfig(_Section):
     """A client's local training."""
 
@@ -172,7 +162,6 @@ class RunConfig(_Section):
     lora: LoraConfig = LoraConfig()
     data: DataConfig = DataConfig()
     federation: FederationConfig = FederationConfig()
-    privacy: PrivacyConfig = PrivacyConfig()
     train: TrainConfig = TrainConfig()
     forget: ForgetConfig = ForgetConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

@@ -227,8 +227,6 @@ class HostRequest:
         The objective's parameters.
     public : tuple of Sample
         The server's public rows, for anchors.
-    secret : str
-        With ``privacy.unit = "sample"``, what the simulated clients' draws and noise come from, 64 hex digits.
     """
 
     kind: MessageKind
@@ -240,7 +238,6 @@ class HostRequest:
     objective: str = "lm"
     parameters: Mapping[str, Any] = field(default_factory=dict)
     public: tuple[Sample, ...] = ()
-    secret: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

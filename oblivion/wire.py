@@ -102,7 +102,6 @@ def pack_request(request: HostRequest, state: Arrays | None = None) -> RecordDic
         "objective": request.objective,
         "parameters": dict(request.parameters),
         "public": [dataclasses.asdict(sample) for sample in request.public],
-        "secret": request.secret,
     }
     return _records(message, arrays)
 
@@ -134,7 +133,6 @@ def unpack_request(records: RecordDict) -> HostRequest:
             objective=message["objective"],
             parameters=message["parameters"],
             public=tuple(_sample(sample) for sample in message["public"]),
-            secret=message["secret"],
         )
     except _MALFORMED as error:
         raise IntegrityError(

@@ -18,7 +18,6 @@ from oblivion.removal import removal_from
 from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, plan_removal
 from oblivion.training.batches import steps_per_visit
 from oblivion.types import ForgetRequest
-from server.privacy import rounds_left
 
 
 def make_request(data: FederatedData, client: str, samples: str) -> ForgetRequest:
@@ -50,7 +49,6 @@ def make_situation(
     request: ForgetRequest,
     records: Sequence[RoundRecord] = (),
     restorable: Sequence[int] | None = None,
-    trained: int | None = None,
 ) -> Situation:
     """What a removal may know when it plans.
 
@@ -66,9 +64,6 @@ def make_situation(
         The rounds that led to the head of the run; empty before it was run.
     restorable : sequence of int, optional
         The rounds whose state can be had again; before a run, those that it will keep.
-    trained : int, optional
-        Rounds that were trained on all branches together, for the privacy budget; before a run, those of the learning
-        and the oracles.
 
     Raises
     ------
@@ -88,10 +83,6 @@ def make_situation(
         restorable=tuple(_kept(config) if restorable is None else restorable),
         aggregator=rule_of(config),
         scheme=scheme_of(config),
-        private=config.privacy.unit != "none",
-        rounds_left=rounds_left(
-            config, sizes, federation.rounds * (1 + config.evaluate.oracle_seeds) if trained is None else trained
-        ),
         seed=config.seed,
         clients_per_round=federation.clients_per_round,
         joins=federation.joins,

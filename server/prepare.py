@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 from oblivion.aggregation import aggregators, rule_of, scheme_of, schemes
-from oblivion.aggregation.client_privacy import check_privacy
 from oblivion.aggregation.fit import check_number, check_scheme, check_training
 from oblivion.config import ForgetConfig, RunConfig
 from oblivion.data import datasets, partitions, templates
@@ -24,14 +23,13 @@ from oblivion.objectives import objectives
 from oblivion.objectives.terms import objective_from
 from oblivion.registry import Registry
 from oblivion.removal import removals
-from oblivion.removal.plan import LearnPhase, Situation
+from oblivion.removal.plan import Situation
 from oblivion.training.fused import fusible
 from oblivion.training.slots import slots_for
 from oblivion.types import ForgetRequest
 from server.estimate import check_disk
 from server.manifest import make_manifest
 from server.planning import make_plan, make_request, make_situation, present
-from server.privacy import check_budget
 from server.run_directory import RunDirectory
 
 
@@ -58,7 +56,6 @@ def check_names(config: RunConfig) -> None:
             raise ConfigError(f"{key} = '{name}': unknown {registry.kind}; {nearest(name, registry.names())}")
     check_training(rule_of(config), config)
     check_scheme(rule_of(config), scheme_of(config), config)
-    check_privacy(scheme_of(config), config)
     objective_from(config.forget.objective, config.forget.parameters)
 
 
@@ -108,14 +105,11 @@ def prepare(config: RunConfig) -> tuple[RunConfig, FederatedData]:
     data = resolve(config)
     locate(config.model)
     check_number(rule_of(config), config, tuple(data.clients))
-    check_budget(config, {client: len(rows) for client, rows in data.clients.items()})
     if config.forget.client:
         request = make_request(data, config.forget.client, config.forget.samples)
         situation = make_situation(config, data, request)
-        trained = config.federation.rounds * (1 + config.evaluate.oracle_seeds)
         for method in config.forget.methods:  # a refusal must not come after hours of learning
-            plan = make_plan(config, request, make_situation(config, data, request, trained=trained), method)
-            trained += sum(phase.last - phase.first + 1 for phase in plan.phases if isinstance(phase, LearnPhase))
+            make_plan(config, request, situation, method)
         if config.evaluate.oracle_seeds:
             _check_oracle(config, request, situation)
     hosts = config.simulation.hosts

@@ -172,7 +172,6 @@ class Federation:
         if asked:  # a round may have nobody left; it then changes nothing
             self._check_quorum(stored, asked, info.round, failed | refused)
         after = self.replay.step(head, stored, info, struck)
-        private = self.config.privacy.unit != "none"  # then what is told besides the state is not covered by noise
         record = RoundRecord(
             branch=name,
             round=info.round,
@@ -180,8 +179,8 @@ class Federation:
             accepted=tuple(sorted(accepted)),
             refused=dict(sorted(refused.items())),
             failed={client: why for client, why in sorted(failed.items()) if client not in accepted},
-            loss=math.nan if private else mean_loss(stored),
-            scheme_error=0.0 if private else scheme_error(self.replay, head, stored, after, info),
+            loss=mean_loss(stored),
+            scheme_error=scheme_error(self.replay, head, stored, after, info),
             cost=cost_of(stored, head.state, len(asked), self.rule.needs_client_state),
             seconds=round(time.monotonic() - since, 3),
         )
@@ -218,9 +217,7 @@ class Federation:
         Where everyone must answer, a cohort with a client that fails is trained once more.
         """
         outcomes = {outcome.cohort: outcome for outcome in self.ledger.outcomes(branch.name, selection.round)}
-        secret = self.ledger.secret(branch.name).hex() if self.config.privacy.unit == "sample" else ""
-        settings = self.config.to_json()
-        common = HostRequest(kind="train", config=settings, info=info, state=head.state, secret=secret)
+        common = HostRequest(kind="train", config=self.config.to_json(), info=info, state=head.state)
         failed: dict[int, CohortOutcome] = {}
         for _ in range(2 if must_answer else 1):
             wanted = {i: c for i, c in enumerate(selection.cohorts) if i not in outcomes}

@@ -31,7 +31,6 @@ from oblivion.types import ClientTask, Cost, ForgetRequest, GlobalState
 from server.events import Observer, round_entry
 from server.measure import measure_centrally, measure_clients, summary
 from server.planning import make_plan, make_situation, plan_values, present
-from server.privacy import privacy_summary
 from server.rounds import Federation, Hosts
 from server.run_directory import RunDirectory, to_json
 
@@ -171,8 +170,7 @@ class Workflow:
 
     def _situation(self, request: ForgetRequest) -> Situation:
         records, restorable = self.ledger.records(self.head), self.ledger.restorable(self.head)
-        trained = len(self.metrics()["history"])
-        return make_situation(self.config, self.data, request, records, restorable, trained)
+        return make_situation(self.config, self.data, request, records, restorable)
 
     def measure_learned(self) -> None:
         """Measure the learned model where nobody asks to be forgotten."""
@@ -385,8 +383,4 @@ class Workflow:
             for record in self.ledger.records(branch.name):
                 if record.branch == branch.name and (branch.name, record.round) not in known:
                     metrics["history"].append(round_entry(record))
-        rounds = {branch.name: len(self.ledger.records(branch.name)) for branch in self.ledger.branches()}
-        found = privacy_summary(self.config, self.federation.sizes, rounds, len(metrics["history"]))
-        if found is not None:
-            metrics["privacy"] = found
         self.run.write_json("metrics.json", metrics)

@@ -125,11 +125,6 @@ def contribution_key(client: str, branch: int) -> str:
     return f"contributions/{client}/{branch}"
 
 
-def noise_key(branch: int) -> str:
-    """Name of the secret that privacy noise on a branch comes from."""
-    return f"noise/{branch}"
-
-
 def state_key(branch: int, round: int) -> str:
     """Name of the key of the global state after one round of one branch."""
     return f"states/{branch}/{round}"

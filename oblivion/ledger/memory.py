@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import sys
 from dataclasses import replace
 
@@ -28,7 +27,6 @@ class MemoryLedger:
         self._selections: dict[tuple[str, int], Selection] = {}
         self._outcomes: dict[tuple[str, int], dict[int, CohortOutcome]] = {}
         self._records: dict[tuple[str, int], RoundRecord] = {}
-        self._secrets: dict[str, bytes] = {}
         self._states: dict[tuple[str, int], RoundState] = {}
 
     def open_branch(self, branch: Branch, start: RoundState | None = None) -> None:
@@ -123,10 +121,6 @@ class MemoryLedger:
         states = {r for n, r in self._states for name, first, last in pieces if n == name and first <= r <= last}
         again = {r.round for r in self.records(branch) if not r.unlearned}
         return reachable(states, again)
-
-    def secret(self, branch: str) -> bytes:
-        """What privacy noise on a branch comes from."""
-        return self._secrets.setdefault(branch, secrets.token_bytes(32))
 
     def drop(self, branch: str) -> None:
         """Remove everything of a branch."""

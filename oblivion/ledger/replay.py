@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from oblivion.aggregation import rule_of, scheme_of
-from oblivion.aggregation.client_privacy import private_mean
 from oblivion.aggregation.control import ControlRule
 from oblivion.aggregation.gate import QUARANTINE, limited
 from oblivion.aggregation.products import as_adapter
 from oblivion.aggregation.rule import Aggregator, LoraScheme
-from oblivion.config import FederationConfig, PrivacyConfig, RunConfig, load_config
+from oblivion.config import RunConfig, load_config
 from oblivion.errors import IntegrityError
 from oblivion.ledger.rounds import Branch, Ledger, RoundRecord, RoundState, line
 from oblivion.selection import population
@@ -26,7 +25,7 @@ class Replay:
     ----------
     ledger : Ledger
         Where they are.
-    rule, scheme, federation, privacy
+    rule, scheme, max_influence
         Those of the run.
     info : callable
         Branch name and round to what the rule is told of it.
@@ -38,16 +37,13 @@ class Replay:
         rule: Aggregator,
         scheme: LoraScheme,
         info: Callable[[str, int], RoundInfo],
-        federation: FederationConfig | None = None,
-        privacy: PrivacyConfig | None = None,
+        max_influence: float = 0.0,
     ) -> None:
         self.ledger = ledger
         self.rule = rule
         self.scheme = scheme
         self.info = info
-        federation = federation or FederationConfig()
-        self.max_influence, self.clients_per_round = federation.max_influence, federation.clients_per_round
-        self.privacy = privacy or PrivacyConfig()
+        self.max_influence = max_influence
 
     def step(
         self,
@@ -58,11 +54,6 @@ class Replay:
     ) -> RoundState:
         """The state after a round, from the state before it, its contributions in client-id order and its refusals."""
         counted = limited(contributions, self.max_influence)
-        if self.privacy.unit == "client":
-            asked = min(self.clients_per_round, len(info.population))
-            secret = int.from_bytes(self.ledger.secret(info.branch), "big")
-            clip, noise = self.privacy.clip_norm, self.privacy.noise_multiplier
-            counted = private_mean(contributions, asked, clip, noise, secret, info)
         state, rule_state = self.scheme.combine(self.rule, counted, before.state, before.rule_state, info)
         return RoundState(
             round=info.round,
@@ -223,4 +214,4 @@ def replay_of(config: RunConfig, ledger: Ledger, clients: Iterable[str]) -> Repl
             seed=branch.seed,
         )
 
-    return Replay(ledger, rule_of(config), scheme_of(config), info, config.federation, config.privacy)
+    return Replay(ledger, rule_of(config), scheme_of(config), info, config.federation.max_influence)

@@ -199,10 +199,6 @@ class Ledger(Protocol):
         """The rounds whose state is kept or can be aggregated again from contributions, in order."""
         ...
 
-    def secret(self, branch: str) -> bytes:
-        """32 bytes that privacy noise on a branch comes from: made when first asked for, gone with the branch."""
-        ...
-
     def drop(self, branch: str) -> None:
         """Remove everything of a branch that no other goes on from."""
         ...

@@ -17,7 +17,7 @@ from oblivion.aggregation.gate import GateState
 from oblivion.errors import IntegrityError
 from oblivion.ledger.blobs import Blobs, pack, seal, unpack, unseal
 from oblivion.ledger.book import Book, Record, Writer
-from oblivion.ledger.keys import Keys, contribution_key, noise_key, state_key
+from oblivion.ledger.keys import Keys, contribution_key, state_key
 from oblivion.ledger.rounds import (
     Absence,
     Branch,
@@ -316,14 +316,9 @@ class StoredLedger:
         ]
         return reachable((record.round for record in self._on_line("state", branch)), again)
 
-    def secret(self, branch: str) -> bytes:
-        """What privacy noise on a branch comes from, in ``keys/``."""
-        return self.keys.make(noise_key(self.number(branch)))
-
     def drop(self, branch: str) -> None:
         """Remove everything of a branch."""
         number = self.number(branch)
-        self.keys.destroy(noise_key(number))
         gone = [*self.book.find("branch", key=branch), *self.book.find(*_OF_A_ROUND, "round", branch=number)]
         with self.book.transaction() as writer:
             writer.erase([record.seq for record in gone], "the branch was dropped")

@@ -126,10 +126,6 @@ class Situation:
         The rounds whose state can be had again, in order.
     aggregator, scheme
         The rule and the LoRA scheme in use.
-    private : bool
-        Whether clients are promised differential privacy.
-    rounds_left : int or None
-        Rounds that the privacy budget still allows; None for no limit.
     seed, clients_per_round, joins
         What decides the selection: the root seed, and the first round of late joiners.
     steps : mapping of str to int
@@ -148,8 +144,6 @@ class Situation:
     scheme: LoraScheme
     seed: int
     clients_per_round: int
-    private: bool = False
-    rounds_left: int | None = None
     joins: Mapping[str, int] = field(default_factory=dict)
     steps: Mapping[str, int] = field(default_factory=dict)
     unlearn_steps: int = 0
@@ -186,29 +180,7 @@ def plan_removal(removal: Removal, method: str, request: ForgetRequest, situatio
         )
     plan = removal.plan(request, situation)
     _check_number(plan, method, request, situation)
-    _check_privacy(plan, method, situation)
     return plan
-
-
-def _check_privacy(plan: RemovalPlan, method: str, situation: Situation) -> None:
-    """Refuse a plan that would break the promise of differential privacy."""
-    if situation.private and any(isinstance(phase, UnlearnPhase) for phase in plan.phases):
-        raise PlanRefusedError(
-            f"{method}: an unlearning update has no noise, so that it would tell more of the client's rows than "
-            "privacy.unit promises; rollback, retrain and exclude keep the promise"
-        )
-    rounds = sum(phase.last - phase.first + 1 for phase in plan.phases if isinstance(phase, LearnPhase))
-    if situation.rounds_left is not None and rounds > situation.rounds_left:
-        raise PlanRefusedError(
-            f"{method}: its {rounds} rounds would spend more than privacy.max-epsilon; {situation.rounds_left} more "
-            "rounds fit. Fewer (forget.recovery-rounds), or a run with a larger budget or more noise, would do"
-        )
-
-
-def _budget(situation: Situation) -> str:
-    if situation.private:
-        return "rounds of the removal spend from the others' budget; metrics.json and the report say how much"
-    return "no differential privacy is promised"
 
 
 def _check_number(plan: RemovalPlan, method: str, request: ForgetRequest, situation: Situation) -> None:
@@ -296,7 +268,6 @@ def checklist(
         Touch("selection", "unaffected", "each client's hash is its own; rounds that had selected it fill the place"),
         Touch("other clients' later updates", *updates),
         Touch("control variates of other clients", *of_others),
-        Touch("privacy budget", "unaffected", _budget(situation)),
         Touch("gate state", "cleaned", "without the norms of the client's updates"),
         Touch(
             "adapter initialisation, ranks, base model",

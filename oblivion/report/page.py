@@ -99,33 +99,6 @@ def _mean_error(errors: Sequence[float | None]) -> str:
     return percent(sum(known) / len(known)) if known else "–"
 
 
-def _epsilon(value: float | None) -> str:
-    return "∞" if value is None else f"{value:.2f}"
-
-
-def _privacy(run: Run) -> dict[str, Any] | None:
-    found = run.metrics.privacy
-    if found is None:
-        return None
-    requests = {request.id: request for request in run.metrics.requests}
-
-    def name(branch: str) -> str:
-        request, _, model = branch.partition("/")
-        return f"{model} ({requests[request].client})" if model and request in requests else branch
-
-    rows = [(name(branch), str(spent.rounds), _epsilon(spent.epsilon)) for branch, spent in found.models.items()]
-    rows.append(("all that was trained, oracles included", str(found.all.rounds), _epsilon(found.all.epsilon)))
-    return {
-        "unit": "one sample of a client" if found.unit == "sample" else "one client’s part in the training",
-        "noise": f"{found.noise_multiplier or 0:g}",
-        "clip": f"{found.clip_norm or 0:g}",
-        "delta": f"{found.delta or 0:g}",
-        "by_round": [_epsilon(value) for value in found.by_round],
-        "rows": rows,
-        "forgetting": [(k, _epsilon(b.epsilon), f"{b.delta or 0:.2g}") for k, b in found.forgetting.items()],
-    }
-
-
 def _settings(run: Run) -> list[tuple[str, str, bool]] | None:
     if run.config is None:
         return None
@@ -155,7 +128,6 @@ def _run_view(run: Run, comparisons: Sequence[Comparison], name: str, anchor: st
             }
             for branch in branches(run.metrics)
         ],
-        "privacy": _privacy(run),
         "events": run.events,
         "warnings": warnings[:MOST_WARNINGS],
         "more_warnings": max(0, len(warnings) - MOST_WARNINGS),

@@ -116,38 +116,10 @@ class RoundRecord(_Record):
     seconds: Number = None
 
 
-class Spent(_Record):
-    """Rounds, and the epsilon that they spent; None where it is infinite."""
-
-    rounds: int = 0
-    epsilon: Number = None
-
-
-class Bound(_Record):
-    """An epsilon and a delta."""
-
-    epsilon: Number = None
-    delta: Number = None
-
-
-class Privacy(_Record):
-    """What the run promises of differential privacy, and what it spent."""
-
-    unit: Text
-    noise_multiplier: Number = None
-    clip_norm: Number = None
-    delta: Number = None
-    by_round: tuple[Number, ...] = ()
-    models: dict[Text, Spent] = {}
-    all: Spent = Spent()
-    forgetting: dict[Text, Bound] = {}
-
-
 class Metrics(_Record):
     """The file ``metrics.json``."""
 
     format: Literal[1]
-    privacy: Privacy | None = None
     scenario: Text = ""
     requests: tuple[RequestRecord, ...] = ()
     history: tuple[RoundRecord, ...] = ()

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeAlias
 
-from oblivion.config import PrivacyConfig, TrainConfig
+from oblivion.config import TrainConfig
 from oblivion.errors import OblivionError
 from oblivion.fingerprint import code_fingerprint
 from oblivion.models.resident import ResidentModel
 from oblivion.objectives.terms import Objective
-from oblivion.training.dp_sgd import train_client_privately
 from oblivion.training.fused import fusible, train_fused
 from oblivion.training.local import LocalTask, train_client
 from oblivion.types import Adapter, ClientUpdate, RoundInfo
-
-Train: TypeAlias = Callable[..., ClientUpdate]
 
 
 def train_cohort(
@@ -27,12 +22,8 @@ def train_cohort(
     objective: Objective,
     settings: TrainConfig,
     info: RoundInfo,
-    privacy: PrivacyConfig | None = None,
-    secret: int = 0,
 ) -> tuple[list[ClientUpdate], dict[str, str]]:
     """Train every client of a cohort; one that fails does not stop the others.
-
-    With `privacy` of the unit ``sample``, every client is trained by DP-SGD from the `secret`, one by one.
 
     A cohort that does not fit into memory is trained by halves; ``metrics["together"]`` of its updates says how many
     clients at most shared a pass. Where clients cannot be trained together, there is no such number.
@@ -48,8 +39,7 @@ def train_cohort(
     failures = {task.client_id: "no rows to train on" for task in tasks if not task.leading}
     updates: list[ClientUpdate] = []
     alone = "reference" in objective.needs and any(task.start is not None for task in ready)  # each has its own
-    private = privacy is not None and privacy.unit == "sample"
-    together = len(ready) if fusible(resident) is None and not alone and not private else 0
+    together = len(ready) if fusible(resident) is None and not alone else 0
     while together and not updates:
         try:
             updates = train_fused(resident, start, ready, objective, settings, info, together)
@@ -59,16 +49,12 @@ def train_cohort(
     if together:
         updates = [replace(u, metrics={**u.metrics, "together": float(together)}) for u in updates]
     else:
-        train: Train = train_client
-        if privacy is not None and private:
-            train = functools.partial(train_client_privately, privacy=privacy, secret=secret)
-        updates, failed = _one_by_one(train, resident, start, ready, objective, settings, info)
+        updates, failed = _one_by_one(resident, start, ready, objective, settings, info)
         failures |= failed
     return [replace(update, fingerprint=code_fingerprint()) for update in updates], failures
 
 
 def _one_by_one(
-    train: Train,
     resident: ResidentModel,
     start: Adapter,
     tasks: Sequence[LocalTask],
@@ -80,7 +66,7 @@ def _one_by_one(
     failures: dict[str, str] = {}
     for task in tasks:
         try:
-            updates.append(train(resident, start, task, objective, settings, info))
+            updates.append(train_client(resident, start, task, objective, settings, info))
         except (OblivionError, RuntimeError, ValueError) as error:
             reason, _, _ = str(error).strip().partition("\n")
             failures[task.client_id] = f"{type(error).__name__}: {reason}"

@@ -176,10 +176,10 @@ def train_client(
                 total += float(loss.detach())
                 tokens += sum(batch.tokens for batch in micro.values()) * (2 if needs_reference else 1)
             if task.proximal_mu:
-                add_proximal_gradient(parameters, anchor, task.proximal_mu)
+                _add_proximal_gradient(parameters, anchor, task.proximal_mu)
             torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
             if correction:
-                add_correction(parameters, correction)
+                _add_correction(parameters, correction)
             optimizer.step()
             losses.append(total)
     optimizer.zero_grad(set_to_none=True)
@@ -202,8 +202,7 @@ def _reference_logits(resident: ResidentModel, reference: Adapter, micro: Micro)
     return logits
 
 
-def add_proximal_gradient(parameters: Sequence[Any], anchor: Sequence[Tensor], mu: float) -> None:
-    """Add ``mu (w - anchor)`` to the gradients."""
+def _add_proximal_gradient(parameters: Sequence[Any], anchor: Sequence[Tensor], mu: float) -> None:
     import torch
 
     with torch.no_grad():
@@ -211,8 +210,7 @@ def add_proximal_gradient(parameters: Sequence[Any], anchor: Sequence[Tensor], m
             parameter.grad.add_(parameter - start, alpha=mu)
 
 
-def add_correction(parameters: Sequence[Any], correction: Sequence[Tensor]) -> None:
-    """Add a tensor to each gradient."""
+def _add_correction(parameters: Sequence[Any], correction: Sequence[Tensor]) -> None:
     for parameter, extra in zip(parameters, correction, strict=True):
         parameter.grad.add_(extra)
 

@@ -294,7 +294,6 @@ ITEMS = [
     "selection",
     "other clients' later updates",
     "control variates of other clients",
-    "privacy budget",
     "gate state",
     "adapter initialisation, ranks, base model",
     "model selection",
