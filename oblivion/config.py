@@ -80,6 +80,9 @@ class FederationConfig(_Section):
     ranks: dict[str, int] = {}
     quorum: float = Field(0.5, gt=0, le=1)
     max_update_norm: float = Field(1000.0, gt=0)
+    norm_factor: float = Field(10.0, ge=0)
+    max_influence: float = Field(10.0, ge=0)
+    quarantine_after: int = Field(3, ge=0)
 
     @field_validator("joins", "ranks")
     @classmethod

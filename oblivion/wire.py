@@ -7,7 +7,9 @@ NumPy's own format with pickling switched off.
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 from zipfile import BadZipFile
@@ -16,6 +18,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from oblivion.errors import IntegrityError
 from oblivion.types import (
+    CLIENT_ID,
     Adapter,
     ClientTask,
     ClientUpdate,
@@ -29,6 +32,14 @@ from oblivion.types import (
 _MESSAGE = "message"
 _ARRAYS = "arrays"
 _SEPARATOR = "|"
+_HEADER = 256
+"""Bytes that NumPy's format may take before an array's own; it takes 128 for a tensor of an adapter."""
+_LONGEST_NAME = 512
+_LONGEST_TEXT = 4 << 20
+_MALFORMED = (
+    KeyError, TypeError, ValueError, AttributeError, EOFError, BadZipFile, RecursionError, MemoryError, OverflowError
+)  # fmt: skip
+"""What reading something malformed can end in; the words of such an error may hold what was sent, and are not told."""
 Arrays = dict[str, Array]
 
 
@@ -49,13 +60,13 @@ def _records(message: Mapping[str, Any], arrays: Arrays) -> RecordDict:
     return RecordDict({_MESSAGE: ConfigRecord({"json": json.dumps(message)}), _ARRAYS: ArrayRecord(arrays)})
 
 
-def _open(records: RecordDict) -> tuple[dict[str, Any], dict[str, Any]]:
+def _open(records: RecordDict) -> tuple[dict[str, Any], dict[str, Array]]:
     try:
-        message = json.loads(str(records.config_records[_MESSAGE]["json"]))
-        arrays = {name: array.numpy() for name, array in records.array_records[_ARRAYS].items()}
-    except (KeyError, ValueError, TypeError, EOFError, BadZipFile, RecursionError, MemoryError) as error:
-        raise IntegrityError(f"a message is not of the form that both sides agree on: {error}") from None
-    return message, arrays
+        return json.loads(str(records.config_records[_MESSAGE]["json"])), dict(records.array_records[_ARRAYS])
+    except _MALFORMED as error:
+        raise IntegrityError(
+            f"a message is not of the form that both sides agree on ({type(error).__name__})"
+        ) from None
 
 
 def pack_request(request: HostRequest) -> RecordDict:
@@ -89,8 +100,9 @@ def unpack_request(records: RecordDict) -> HostRequest:
     IntegrityError
         If the records are not what `pack_request` writes.
     """
-    message, arrays = _open(records)
+    message, packed = _open(records)
     try:
+        arrays = {name: _read_array(array) for name, array in packed.items()}
         info = message["info"]
         state = GlobalState(
             adapter=_unpack_adapter("adapter", arrays),
@@ -108,8 +120,10 @@ def unpack_request(records: RecordDict) -> HostRequest:
             parameters=message["parameters"],
             public=tuple(_sample(sample) for sample in message["public"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise IntegrityError(f"a request is not of the form that both sides agree on: {error}") from None
+    except _MALFORMED as error:
+        raise IntegrityError(
+            f"a request is not of the form that both sides agree on ({type(error).__name__})"
+        ) from None
 
 
 def _task_values(task: ClientTask) -> dict[str, Any]:
@@ -159,8 +173,58 @@ def pack_reply(reply: HostReply) -> RecordDict:
     return _records(message, arrays)
 
 
+def check_reply(records: RecordDict, request: HostRequest) -> None:
+    """Refuse a reply that is larger than the request can lead to, before anything of it is parsed.
+
+    Only lengths are looked at: how many records and arrays there are, their bytes, and the text of the message.
+
+    Raises
+    ------
+    IntegrityError
+        Saying which limit was passed, and nothing of what was sent.
+    """
+    clients = sum(len(cohort) for cohort in request.cohorts)
+    trains = request.kind.startswith("train") and request.state is not None
+    expected = list(request.state.adapter.values()) if trains and request.state is not None else []
+    most = clients * len(expected)
+    size = clients * sum(tensor.numel() * tensor.element_size() + _HEADER for tensor in expected)
+    known = set(records) == {_MESSAGE, _ARRAYS} and _MESSAGE in records.config_records
+    if not known or _ARRAYS not in records.array_records or set(records.config_records[_MESSAGE]) != {"json"}:
+        raise IntegrityError("a reply does not hold the two records that it should")
+    arrays = records.array_records[_ARRAYS]
+    if len(arrays) > most:
+        raise IntegrityError(f"a reply holds more than {most} arrays")
+    if sum(len(array.data) for array in arrays.values()) > size:
+        raise IntegrityError(f"a reply's arrays are larger than {size} bytes")
+    if sum(len(name) for name in arrays) > most * _LONGEST_NAME:
+        raise IntegrityError("a reply's arrays have longer names than tensors have")
+    text = records.config_records[_MESSAGE]["json"]
+    if not isinstance(text, str) or len(text) > _LONGEST_TEXT:
+        raise IntegrityError(f"a reply's message is no text of at most {_LONGEST_TEXT} characters")
+
+
+def _read_array(array: Array) -> Any:
+    """An array, if its header says what its bytes are; nothing is allocated beyond them."""
+    from numpy.lib import format as npy
+
+    data = array.data
+    stream = io.BytesIO(data[:_HEADER])
+    version = npy.read_magic(stream)
+    if version != (1, 0):
+        raise ValueError("its format is not version 1.0")
+    shape, _, dtype = npy.read_array_header_1_0(stream, max_header_size=_HEADER)
+    length = math.prod(shape) * dtype.itemsize
+    if dtype.hasobject or stream.tell() + length != len(data):
+        raise ValueError("its bytes are not what its header says")
+    if list(array.shape) != list(shape) or array.dtype != str(dtype):
+        raise ValueError("it is declared as something else than its bytes are")
+    return array.numpy()
+
+
 def unpack_reply(records: RecordDict) -> HostReply:
     """Read a reply back; whether its updates are sane is for the gate to say.
+
+    A client whose update cannot be read is among the failures, and costs the others nothing.
 
     Raises
     ------
@@ -169,7 +233,7 @@ def unpack_reply(records: RecordDict) -> HostReply:
     """
     message, arrays = _open(records)
     try:
-        updates = tuple(_update(index, values, arrays) for index, values in enumerate(message["updates"]))
+        updates, unread = _updates(message["updates"], arrays)
         metrics = {
             client: {name: (float(total), float(weight)) for name, (total, weight) in values.items()}
             for client, values in message["metrics"].items()
@@ -177,15 +241,32 @@ def unpack_reply(records: RecordDict) -> HostReply:
         return HostReply(
             host=message["host"],
             updates=updates,
-            failures={str(client): str(reason) for client, reason in message["failures"].items()},
+            failures={**{str(client): str(reason) for client, reason in message["failures"].items()}, **unread},
             metrics=metrics,
             clients={
                 client: {name: int(value) for name, value in facts.items()}
                 for client, facts in message["clients"].items()
             },
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise IntegrityError(f"a reply is not of the form that both sides agree on: {error}") from None
+    except _MALFORMED as error:
+        raise IntegrityError(f"a reply is not of the form that both sides agree on ({type(error).__name__})") from None
+
+
+def _updates(values: Any, arrays: Mapping[str, Any]) -> tuple[tuple[ClientUpdate, ...], dict[str, str]]:
+    by_index: dict[str, dict[str, Any]] = {}
+    for name, array in arrays.items():
+        by_index.setdefault(name.partition(_SEPARATOR)[0], {})[name] = array
+    updates, unread = [], {}
+    for index, value in enumerate(values):
+        own = by_index.get(str(index), {})
+        try:
+            updates.append(_update(index, value, {name: _read_array(array) for name, array in own.items()}))
+        except _MALFORMED as error:
+            client = value.get("client_id") if isinstance(value, dict) else None
+            if not isinstance(client, str) or not CLIENT_ID.fullmatch(client):
+                raise ValueError("an update names no client") from None
+            unread[client] = f"its update is not of the form that both sides agree on ({type(error).__name__})"
+    return tuple(updates), unread
 
 
 def _update(index: int, values: Mapping[str, Any], arrays: Mapping[str, Any]) -> ClientUpdate:

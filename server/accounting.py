@@ -28,15 +28,15 @@ def scheme_error(
 
 
 def mean_loss(accepted: Sequence[ClientUpdate]) -> float:
-    """Mean training loss, weighted by examples."""
-    weight = sum(update.num_examples for update in accepted)
-    return sum(u.metrics.get("loss", math.nan) * u.num_examples for u in accepted) / weight if weight else math.nan
+    """Mean training loss of those that tell one, weighted by examples."""
+    told = [update for update in accepted if "loss" in update.metrics]
+    weight = sum(update.num_examples for update in told)
+    return sum(update.metrics["loss"] * update.num_examples for update in told) / weight if weight else math.nan
 
 
 def count(update: ClientUpdate, name: str) -> int:
     """A whole number of an update's metrics; 0 where it is none."""
-    value = update.metrics.get(name, 0.0)  # the gate does not look at metrics, and a client may send anything
-    return int(value) if math.isfinite(value) else 0
+    return int(update.metrics.get(name, 0.0))
 
 
 def cost_of(accepted: Sequence[ClientUpdate], state: GlobalState, asked: int, corrected: bool) -> Cost:

@@ -12,15 +12,17 @@ from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import Protocol
 
 from oblivion.aggregation.control import ControlRule
-from oblivion.aggregation.gate import Gate, GateState, update_norm
+from oblivion.aggregation.gate import Gate, GateState
 from oblivion.config import RunConfig
 from oblivion.errors import FederationError
 from oblivion.fingerprint import code_fingerprint
 from oblivion.ledger.replay import replay_of
 from oblivion.ledger.rounds import Branch, CohortOutcome, Ledger, RoundRecord, RoundState, Selection
 from oblivion.models.factors import only
+from oblivion.removal.local import apply_unlearning
 from oblivion.removal.plan import UnlearnPhase
 from oblivion.selection import assign, form_cohorts, select_clients, servable
+from oblivion.training.batches import steps_per_visit
 from oblivion.types import (
     Adapter,
     ClientTask,
@@ -71,7 +73,13 @@ class Federation:
         self.ledger = ledger
         self.observer = observer
         self.sizes: dict[str, int] = {}
-        self.gate = Gate(initial, config.federation.max_update_norm, code_fingerprint())
+        train = config.train
+        self.gate = Gate(
+            initial,
+            config.federation.max_update_norm,
+            code_fingerprint(),
+            lambda examples: steps_per_visit(examples, train.batch_size, train.local_epochs),
+        )
         self.serves: dict[str, list[str]] = {}
         self.replay = replay_of(config, ledger, self.sizes)
         self.rule, self.scheme = self.replay.rule, self.replay.scheme
@@ -149,7 +157,7 @@ class Federation:
         since = time.monotonic()
         branch, head = self.ledger.branch(name), self.head(name)
         info = self.replay.info(name, head.round + 1)
-        selection = self.ledger.selection(name, info.round) or self._select(info, replayed)
+        selection = self.ledger.selection(name, info.round) or self._select(info, replayed, head)
         asked = [client for cohort in selection.cohorts for client in cohort]
         self.observer.event("round_started", branch=name, round=info.round, rounds=branch.rounds, clients=len(asked))
         outcomes = self._train(branch, selection, info, head, must_answer=replayed is not None)
@@ -157,10 +165,13 @@ class Federation:
         accepted = {update.client_id for update in stored}
         refused = {client: why for outcome in outcomes for client, why in outcome.refused.items()}
         failed = {client: why for outcome in outcomes for client, why in outcome.failed.items()}
-        failed |= dict.fromkeys(set(selection.selected) - set(asked), "was unavailable")
+        struck = dict(refused)
+        quarantined = head.gate_state.quarantined(self.config.federation.quarantine_after)
+        refused |= {client: quarantined[client] for client in selection.selected if client in quarantined}
+        failed |= dict.fromkeys(set(selection.selected) - {*asked, *refused}, "was unavailable")
         if asked:  # a round may have nobody left; it then changes nothing
             self._check_quorum(stored, asked, info.round, failed | refused)
-        after = self.replay.step(head, stored, info)
+        after = self.replay.step(head, stored, info, struck)
         record = RoundRecord(
             branch=name,
             round=info.round,
@@ -183,8 +194,11 @@ class Federation:
         self._heads[branch.name] = after
         self.observer.round_committed(record, branch.rounds)
 
-    def _select(self, info: RoundInfo, replayed: RoundRecord | None) -> Selection:
-        unavailable = set(replayed.failed) if replayed else set()
+    def _select(self, info: RoundInfo, replayed: RoundRecord | None, head: RoundState) -> Selection:
+        unavailable = {
+            *(replayed.failed if replayed else ()),
+            *head.gate_state.quarantined(self.config.federation.quarantine_after),
+        }
         selected = select_clients(info.population, self.config.federation.clients_per_round, info.seed, info.round)
         asked = [client for client in selected if client not in unavailable]
         size = self.config.train.cohort
@@ -208,7 +222,7 @@ class Federation:
         for _ in range(2 if must_answer else 1):
             wanted = {i: c for i, c in enumerate(selection.cohorts) if i not in outcomes}
             tasks = self._tasks(branch, wanted, info, head)
-            for outcome in self._dispatch(common, tasks):
+            for outcome in self._dispatch(common, tasks, self._gate(info, head)):
                 if (outcome.failed and must_answer) or not (outcome.updates or outcome.refused):
                     failed[outcome.cohort] = outcome
                     continue
@@ -231,11 +245,20 @@ class Federation:
         corrections: Mapping[str, Adapter] = {}
         if isinstance(self.rule, ControlRule):
             rate = self.config.train.learning_rate
-            corrections = self.rule.corrections(head.rule_state, clients, info, rate)
+            of_round = only(head.rule_state, self.scheme.trained(info.round))  # a scheme keeps a state for each factor
+            corrections = self.rule.corrections(of_round, clients, info, rate)
         tasks = {c: dataclasses.replace(_task(branch, c), correction=corrections.get(c, {})) for c in clients}
         return {i: tuple(tasks[client] for client in cohort) for i, cohort in cohorts.items()}
 
-    def _dispatch(self, common: HostRequest, tasks: Mapping[int, tuple[ClientTask, ...]]) -> Iterator[CohortOutcome]:
+    def _gate(self, info: RoundInfo, head: RoundState) -> Gate:
+        """The gate of a learning round: what clients train in it, and the bound that the rounds before make."""
+        bound = head.gate_state.bound(self.config.federation.norm_factor)
+        expected = only(self.gate.reference, self.scheme.trained(info.round))
+        return dataclasses.replace(self.gate, reference=expected, max_norm=min(self.gate.max_norm, bound))
+
+    def _dispatch(
+        self, common: HostRequest, tasks: Mapping[int, tuple[ClientTask, ...]], gate: Gate
+    ) -> Iterator[CohortOutcome]:
         """Send cohorts to the hosts that serve them; yield what each came to, through the gate, as hosts answer."""
         assert common.info is not None
         places = {tuple(task.client_id for task in cohort): index for index, cohort in tasks.items()}
@@ -249,7 +272,7 @@ class Federation:
             mine = silent.pop(reply.host, [])
             strangers = _strangers(reply, mine)
             for cohort in mine:
-                yield self._admit(reply, strangers, cohort, places[cohort], common.info)
+                yield self._admit(reply, strangers, cohort, places[cohort], common.info, gate)
                 strangers = []
         for mine in silent.values():
             for cohort in mine:
@@ -261,12 +284,16 @@ class Federation:
                 )
 
     def _admit(
-        self, reply: HostReply, strangers: list[ClientUpdate], cohort: tuple[str, ...], place: int, info: RoundInfo
+        self,
+        reply: HostReply,
+        strangers: list[ClientUpdate],
+        cohort: tuple[str, ...],
+        place: int,
+        info: RoundInfo,
+        gate: Gate,
     ) -> CohortOutcome:
         """Let a cohort's updates through the gate; updates of clients that the host was not asked for are refused."""
         own = [update for update in reply.updates if update.client_id in cohort]
-        expected = only(self.gate.reference, self.scheme.trained(info.round))
-        gate = dataclasses.replace(self.gate, reference=expected)
         accepted, refused = gate.admit([*own, *strangers], {c: self.sizes[c] for c in cohort}, info.round)
         heard = {update.client_id for update in own}
         failed = {c: reply.failures.get(c, "its host answered without it") for c in cohort if c not in heard}
@@ -323,8 +350,15 @@ class Federation:
         )
         self.observer.event("round_started", branch=name, round=phase.round, rounds=branch.rounds, clients=1)
         task = dataclasses.replace(_task(branch, client), forget=request.sample_ids)
+        # No bound from history: the update goes another way than those of learning, and phase.max_norm bounds it.
+        batch, epochs = self.config.train.batch_size, phase.local_epochs
+        gate = dataclasses.replace(
+            self.gate,
+            reference=only(self.gate.reference, self.scheme.trained(info.round)),
+            most_steps=lambda examples: steps_per_visit(examples, batch, epochs),
+        )
         for _ in range(2):  # the whole removal hangs on this one reply
-            (outcome,) = self._dispatch(common, {0: (task,)})
+            (outcome,) = self._dispatch(common, {0: (task,)}, gate)
             if not outcome.failed:
                 break
         if not outcome.updates:
@@ -354,17 +388,3 @@ def _task(branch: Branch, client: str) -> ClientTask:
 def _strangers(reply: HostReply, mine: Sequence[Sequence[str]]) -> list[ClientUpdate]:
     asked = {client for cohort in mine for client in cohort}
     return [u for u in reply.updates if not isinstance(u.client_id, str) or u.client_id not in asked]
-
-
-def apply_unlearning(head: RoundState, update: ClientUpdate, phase: UnlearnPhase) -> RoundState:
-    """``global + scale * update``, the update first scaled down to `max_norm`; no rule state is touched."""
-    import torch
-
-    norm = update_norm(update.delta)
-    factor = phase.scale * min(1.0, phase.max_norm / norm) if norm > 0 else 0.0
-    moved = {
-        name: (head.state.adapter[name].to(torch.float64) + factor * delta.to(torch.float64)).to(torch.float32)
-        for name, delta in update.delta.items()
-    }
-    adapter = {name: moved.get(name, tensor) for name, tensor in head.state.adapter.items()}
-    return dataclasses.replace(head, round=phase.round, state=dataclasses.replace(head.state, adapter=adapter))

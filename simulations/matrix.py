@@ -140,6 +140,8 @@ def _distance(result: RunResult, model: RunResult) -> float:
 
 
 def _measure(result: RunResult, method: str) -> dict[str, Any]:
+    import torch
+
     (entry,) = result.metrics["requests"]
     models, request = entry["models"], entry["id"]
     model, oracle = RunResult(result.directory, f"{request}/{method}"), _oracle(result).adapter
@@ -151,7 +153,7 @@ def _measure(result: RunResult, method: str) -> dict[str, Any]:
 
     return {
         "distance": _distance(result, model),
-        "exact": list(adapter) == list(oracle) and all(bool((adapter[n] == oracle[n]).all()) for n in oracle),
+        "exact": list(adapter) == list(oracle) and all(torch.equal(adapter[n], oracle[n]) for n in oracle),
         "guarantee": models[method]["guarantee"],
         "cost": models[method]["cost"]["fraction"],
         "not_covered": [touch["item"] for touch in plan["touches"] if touch["status"] == "not covered"],
@@ -161,17 +163,23 @@ def _measure(result: RunResult, method: str) -> dict[str, Any]:
 
 
 def table(cells: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> str:
-    """The matrix in Markdown: the distance to the oracle before, and per removal with its cost."""
+    """The matrix in Markdown: the distance to the oracle before, per removal with its cost, and what is not covered."""
     lines = [
-        "| rule | scheme | before | " + " | ".join(methods) + " |",
-        "|---|---|---|" + "---|" * len(methods),
+        "| rule | scheme | before | " + " | ".join(f"`{method}`" for method in methods) + " | not covered |",
+        "|---|---|---|" + "---|" * (len(methods) + 1),
     ]
+    refused: dict[str, list[str]] = {}
     for cell in cells:
         if "refused" in cell:
-            texts = ["refused"] * (1 + len(methods))
-        else:
-            texts = [f"{cell['before']:.2f}", *(_text(cell["methods"][method]) for method in methods)]
+            refused.setdefault(cell["rule"], []).append(cell["scheme"])
+            continue
+        texts = [f"{cell['before']:.2f}", *(_text(cell["methods"][method]) for method in methods)]
+        open_items = [f"`{m}`: {', '.join(f)}" for m in methods if (f := cell["methods"][m].get("not_covered"))]
+        texts.append("; ".join(open_items) or "nothing")
         lines.append(f"| `{cell['rule']}` | `{cell['scheme']}` | " + " | ".join(texts) + " |")
+    if refused:
+        named = "; ".join(f"`{rule}` with {', '.join(f'`{s}`' for s in names)}" for rule, names in refused.items())
+        lines += ["", f"Refused before anything ran: {named}."]
     return "\n".join(lines) + "\n"
 
 
@@ -218,7 +226,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with ProcessPoolExecutor(options.workers) as pool:
         waiting = [pool.submit(run_cell, matrix, rule, scheme, options.out) for rule, scheme in names]
         for (rule, scheme), future in zip(names, waiting, strict=True):
-            cells.append(future.result())
+            try:
+                cells.append(future.result())
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # or the error would be told when all other cells are done
+                raise
             sys.stdout.write(f"{rule}+{scheme}: {'refused' if 'refused' in cells[-1] else 'done'}\n")
             sys.stdout.flush()
     methods = matrix["scenario"]["forget"]["methods"]

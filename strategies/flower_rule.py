@@ -10,7 +10,9 @@ by ``retrain`` and ``rollback``, begins anew in ``local``, and is not covered by
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -121,7 +123,8 @@ class FlowerRule:
             model = {name: state.adapter[name] + update.delta[name] for name in sorted(state.adapter)}
             weight = MetricRecord({theirs.weighted_by_key: update.num_examples})
             replies.append(_Reply(RecordDict({theirs.arrayrecord_key: _record(model), "metrics": weight})))
-        made, _ = theirs.aggregate_train(info.round, replies)
+        with _quiet():
+            made, _ = theirs.aggregate_train(info.round, replies)
         if made is None:
             raise FederationError(f"Flower's {self.strategy} made nothing of {len(updates)} updates: too few, it says")
         adapter = {name: torch.from_numpy(made[name].numpy().copy()).to(torch.float32) for name in sorted(made)}
@@ -130,6 +133,18 @@ class FlowerRule:
     def min_clients(self, n: int, byzantine: int) -> int:
         """One update; what more the strategy needs, and what it bears, is for its own documentation to say."""
         return n + 1 if byzantine else 1
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Flower tells of every aggregation; here it may be one of thousands, or one that is computed again."""
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _record(tensors: Mapping[str, Tensor]) -> ArrayRecord:

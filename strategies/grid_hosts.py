@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 
 from oblivion.errors import FederationError, IntegrityError
 from oblivion.types import HostReply, HostRequest
-from oblivion.wire import pack_request, unpack_reply
+from oblivion.wire import check_reply, pack_request, unpack_reply
 
 _TICK = 0.01
 _START_TIMEOUT = 120.0
@@ -91,6 +91,7 @@ def _read(message: Message, request: HostRequest) -> HostReply:
         reason = f"its host failed: {message.error.reason}"
         return HostReply(host=request.host, failures=dict.fromkeys(clients or [request.host], reason))
     try:
+        check_reply(message.content, request)
         return dataclasses.replace(unpack_reply(message.content), host=request.host)
     except IntegrityError as error:
         return HostReply(host=request.host, failures=dict.fromkeys(clients or [request.host], str(error)))

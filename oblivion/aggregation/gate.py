@@ -12,8 +12,9 @@ broken and tensors of the server's own adapter, never a value or a name that cam
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,15 @@ from oblivion.types import CLIENT_ID, Adapter, ClientUpdate
 if TYPE_CHECKING:
     from torch import Tensor
 
+WINDOW = 5
+"""Rounds that the bound from history looks back on."""
+FEWEST_NORMS = 8
+"""Norms that it takes to make a bound of."""
+METRICS = frozenset({"loss", "skipped", "together", "tokens"})
+"""What clients may tell of a visit."""
+LARGEST_METRIC = 1e12
+QUARANTINE = "in quarantine"
+"""How the reason begins for which a client is not asked."""
 UNNAMED = "(not a client id)"
 """Under this key `Gate.admit` reports updates whose client id is not a slug."""
 
@@ -53,18 +63,61 @@ class GateState:
     norms : tuple of tuple of (str, float)
         Per round that passed the gate, oldest first: the accepted clients, by id, each with its update's L2
         norm.
+    strikes : tuple of (str, int, int, str)
+        By client id, those whose last update was refused: in how many rounds in a row, in which round first, and why
+        then.
     """
 
     norms: tuple[tuple[tuple[str, float], ...], ...] = ()
+    strikes: tuple[tuple[str, int, int, str], ...] = ()
 
-    def after(self, contributions: Iterable[ClientUpdate]) -> GateState:
-        """Return the state after one more round, from what the gate measured of its contributions."""
+    def after(
+        self, round: int, contributions: Sequence[ClientUpdate], refused: Mapping[str, str] | None = None
+    ) -> GateState:
+        """Return the state after one more round.
+
+        Parameters
+        ----------
+        round : int
+            The round.
+        contributions : sequence of ClientUpdate
+            What passed, with what the gate measured of it.
+        refused : mapping of str to str
+            Clients whose update was refused in this round, with the reason. Who was not asked keeps its strikes.
+        """
         norms = tuple((update.client_id, total_norm(update.norms)) for update in contributions)
-        return GateState(norms=(*self.norms, norms))
+        passed = {update.client_id for update in contributions}
+        strikes = {strike[0]: strike for strike in self.strikes if strike[0] not in passed}
+        for client, reason in (refused or {}).items():
+            _, count, first, why = strikes.get(client, (client, 0, round, reason))
+            strikes[client] = (client, count + 1, first, why)
+        return GateState(norms=(*self.norms, norms), strikes=tuple(strikes[client] for client in sorted(strikes)))
 
     def without(self, client_id: str) -> GateState:
         """Return the state without anything of one client; no round is dropped."""
-        return GateState(norms=tuple(tuple(pair for pair in norms if pair[0] != client_id) for norms in self.norms))
+        return GateState(
+            norms=tuple(tuple(pair for pair in norms if pair[0] != client_id) for norms in self.norms),
+            strikes=tuple(strike for strike in self.strikes if strike[0] != client_id),
+        )
+
+    def quarantined(self, after: int) -> dict[str, str]:
+        """Clients whose updates were refused `after` times in a row (0: nobody), with since when and why."""
+        return {
+            client: f"{QUARANTINE} since round {first}: {why}"
+            for client, count, first, why in self.strikes
+            if 0 < after <= count
+        }
+
+    def bound(self, factor: float) -> float:
+        """`factor` times the median norm of the updates accepted in the last rounds.
+
+        Infinite while fewer than `FEWEST_NORMS` are known, and with a factor of 0. It depends on rounds before this one
+        alone, so that the order in which updates arrive changes nothing.
+        """
+        recent = [norm for norms in self.norms[-WINDOW:] for _, norm in norms]
+        if not factor or len(recent) < FEWEST_NORMS:
+            return math.inf
+        return factor * statistics.median(recent) or math.inf
 
 
 @dataclass(frozen=True)
@@ -79,11 +132,15 @@ class Gate:
         The largest L2 norm of a whole update, in the unit of the parameters; above 0 and finite.
     fingerprint : str
         Digest of the code that updates must be made with.
+    most_steps : callable
+        The most optimizer steps that a visit of so many examples can take. Rules divide by the number of steps, so
+        that a wrong one scales the update.
     """
 
     reference: Adapter
     max_norm: float
     fingerprint: str
+    most_steps: Callable[[int], float] = lambda examples: math.inf
 
     def __post_init__(self) -> None:
         if isinstance(self.max_norm, bool) or not 0 < self.max_norm < math.inf:
@@ -134,8 +191,8 @@ class Gate:
         # `type(...) is int` because True is an int to isinstance, and 1.0 == 1.
         if type(update.num_examples) is not int or not 1 <= update.num_examples <= max_examples:
             return f"its number of examples is not a whole number from 1 to {max_examples}"
-        if type(update.steps) is not int or update.steps < 0:
-            return "its number of steps is not a whole number of at least 0"
+        if type(update.steps) is not int or not 0 <= update.steps <= self.most_steps(max_examples):
+            return "its number of steps is not a whole number from 0 to what its examples take"
         if update.extras:
             return "it carries extra tensors that the rule did not ask for"
         return None
@@ -171,7 +228,8 @@ class Gate:
         Returns
         -------
         tuple
-            The accepted updates in client-id order, each with its `norms`; refused client ids with the reason.
+            The accepted updates in client-id order, each with its `norms` and those of its metrics that can be true;
+            refused client ids with the reason.
             Where two updates claim one client, neither is accepted: which is genuine cannot be known, and the
             choice must not depend on the order of arrival.
         """
@@ -187,7 +245,7 @@ class Gate:
             else:
                 reason, norms = self._examine(update, client, round, asked[client])
             if reason is None:
-                accepted[client] = replace(update, norms=norms)
+                accepted[client] = replace(update, norms=norms, metrics=_plausible(update.metrics))
             else:
                 refused[client] = reason
         return tuple(accepted[client] for client in sorted(accepted)), dict(sorted(refused.items()))
@@ -197,6 +255,24 @@ def _key(update: ClientUpdate) -> str:
     """Return the claimed client id where it is fit to be repeated in a message."""
     claimed: Any = update.client_id
     return claimed if isinstance(claimed, str) and CLIENT_ID.fullmatch(claimed) else UNNAMED
+
+
+def _plausible(metrics: Any) -> dict[str, float]:
+    """What a client tells of its visit, as far as it can be true: it is shown and averaged, and no reason to refuse."""
+    told = metrics if isinstance(metrics, Mapping) else {}
+    return {name: v for name, v in told.items() if name in METRICS and type(v) is float and abs(v) <= LARGEST_METRIC}
+
+
+def limited(contributions: Sequence[ClientUpdate], factor: float) -> Sequence[ClientUpdate]:
+    """Let no client's number of examples count more than `factor` times the median of the round's; 0 for no limit.
+
+    A client says itself how many examples it has, so this bounds what a single one can weigh. It is a function of the
+    round's contributions alone; the ledger keeps the number as it was claimed.
+    """
+    if not factor or not contributions:
+        return contributions
+    most = max(1, int(factor * statistics.median(update.num_examples for update in contributions)))
+    return [replace(u, num_examples=most) if u.num_examples > most else u for u in contributions]
 
 
 def _tensor_reason(value: Any, expected: Tensor) -> str | None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from oblivion.aggregation import rule_of, scheme_of
 from oblivion.aggregation.control import ControlRule
+from oblivion.aggregation.gate import QUARANTINE, limited
 from oblivion.aggregation.products import as_adapter
 from oblivion.aggregation.rule import Aggregator, LoraScheme
 from oblivion.config import RunConfig, load_config
 from oblivion.errors import IntegrityError
-from oblivion.ledger.rounds import Branch, Ledger, RoundState, line
+from oblivion.ledger.rounds import Branch, Ledger, RoundRecord, RoundState, line
 from oblivion.selection import population
 from oblivion.types import ClientUpdate, RoundInfo
 
@@ -24,28 +25,41 @@ class Replay:
     ----------
     ledger : Ledger
         Where they are.
-    rule, scheme
+    rule, scheme, max_influence
         Those of the run.
     info : callable
         Branch name and round to what the rule is told of it.
     """
 
     def __init__(
-        self, ledger: Ledger, rule: Aggregator, scheme: LoraScheme, info: Callable[[str, int], RoundInfo]
+        self,
+        ledger: Ledger,
+        rule: Aggregator,
+        scheme: LoraScheme,
+        info: Callable[[str, int], RoundInfo],
+        max_influence: float = 0.0,
     ) -> None:
         self.ledger = ledger
         self.rule = rule
         self.scheme = scheme
         self.info = info
+        self.max_influence = max_influence
 
-    def step(self, before: RoundState, contributions: Sequence[ClientUpdate], info: RoundInfo) -> RoundState:
-        """The state after a round, from the state before it and the round's contributions in client-id order."""
-        state, rule_state = self.scheme.combine(self.rule, contributions, before.state, before.rule_state, info)
+    def step(
+        self,
+        before: RoundState,
+        contributions: Sequence[ClientUpdate],
+        info: RoundInfo,
+        refused: Mapping[str, str] | None = None,
+    ) -> RoundState:
+        """The state after a round, from the state before it, its contributions in client-id order and its refusals."""
+        counted = limited(contributions, self.max_influence)
+        state, rule_state = self.scheme.combine(self.rule, counted, before.state, before.rule_state, info)
         return RoundState(
             round=info.round,
             state=state,
             rule_state=rule_state,
-            gate_state=before.gate_state.after(contributions),
+            gate_state=before.gate_state.after(info.round, contributions, refused),
         )
 
     def state(self, name: str, round: int, start: RoundState | None = None) -> RoundState:
@@ -76,7 +90,9 @@ class Replay:
                     f"the state after round {number} of {name!r} cannot be aggregated again: its contributions are not "
                     "all kept"
                 )
-            state = self.step(self._entering(owner, state), contributions, self.info(owner.name, number))
+            state = self.step(
+                self._entering(owner, state), contributions, self.info(owner.name, number), _struck(record)
+            )
         return self._entering(self.ledger.branch(name), state)
 
     def check(self, name: str) -> int:
@@ -106,7 +122,7 @@ class Replay:
                 state = None
                 continue
             entered = self._entering(branch, before)
-            state, count = self.step(entered, contributions, self.info(name, record.round)), count + 1
+            state, count = self.step(entered, contributions, self.info(name, record.round), _struck(record)), count + 1
             stored = self.ledger.last_state(name, record.round)
             if stored.round == record.round and not _same(stored, state):
                 raise IntegrityError(
@@ -131,6 +147,11 @@ class Replay:
         branches = {branch.name: branch for branch in self.ledger.branches()}
         pieces = line(branches, name, round)
         return next(branches[owner] for owner, first, last in pieces if first <= round <= last)
+
+
+def _struck(record: RoundRecord) -> dict[str, str]:
+    """The clients whose update was refused in a round, without those that were not asked for one."""
+    return {c: why for c, why in record.refused.items() if not why.startswith(QUARANTINE)}
 
 
 def _same(one: RoundState, other: RoundState) -> bool:
@@ -193,4 +214,4 @@ def replay_of(config: RunConfig, ledger: Ledger, clients: Iterable[str]) -> Repl
             seed=branch.seed,
         )
 
-    return Replay(ledger, rule_of(config), scheme_of(config), info)
+    return Replay(ledger, rule_of(config), scheme_of(config), info, config.federation.max_influence)

@@ -264,7 +264,7 @@ class StoredLedger:
         tensors = {f"{part}|{name}": tensor for part, values in parts.items() for name, tensor in values.items()}
         key = self.keys.make(state_key(number, after.round))
         blob = self.blobs.put(seal(key, pack(tensors), blob_context("state", number, after.round, "")))
-        content = {"gate": after.gate_state.norms}
+        content = {"gate": after.gate_state.norms, "strikes": after.gate_state.strikes}
         writer.add("state", f"{number}/{after.round}", content, branch=number, round=after.round, blob=blob)
 
     def discard(self, records: Iterable[Record]) -> None:
@@ -294,11 +294,12 @@ class StoredLedger:
     def _read_state(self, record: Record) -> RoundState:
         parts = _split(unpack(self.open_blob(record)), ("adapter", "residual", "broadcast", "rule"))
         norms = tuple(tuple((client, norm) for client, norm in row) for row in record.content["gate"])
+        strikes = tuple((c, count, first, why) for c, count, first, why in record.content.get("strikes", ()))
         return RoundState(
             round=record.round,
             state=GlobalState(adapter=parts["adapter"], residual=parts["residual"], broadcast=parts["broadcast"]),
             rule_state=parts["rule"],
-            gate_state=GateState(norms=norms),
+            gate_state=GateState(norms=norms, strikes=strikes),
         )
 
     def restorable(self, branch: str) -> tuple[int, ...]:

@@ -10,10 +10,12 @@ data repair what was hurt. The scheme is that of the client-side methods surveye
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
+from oblivion.aggregation.gate import update_norm
 from oblivion.errors import ConfigError, PlanRefusedError
+from oblivion.ledger.rounds import RoundState
 from oblivion.objectives.terms import objective_from
 from oblivion.removal.plan import (
     LearnPhase,
@@ -26,7 +28,7 @@ from oblivion.removal.plan import (
     from_round,
     invalidated,
 )
-from oblivion.types import ForgetRequest
+from oblivion.types import ClientUpdate, ForgetRequest
 
 
 @dataclass(frozen=True)
@@ -123,3 +125,17 @@ class Local:
                 "server has no public rows; set data.public, or choose grad_ascent, npo or simnpo"
             )
         return "none", dict(self.parameters)
+
+
+def apply_unlearning(head: RoundState, update: ClientUpdate, phase: UnlearnPhase) -> RoundState:
+    """``global + scale * update``, the update first scaled down to `max_norm`; no rule state is touched."""
+    import torch
+
+    norm = update_norm(update.delta)
+    factor = phase.scale * min(1.0, phase.max_norm / norm) if norm > 0 else 0.0
+    moved = {
+        name: (head.state.adapter[name].to(torch.float64) + factor * delta.to(torch.float64)).to(torch.float32)
+        for name, delta in update.delta.items()
+    }
+    adapter = {name: moved.get(name, tensor) for name, tensor in head.state.adapter.items()}
+    return replace(head, round=phase.round, state=replace(head.state, adapter=adapter))

@@ -93,7 +93,7 @@ def test_what_is_refused_says_why_and_runs_nothing(small: dict[str, Any], tmp_pa
     small["scenario"]["forget"]["methods"] = ["rollback"]
     alone = run_cell(small, "krum", "fedit", tmp_path)
     assert "without client-2 round 1 has 4" in alone["refused"]
-    assert table([few], ["rollback"]).splitlines()[2:] == ["| `krum` | `fedit` | refused | refused |"]
+    assert table([few], ["rollback"]).splitlines()[3:] == ["Refused before anything ran: `krum` with `fedit`."]
 
 
 def test_a_removal_that_is_refused_leaves_the_others(small: dict[str, Any], tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_removal_that_is_refused_leaves_the_others(small: dict[str, Any], tmp_
     del small["scenario"]["data"]["public"]
     cell = run_cell(small, "fedadam", "fedit", tmp_path)
     assert "data.public" in cell["methods"]["local"]["refused"] and cell["methods"]["exclude"]["distance"] > 0
-    assert table([cell], ["exclude", "local"]).splitlines()[2].endswith("| refused |")
+    assert table([cell], ["exclude", "local"]).splitlines()[2].split(" | ")[4] == "refused"
 
 
 def test_the_command_writes_both_tables(small: dict[str, Any], tmp_path: Path) -> None:
@@ -114,7 +114,8 @@ def test_the_command_writes_both_tables(small: dict[str, Any], tmp_path: Path) -
     cells = json.loads((out / "matrix.json").read_text())
     assert [(c["rule"], "refused" in c) for c in cells] == [("scaffold", True), ("fedadam", False)]
     lines = (out / "matrix.md").read_text().splitlines()
-    assert lines[0] == "| rule | scheme | before | rollback | exclude |" and "**exact** at" in lines[3]
+    assert lines[0] == "| rule | scheme | before | `rollback` | `exclude` | not covered |"
+    assert "**exact** at" in lines[2] and "`exclude`: global adapter" in lines[2] and "`scaffold` with" in lines[4]
 
 
 def test_a_file_that_is_no_matrix_is_refused(tmp_path: Path) -> None:

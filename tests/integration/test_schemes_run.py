@@ -135,6 +135,14 @@ def test_a_committed_rollback_erases_and_verifies(run: RunResult) -> None:
     assert evidence and RunDirectory(committed.directory).read_json("metrics.json", {})["head"]
 
 
+def test_control_variates_of_each_factor_work_in_its_own_rounds(micro_scenario: Path, tmp_path: Path) -> None:
+    sgd = {"federation.aggregator": "scaffold", "train.optimizer": "sgd", "train.learning-rate": 0.1}
+    changes = {**SMALL, **sgd, "lora.scheme": "rolora", "forget.methods": ["rollback", "exclude"]}
+    result = simulate(ob.load_config(micro_scenario, changes), tmp_path / "run")
+    rollback, oracle = model(result, "rollback").adapter, model(result, "oracle").adapter
+    assert all(torch.equal(t, oracle[n]) for n, t in rollback.items())
+
+
 def test_fedit_tells_what_it_loses(micro_scenario: Path, tmp_path: Path) -> None:
     settings = {**SMALL, "forget.methods": [], "forget.client": "", "federation.joins": {}, "train.local-epochs": 3}
     result = simulate(ob.load_config(micro_scenario, settings), tmp_path / "run")

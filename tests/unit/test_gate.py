@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from oblivion.aggregation.fedadam import FedAdam
 from oblivion.aggregation.fedavg import FedAvg
-from oblivion.aggregation.gate import UNNAMED, Gate, GateState, total_norm, update_norm
+from oblivion.aggregation.gate import UNNAMED, Gate, GateState, limited, total_norm, update_norm
 from oblivion.errors import ConfigError
 from oblivion.types import ClientUpdate, GlobalState, RoundInfo
 
@@ -262,17 +263,91 @@ def test_norm_by_hand_and_without_overflow() -> None:
 
 def test_the_state_grows_by_one_round_and_the_old_one_stays() -> None:
     before = GateState(norms=((("client-0", 1.0),),))
-    after = before.after(GATE.admit(REST[:2], ASKED, ROUND)[0])
+    after = before.after(2, GATE.admit(REST[:2], ASKED, ROUND)[0])
     assert before.norms == ((("client-0", 1.0),),)
     expected = tuple((u.client_id, update_norm(u.delta)) for u in REST[:2])
     assert after.norms == (before.norms[0], expected)
-    assert after.after(()).norms == (*after.norms, ())
+    assert after.after(3, ()).norms == (*after.norms, ())
 
 
 def test_the_state_can_forget_a_client() -> None:
     state = GateState(norms=((("client-0", 1.0), ("client-1", 2.0)), (("client-1", 3.0),), (("client-2", 4.0),)))
     assert state.without("client-1").norms == ((("client-0", 1.0),), (), (("client-2", 4.0),))
     assert state.without("client-7") == state
+
+
+# The bound from history: by hand, and what does not move it
+
+
+def known(*norms: float) -> GateState:
+    return GateState(norms=tuple(((f"client-{k}", norm),) for k, norm in enumerate(norms)))
+
+
+def test_the_bound_is_the_factor_times_the_median_of_the_last_rounds() -> None:
+    rows = tuple(tuple((f"client-{k}", float(t * 10 + k)) for k in range(3)) for t in range(1, 8))
+    # rounds 3 to 7, three norms each: 30, 31, 32, ..., 70, 71, 72; the middle one of 15 is 51
+    assert GateState(norms=rows).bound(10.0) == 510.0
+    assert GateState(norms=rows).bound(0.0) == math.inf
+    assert GateState(norms=rows[:2]).bound(10.0) == math.inf, "six norms are too few"
+    assert GateState(norms=(((("a", 0.0),) * 8),)).bound(10.0) == math.inf, "norms of zero bound nothing"
+
+
+@given(st.lists(st.floats(1.0, 2.0), min_size=8, max_size=20), st.lists(st.floats(1e3, 1e9), max_size=7))
+def test_fewer_than_half_of_the_norms_cannot_lift_the_bound(honest: list[float], hostile: list[float]) -> None:
+    row = tuple((f"client-{k}", norm) for k, norm in enumerate([*honest, *hostile]))
+    if len(hostile) < len(honest):
+        assert GateState(norms=(row,)).bound(10.0) <= 10 * 1e3 if len(row) % 2 == 0 else 20.0
+
+
+# Quarantine
+
+
+def test_three_refusals_in_a_row_are_a_quarantine_and_one_good_update_ends_the_count() -> None:
+    state = GateState()
+    for number in (1, 2):
+        state = state.after(number, REST[:1], {BAD: "too large"})
+    assert state.quarantined(3) == {} and state.quarantined(2) == {BAD: "in quarantine since round 1: too large"}
+    passed = state.after(3, [dataclasses.replace(REST[0], client_id=BAD, norms={"x": 1.0})])
+    assert passed.strikes == ()
+    state = state.after(3, (), {BAD: "not finite"})
+    assert state.quarantined(3) == {BAD: "in quarantine since round 1: too large"}
+    assert state.after(4, REST[:1]).strikes == state.strikes, "who is not asked keeps its strikes"
+    assert state.quarantined(0) == {} and state.without(BAD).strikes == ()
+
+
+# The quota of influence
+
+
+def test_no_client_counts_more_than_ten_times_the_median() -> None:
+    claimed = [dataclasses.replace(u, num_examples=n) for u, n in zip(REST, (3, 5, 7, 10**6), strict=True)]
+    assert [u.num_examples for u in limited(claimed, 10.0)] == [3, 5, 7, 60]
+    assert [u.num_examples for u in claimed] == [3, 5, 7, 10**6], "what was claimed stays"
+    assert limited(claimed, 0.0) is claimed and list(limited([], 10.0)) == []
+    assert list(limited(claimed[:3], 10.0)) == claimed[:3]
+
+
+@given(st.lists(st.integers(1, 10**9), min_size=3, max_size=12))
+def test_nobody_outweighs_all_others_together(sizes: list[int]) -> None:
+    updates = [dataclasses.replace(REST[0], client_id=f"c{k}", num_examples=n) for k, n in enumerate(sizes)]
+    counted = [u.num_examples for u in limited(updates, 1.0)]
+    assert max(counted) <= max(1, statistics.median(sizes)) and min(counted) == min(sizes)
+
+
+# Steps and metrics
+
+
+def test_a_number_of_steps_that_no_visit_takes_is_refused() -> None:
+    gate = dataclasses.replace(GATE, most_steps=lambda examples: examples / 10)
+    assert gate.check(good(BAD), BAD, ROUND, 50) is None
+    assert "steps" in str(gate.check(dataclasses.replace(good(BAD), steps=6), BAD, ROUND, 50))
+
+
+def test_metrics_that_cannot_be_true_are_dropped() -> None:
+    told = {"loss": math.nan, "tokens": 5.0, "skipped": 1e300, "together": True, "secret": 1.0}
+    ((one,), refused) = GATE.admit([dataclasses.replace(good(BAD), metrics=told)], {BAD: 50}, ROUND)
+    assert one.metrics == {"tokens": 5.0} and not refused
+    ((none,), _) = GATE.admit([dataclasses.replace(good(BAD), metrics=None)], {BAD: 50}, ROUND)
+    assert none.metrics == {}
 
 
 @pytest.mark.parametrize("bound", [0.0, -1.0, math.nan, math.inf, True])

@@ -16,6 +16,7 @@ from oblivion.errors import FederationError, IntegrityError
 from oblivion.fingerprint import code_fingerprint
 from oblivion.ledger.memory import MemoryLedger
 from oblivion.ledger.rounds import Absence, Branch, CohortOutcome, RoundRecord, RoundState
+from oblivion.removal.local import apply_unlearning
 from oblivion.removal.plan import UnlearnPhase
 from oblivion.seeding import torch_generator
 from oblivion.types import (
@@ -29,7 +30,7 @@ from oblivion.types import (
     Sample,
 )
 from server.events import Event, Observer
-from server.rounds import Federation, apply_unlearning
+from server.rounds import Federation
 
 SIZES = {"a": 4, "b": 3, "c": 2, "d": 1}
 INITIAL = {"x.lora_A": torch.zeros(2, 3), "x.lora_B": torch.zeros(3, 2)}
@@ -437,6 +438,39 @@ def test_unlearning_that_fails_changes_nothing() -> None:
     with pytest.raises(FederationError, match="b could not unlearn: no reply from its host"):
         made.unlearn("main", ForgetRequest(id="r", client_id="b"), PHASE, ())
     assert made.head("main").round == 0 and ledger.records("main") == ()
+
+
+def test_a_client_that_is_refused_again_and_again_is_not_asked_any_more() -> None:
+    hosts = FakeHosts()
+    hosts.changes["b"] = lambda u: dataclasses.replace(u, num_examples=-1)
+    made, ledger, _ = federation(hosts, config(federation__rounds=5, federation__quarantine_after=2))
+    for _ in range(4):
+        made.run_round("main")
+    asked = [{t.client_id for c in r.cohorts for t in c} for r in hosts.asked if r.kind == "train"]
+    assert [("b" in names) for names in asked] == [True, True, False, False]
+    first, *_, last = ledger.records("main")
+    assert "examples" in first.refused["b"] and last.refused["b"].startswith("in quarantine since round 1: its number")
+    assert "b" in last.selected and last.failed == {}
+    # computed again from what the ledger holds, and taken up by another process: the same state
+    assert made.replay.check("main") == 4
+    again, _, _ = federation(hosts, config(federation__rounds=5, federation__quarantine_after=2), ledger=ledger)
+    assert again.head("main").gate_state == made.head("main").gate_state
+    again.run_round("main")
+    assert "b" not in {t.client_id for c in hosts.asked[-1].cohorts for t in c}
+
+
+def test_who_is_quarantined_counts_neither_for_the_quorum_nor_as_unavailable_in_a_replay() -> None:
+    hosts = FakeHosts()
+    hosts.changes["b"] = lambda u: dataclasses.replace(u, num_examples=-1)
+    made, ledger, _ = federation(hosts, config(federation__quarantine_after=1, federation__quorum=1.0 / 2))
+    for _ in range(3):
+        made.run_round("main")
+    replay = Branch(name="again", seed=0, rounds=3)
+    made.begin(replay, INITIAL)
+    del hosts.changes["b"]  # each branch decides from its own gate state: here b is asked again, and passes
+    for record in ledger.records("main"):
+        made.run_round("again", record)
+    assert all("b" in record.accepted for record in ledger.records("again"))
 
 
 def test_skipped_rows_are_warned_of_once() -> None:

@@ -210,7 +210,7 @@ def test_errors_and_malformed_answers_become_failures() -> None:
     def nonsense(message: Message) -> Message:
         return Message(RecordDict(), reply_to=message)
 
-    for answer, reason in ((crash, "its host failed: boom"), (nonsense, "not of the form")):
+    for answer, reason in ((crash, "its host failed: boom"), (nonsense, "two records that it should")):
         hosts = GridHosts(FakeGrid([4], answer), deadline=5, expected=1)  # type: ignore[arg-type]
         (reply,) = hosts.ask([request("4", "a")])
         assert reply.host == "4" and list(reply.failures) == ["a"] and reason in reply.failures["a"]
