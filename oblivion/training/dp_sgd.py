@@ -26,7 +26,7 @@ from oblivion.models.forward import answer_logits, head_is_linear
 from oblivion.models.resident import ResidentModel
 from oblivion.noise import NoiseStream, derive_key
 from oblivion.objectives.terms import Objective
-from oblivion.training.batches import collate, steps_per_visit
+from oblivion.training.batches import collate, sampling_rate, steps_per_visit
 from oblivion.training.fused import fusible
 from oblivion.training.local import LocalTask, add_correction, add_proximal_gradient, make_optimizer
 from oblivion.training.lora_linear import lora_linear
@@ -34,11 +34,6 @@ from oblivion.types import Adapter, ClientUpdate, RoundInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def sampling_rate(samples: int, batch_size: int) -> float:
-    """q: the probability with which a step draws a sample; 1 where there are no more samples than a batch has."""
-    return min(1.0, batch_size / samples)
 
 
 def poisson_batches(

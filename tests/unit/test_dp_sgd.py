@@ -19,8 +19,9 @@ from oblivion.models.resident import ResidentModel
 from oblivion.noise import NoiseStream, derive_key
 from oblivion.objectives.lm import LanguageModel
 from oblivion.training import dp_sgd
+from oblivion.training.batches import sampling_rate
 from oblivion.training.cohort import train_cohort
-from oblivion.training.dp_sgd import clipped_sum, poisson_batches, sampling_rate, train_client_privately
+from oblivion.training.dp_sgd import clipped_sum, poisson_batches, train_client_privately
 from oblivion.training.local import LocalTask, train_client
 from oblivion.types import ClientUpdate, RoundInfo
 
