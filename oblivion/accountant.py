@@ -1,13 +1,10 @@
 """What privacy noise is worth: epsilon, at a delta, of mechanisms that add Gaussian noise.
 
 Sampled Gaussian (DP-SGD): Rényi differential privacy of Mironov, Talwar and Zhang (2019, "Rényi differential privacy of
-the sampled Gaussian mechanism", equation 1 and theorem 4), added up over steps, and turned into epsilon by Canonne,
-Kamath and Steinke (2020, "The discrete Gaussian for differential privacy", proposition 12). Plain Gaussian: the exact
-formula of Balle and Wang (2018, "Improving the Gaussian mechanism for differential privacy", theorem 8); T rounds of
-it with noise multiplier sigma are one with sigma / sqrt(T) (Dong, Roth and Su, 2022, corollary 3.3).
-
-Deviation: the expectation behind the sampled Gaussian is integrated by the trapezoidal rule, which for such a function
-is exact to rounding, in place of the paper's two series; it then holds for every real order.
+the sampled Gaussian mechanism", section 3.3) as Opacus computes it, added up over steps, and turned into epsilon by
+Canonne, Kamath and Steinke (2020, "The discrete Gaussian for differential privacy", proposition 12). Plain Gaussian:
+the exact formula of Balle and Wang (2018, "Improving the Gaussian mechanism for differential privacy", theorem 8); T
+rounds of it with noise multiplier sigma are one with sigma / sqrt(T) (Dong, Roth and Su, 2022, corollary 3.3).
 
 Two federations are neighbours if one has everything of the other and one unit (a sample, a client) more.
 """
@@ -29,8 +26,6 @@ ORDERS: tuple[float, ...] = (
     *(float(order) for order in (*range(11, 64), 80, 96, 128, 192, 256, 384, 512, 768, 1024)),
 )
 """Rényi orders that are tried; the best of them gives epsilon."""
-_REACH = 14.0
-_POINTS = 8.0
 
 
 def sampled_gaussian_rdp(rate: float, noise: float, orders: Sequence[float] = ORDERS) -> Vector:
@@ -54,26 +49,15 @@ def sampled_gaussian_rdp(rate: float, noise: float, orders: Sequence[float] = OR
     """
     import numpy as np
 
-    if rate == 0:
-        return np.zeros(len(orders))
-    if noise == 0:
-        return np.full(len(orders), np.inf)
-    if rate == 1:
-        return np.asarray(orders) / (2 * noise**2)
-    return np.array([_divergence(rate, noise, order) for order in orders])
+    return np.array(_divergences(rate, noise, tuple(orders)))
 
 
-@functools.lru_cache(maxsize=100_000)
-def _divergence(rate: float, noise: float, order: float) -> float:
-    import numpy as np
+@functools.cache
+def _divergences(rate: float, noise: float, orders: tuple[float, ...]) -> tuple[float, ...]:
+    from opacus.accountants.analysis import rdp
 
-    step = min(noise, noise**2) / _POINTS
-    z = np.arange(-_REACH * noise, order + _REACH * noise, step)
-    ratio = np.logaddexp(math.log1p(-rate), math.log(rate) + (2 * z - 1) / (2 * noise**2))
-    values = order * ratio - z**2 / (2 * noise**2)
-    largest = values.max()
-    total = largest + math.log(np.exp(values - largest).sum() * step / (noise * math.sqrt(2 * math.pi)))
-    return float(max(total, 0.0)) / (order - 1)
+    found = rdp.compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=list(orders))
+    return tuple(float(value) for value in found)
 
 
 def epsilon_of_rdp(rdp: Vector, delta: float, orders: Sequence[float] = ORDERS) -> float:

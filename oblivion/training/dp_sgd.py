@@ -5,6 +5,9 @@ scaled to an L2 norm of at most C; the step's gradient is ``(sum_i clipped_i + s
 the expected batch size B, whatever was drawn (an empty batch is noise alone). Optimizer, proximal term and correction
 come after that and see nothing else of the data.
 
+Gradients of single samples come from the fused LoRA layers (`oblivion.training.lora_linear`), where every sample gets
+an adapter of its own; Opacus' hooks give the same, and do not go together with gradient checkpointing.
+
 Deviations: AdamW may take the place of SGD (post-processing); the gradients are those of the adapter alone; a sample's
 loss is the mean over its own tokens, where ordinary training takes the mean over the batch's tokens, which mixes
 samples; ``train.clip-norm`` is not used. The number of steps is fixed by n: as many as the epochs have without privacy.

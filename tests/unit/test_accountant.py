@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opacus.accountants import RDPAccountant
 from scipy import integrate, stats
 
 from oblivion.accountant import (
@@ -68,6 +69,13 @@ class TestSampledGaussian:
         # multipliers that it finds for epsilon 8, to four places.
         found = epsilon_of_rdp(steps * sampled_gaussian_rdp(0.04, noise), 1e-5)
         assert found == pytest.approx(epsilon, abs=tolerance)
+
+    def test_opacus_accountant_gives_the_same_epsilon(self) -> None:
+        accountant = RDPAccountant()
+        accountant.history = [(1.1, 0.2, 30), (0.8, 0.05, 10)]
+        expected = accountant.get_epsilon(1e-6, alphas=list(ORDERS))
+        spent = 30 * sampled_gaussian_rdp(0.2, 1.1) + 10 * sampled_gaussian_rdp(0.05, 0.8)
+        assert epsilon_of_rdp(spent, 1e-6) == pytest.approx(expected, rel=1e-9)
 
     def test_limits(self) -> None:
         assert sampled_gaussian_rdp(1.0, 2.0, [3.0]) == pytest.approx([3 / 8])

@@ -11,15 +11,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opacus import GradSampleModule
 
 from oblivion.config import LoraConfig, ModelConfig, PrivacyConfig, TrainConfig
 from oblivion.data.tokens import TokenRow
+from oblivion.models.forward import answer_logits
 from oblivion.models.loading import load_base
 from oblivion.models.resident import ResidentModel
 from oblivion.noise import NoiseStream, derive_key
 from oblivion.objectives.lm import LanguageModel
 from oblivion.training import dp_sgd
-from oblivion.training.batches import sampling_rate
+from oblivion.training.batches import collate, sampling_rate
 from oblivion.training.cohort import train_cohort
 from oblivion.training.dp_sgd import clipped_sum, poisson_batches, train_client_privately
 from oblivion.training.local import LocalTask, train_client
@@ -192,6 +194,26 @@ class TestClippedSum:
         assert_close(together, alone, 1e-6)
         assert_close(together, parts, 1e-6)
         assert not any("forward" in vars(module) for module in resident.lora_layers.values())
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_opacus_finds_the_same_gradients(self, resident: ResidentModel, start: Adapter) -> None:
+        resident.write(start)
+        trained = dict(resident.parameters)
+        own = dp_sgd._per_sample(resident, trained, ROWS, LanguageModel())
+        hooked = GradSampleModule(resident.model, loss_reduction="sum", strict=False)
+        try:
+            with resident.training():
+                batch = collate(ROWS, resident.tokenizer.pad_token_id)
+                logits = answer_logits(resident.model, batch.ids, batch.answers.rows, batch.positions)
+                (term,) = LanguageModel().loss({"retain": logits}, {"retain": batch.answers}, {}).values()
+                (term.sums / term.counts).sum().backward()
+            assert_close({n: p.grad_sample for n, p in trained.items()}, own, 1e-6)
+        finally:
+            hooked.remove_hooks()
+            for parameter in trained.values():
+                parameter.grad = None
+                for left in ("grad_sample", "_forward_counter"):
+                    vars(parameter).pop(left, None)
 
     def test_with_checkpointing(self, resident: ResidentModel, start: Adapter) -> None:
         done = [learn(resident, start, settings=SGD.model_copy(update={"gradient_checkpointing": c})) for c in (0, 1)]

@@ -371,7 +371,8 @@ def test_a_removal_without_what_it_requires_is_refused() -> None:
         plan = plan_removal(removal, method, WHOLE, situation())
         assert plan.touches[-1].item == "privacy budget"
         assert replace(plan, touches=plan.touches[:-1]) == removal.plan(WHOLE, situation())
-    assert plan_removal(Retrain(), "retrain", WHOLE, nobody) == Retrain().plan(WHOLE, nobody)
+    plan = plan_removal(Retrain(), "retrain", WHOLE, nobody)
+    assert replace(plan, touches=plan.touches[:-1]) == Retrain().plan(WHOLE, nobody)
 
 
 def test_removals_take_their_settings_from_the_config() -> None:
