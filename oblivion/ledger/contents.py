@@ -41,12 +41,13 @@ def round_content(record: RoundRecord) -> dict[str, Any]:
     """A round record as the content of its `Record`."""
     content = asdict(record)
     del content["branch"], content["round"]
-    return {**content, "loss": number(record.loss)}
+    return {**content, "loss": number(record.loss), "scheme_error": number(record.scheme_error)}
 
 
 def round_record(record: Record, branch: str) -> RoundRecord:
     """Read back what `round_content` wrote."""
     said = dict(record.content)
     said["selected"], said["accepted"] = tuple(said["selected"]), tuple(said["accepted"])
-    said["loss"] = math.nan if said["loss"] is None else said["loss"]
+    for name in ("loss", "scheme_error"):
+        said[name] = math.nan if said.get(name, 0.0) is None else said.get(name, 0.0)
     return RoundRecord(**{**said, "branch": branch, "round": record.round, "cost": Cost(**said["cost"])})
