@@ -6,8 +6,10 @@ host that sees a client's data gives the same answer, and a repeated message giv
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from oblivion.aggregation import rule_of, scheme_of
 from oblivion.config import RunConfig, TrainConfig, config_from_mapping
@@ -15,14 +17,18 @@ from oblivion.data import templates
 from oblivion.data.corpus import FederatedData
 from oblivion.data.federation import resolve
 from oblivion.data.tokens import Template, TokenRow
+from oblivion.errors import InputError
 from oblivion.models.factors import Factor, start_of
 from oblivion.models.resident import ResidentModel, load_resident
+from oblivion.noise import KEY_BYTES, derive_key
 from oblivion.objectives.terms import Role, objective_from
 from oblivion.training.batches import Tokens, tokenize
 from oblivion.training.cohort import train_cohort
 from oblivion.training.local import LocalTask
 from oblivion.types import ClientTask, ClientUpdate, HostReply, HostRequest, Sample
 
+NOISE_SECRET = "OBLIVION_NOISE_SECRET"
+"""Environment variable of a host that names a file with a secret of its own, which no message holds."""
 Metrics = dict[str, dict[str, tuple[float, float]]]
 
 
@@ -59,12 +65,15 @@ class Host:
         objective = objective_from(request.objective, request.parameters)
         settings = unlearning_settings(config) if request.kind == "train.unlearn" else config.train
         terms = _Terms(rule_of(config).proximal_mu, scheme_of(config).trained(request.info.round))
+        private = config.privacy if config.privacy.unit == "sample" and request.kind == "train" else None
         updates: list[ClientUpdate] = []
         failures: dict[str, str] = {}
         with resident.over(request.state.residual):
             for cohort in request.cohorts:
                 tasks = [self._local_task(request, task, data, resident, config, terms) for task in cohort]
-                done, failed = train_cohort(resident, request.state.adapter, tasks, objective, settings, request.info)
+                done, failed = train_cohort(
+                    resident, request.state.adapter, tasks, objective, settings, request.info, private
+                )
                 updates += done
                 failures |= failed
         return HostReply(host=request.host, updates=tuple(updates), failures=failures)
@@ -80,8 +89,8 @@ class Host:
     ) -> LocalTask:
         assert request.state is not None
         tokens = self._client_tokens(task.client_id, data, resident, config)
-        own, skipped = tokens.rows, len(tokens.skipped)
-        excluded = set(task.excluded)
+        own, excluded = tokens.rows, set(task.excluded)
+        skipped = sum(1 for sample in tokens.skipped if sample not in excluded)
         kept = [row for sample, row in own if sample not in excluded]
         own_rank = task.client_id in config.federation.ranks
         start = start_of(request.state.adapter, config.federation.ranks, task.client_id) if own_rank else None
@@ -94,6 +103,7 @@ class Host:
                 correction=task.correction,
                 start=start,
                 factors=terms.factors,
+                noise_key=_noise_key(task),
             )
         if task.forget is None:
             forget, anchor = kept, self._public_rows(request.public, resident, config)
@@ -145,6 +155,18 @@ class Host:
     def _public_rows(self, public: Sequence[Sample], resident: ResidentModel, config: RunConfig) -> list[TokenRow]:
         tokens = tokenize(public, resident.tokenizer, _template(config), resident.max_length)
         return [row for _, row in tokens.rows]
+
+
+def _noise_key(task: ClientTask) -> bytes:
+    """The secret of a visit; a host that has one of its own mixes it in, so that the server cannot make the noise."""
+    given, path = bytes.fromhex(task.noise_key), os.environ.get(NOISE_SECRET)
+    if not given or not path:
+        return given
+    try:
+        own = Path(path).read_bytes()
+        return derive_key(own, task.noise_key)
+    except (OSError, ValueError):
+        raise InputError(f"{NOISE_SECRET} = {path}: not a file of at least {KEY_BYTES} secret bytes") from None
 
 
 def _template(config: RunConfig) -> Template:

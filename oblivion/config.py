@@ -113,6 +113,16 @@ class TrainConfig(_Section):
     cohort: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
 
 
+class PrivacyConfig(_Section):
+    """Differential privacy: whose, how much noise, and how much may be spent."""
+
+    unit: Literal["none", "sample", "client"] = "none"
+    noise_multiplier: float = Field(1.0, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    delta: float = Field(1e-5, gt=0, lt=1)
+    max_epsilon: float = Field(0.0, ge=0)
+
+
 class ForgetConfig(_Section):
     """A request to forget, and how each removal answers it."""
 
@@ -163,6 +173,7 @@ class RunConfig(_Section):
     data: DataConfig = DataConfig()
     federation: FederationConfig = FederationConfig()
     train: TrainConfig = TrainConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     forget: ForgetConfig = ForgetConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     ledger: LedgerConfig = LedgerConfig()

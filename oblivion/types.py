@@ -192,12 +192,15 @@ class ClientTask:
         In unlearning, the sample ids to forget; None means all that the client has.
     correction : Adapter
         What the client adds to its gradient at every step, because the rule asks for it; empty for nothing.
+    noise_key : str
+        With privacy of samples, the secret of this one visit in hex digits, made from the branch's; else empty.
     """
 
     client_id: str
     excluded: tuple[str, ...] = ()
     forget: tuple[str, ...] | None = None
     correction: Adapter = field(default_factory=dict)
+    noise_key: str = field(default="", repr=False)
 
 
 MessageKind: TypeAlias = Literal["train", "train.unlearn", "evaluate", "query.describe"]

@@ -141,7 +141,7 @@ def unpack_request(records: RecordDict) -> HostRequest:
 
 
 def _task_values(task: ClientTask) -> dict[str, Any]:
-    return {"client_id": task.client_id, "excluded": task.excluded, "forget": task.forget}
+    return {"client_id": task.client_id, "excluded": task.excluded, "forget": task.forget, "noise_key": task.noise_key}
 
 
 def _task(values: Mapping[str, Any], arrays: Mapping[str, Any]) -> ClientTask:
@@ -151,6 +151,7 @@ def _task(values: Mapping[str, Any], arrays: Mapping[str, Any]) -> ClientTask:
         excluded=tuple(values["excluded"]),
         forget=None if forget is None else tuple(forget),
         correction=_unpack_adapter(f"correction{_SEPARATOR}{values['client_id']}", arrays),
+        noise_key=values["noise_key"],
     )
 
 

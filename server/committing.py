@@ -148,7 +148,7 @@ def _erase_files(workflow: Workflow, removal: Record) -> None:
         for model in entry["models"].values():
             if model["adapter"] and not (root / model["adapter"]).is_dir():
                 model["adapter"] = None
-    workflow.run.write_json("metrics.json", metrics)
+    workflow.write_metrics(metrics)
     left = present(resolve(workflow.config), workflow.register.exclusions())
     workflow.run.write_json("manifest.json", {**workflow.run.read_json("manifest.json", {}), **describe_clients(left)})
 

@@ -10,8 +10,8 @@ from oblivion.report import write_report
 from oblivion.types import ForgetRequest
 from server.committing import commit_trial, finish_commits
 from server.events import Observer
+from server.hosts import Hosts
 from server.planning import make_request, plan_values
-from server.rounds import Hosts
 from server.run_directory import RunDirectory
 from server.workflow import Workflow
 
@@ -53,7 +53,9 @@ def run_plan(
     with closing(Workflow(config, hosts, run, observer, BUSY_SECONDS)) as workflow:
         workflow.check_learned()
         request = signed or make_request(workflow.data, config.forget.client, config.forget.samples)
-        return plan_values(workflow.plan(request, config.forget.methods[0]))
+        plan = workflow.plan(request, config.forget.methods[0])
+        workflow.check_budget(request, [plan])
+        return plan_values(plan)
 
 
 def run_forget(

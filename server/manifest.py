@@ -15,7 +15,7 @@ from oblivion.data.federation import client_digests
 from oblivion.fingerprint import code_fingerprint
 from oblivion.models.loading import model_digest
 
-_PACKAGES = ("oblivion-fl", "flwr", "ray", "torch", "transformers", "peft", "numpy", "scipy", "scikit-learn")
+_PACKAGES = ("oblivion-fl", "flwr", "ray", "torch", "transformers", "peft", "opacus", "numpy", "scipy", "scikit-learn")
 
 
 def package_version(package: str) -> str:

@@ -13,6 +13,7 @@ from oblivion.data.federation import without
 from oblivion.data.groups import asked_rows
 from oblivion.data.requests import select_samples
 from oblivion.errors import PlanRefusedError
+from oblivion.ledger.budget import budget_of
 from oblivion.ledger.rounds import Absence, RoundRecord
 from oblivion.removal import removal_from
 from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, plan_removal
@@ -90,6 +91,8 @@ def make_situation(
         unlearn_steps=steps_per_visit(target, config.train.batch_size, config.forget.local_epochs),
         # In a simulation every client can be asked at any time.
         available=frozenset({"target_online", "checkpoints", *(("public_data",) if data.public else ())}),
+        samples={client: rows for client, rows in sizes.items() if rows},
+        budget=budget_of(config),
     )
 
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from oblivion.aggregation import aggregators, rule_of, scheme_of, schemes
+from oblivion.aggregation.client_privacy import check_privacy
 from oblivion.aggregation.fit import check_number, check_scheme, check_training
 from oblivion.config import ForgetConfig, RunConfig
 from oblivion.data import datasets, partitions, templates
@@ -31,6 +32,7 @@ from server.estimate import check_disk
 from server.manifest import make_manifest
 from server.planning import make_plan, make_request, make_situation, present
 from server.run_directory import RunDirectory
+from server.spending import check_learning, check_removals
 
 
 def check_names(config: RunConfig) -> None:
@@ -56,6 +58,7 @@ def check_names(config: RunConfig) -> None:
             raise ConfigError(f"{key} = '{name}': unknown {registry.kind}; {nearest(name, registry.names())}")
     check_training(rule_of(config), config)
     check_scheme(rule_of(config), scheme_of(config), config)
+    check_privacy(config)
     objective_from(config.forget.objective, config.forget.parameters)
 
 
@@ -85,8 +88,15 @@ def _dtype(config: RunConfig) -> str:
     return "float32" if keeps_residual and config.model.dtype == "auto" else resolve_dtype(config.model)
 
 
-def prepare(config: RunConfig) -> tuple[RunConfig, FederatedData]:
+def prepare(config: RunConfig, fresh: bool = True) -> tuple[RunConfig, FederatedData]:
     """Validate a config against the data and model that it names, and resolve what is ``auto``.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Not resolved yet.
+    fresh : bool, default True
+        Whether nothing of the run was done yet, so that all of it must fit the privacy budget.
 
     Returns
     -------
@@ -105,11 +115,13 @@ def prepare(config: RunConfig) -> tuple[RunConfig, FederatedData]:
     data = resolve(config)
     locate(config.model)
     check_number(rule_of(config), config, tuple(data.clients))
+    budget = check_learning(config, data) if fresh else None
     if config.forget.client:
         request = make_request(data, config.forget.client, config.forget.samples)
         situation = make_situation(config, data, request)
-        for method in config.forget.methods:  # a refusal must not come after hours of learning
-            make_plan(config, request, situation, method)
+        # A refusal must not come after hours of learning.
+        plans = [make_plan(config, request, situation, method) for method in config.forget.methods]
+        check_removals(budget, config, situation.samples, ["the oracle"] * config.evaluate.oracle_seeds, plans)
         if config.evaluate.oracle_seeds:
             _check_oracle(config, request, situation)
     hosts = config.simulation.hosts
@@ -123,7 +135,7 @@ def prepare(config: RunConfig) -> tuple[RunConfig, FederatedData]:
     )
     resident = load_resident(config.model, config.lora, config.train.max_length)  # kept in memory for the run
     if config.train.cohort == "auto":
-        fused = fusible(resident) is None
+        fused = fusible(resident) is None and config.privacy.unit != "sample"
         cohort = slots_for(resident.width, config.train.batch_size, resident.device) if fused else 1
         config = config.model_copy(update={"train": config.train.model_copy(update={"cohort": cohort})})
     encode_prompt(resident.tokenizer, templates.get(config.data.template)(), "?")
@@ -168,7 +180,7 @@ def prepare_again(run: RunDirectory, config: RunConfig) -> RunConfig:
     gone = {absence.client for absence in forgotten if absence.samples is None}
     if config.forget.client in gone:  # what the scenario asked for was done
         config = config.model_copy(update={"forget": ForgetConfig()})
-    config, data = prepare(for_source(config, gone))
+    config, data = prepare(for_source(config, gone), fresh=False)
     manifest = run.read_json("manifest.json", {})
     what = "" if manifest.get("model_digest") == model_digest(config.model) else f"the base model {config.model.name}"
     if manifest.get("data_digest") != data.digest:

@@ -1,6 +1,6 @@
 """A round, written once for every engine: select, ask, gate, store, aggregate, commit.
 
-An engine supplies only `Hosts`: how a message reaches a host and how the reply comes back.
+An engine supplies only `server.hosts.Hosts`: how a message reaches a host and how the reply comes back.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence, Sized
-from typing import Protocol
 
 from oblivion.aggregation.control import ControlRule
 from oblivion.aggregation.gate import Gate, GateState
@@ -19,6 +18,7 @@ from oblivion.fingerprint import code_fingerprint
 from oblivion.ledger.replay import replay_of
 from oblivion.ledger.rounds import Branch, CohortOutcome, Ledger, RoundRecord, RoundState, Selection
 from oblivion.models.factors import only
+from oblivion.noise import derive_key
 from oblivion.removal.local import apply_unlearning
 from oblivion.removal.plan import UnlearnPhase
 from oblivion.selection import assign, form_cohorts, select_clients, servable
@@ -36,18 +36,7 @@ from oblivion.types import (
 )
 from server.accounting import cost_of, count, mean_loss, scheme_error
 from server.events import Observer
-
-
-class Hosts(Protocol):
-    """How hosts are asked; the only thing an engine provides."""
-
-    def names(self) -> tuple[str, ...]:
-        """The hosts that are there, sorted."""
-        ...
-
-    def ask(self, requests: Sequence[HostRequest]) -> Iterator[HostReply]:
-        """Send one message to each host; replies as they come. A host that does not answer in time is left out."""
-        ...
+from server.hosts import Hosts
 
 
 class Federation:
@@ -179,8 +168,9 @@ class Federation:
             accepted=tuple(sorted(accepted)),
             refused=dict(sorted(refused.items())),
             failed={client: why for client, why in sorted(failed.items()) if client not in accepted},
-            loss=mean_loss(stored),
-            scheme_error=scheme_error(self.replay, head, stored, after, info),
+            # With privacy of clients, what was computed from their updates without noise is not told.
+            loss=math.nan if self.replay.privacy else mean_loss(stored),
+            scheme_error=math.nan if self.replay.privacy else scheme_error(self.replay, head, stored, after, info),
             cost=cost_of(stored, head.state, len(asked), self.rule.needs_client_state),
             seconds=round(time.monotonic() - since, 3),
         )
@@ -203,9 +193,12 @@ class Federation:
         asked = [client for client in selected if client not in unavailable]
         size = self.config.train.cohort
         cohorts = form_cohorts(asked, self.sizes, 1 if size == "auto" else size)  # a run's config is resolved
-        selection = Selection(
-            branch=info.branch, round=info.round, selected=selected, cohorts=servable(cohorts, self.serves)
-        )
+        charged = {}
+        if self.config.privacy.unit != "none":
+            branch = self.ledger.branch(info.branch)
+            charged = {client: max(1, self.sizes[client] - len(branch.excluded(client))) for client in asked}
+        cohorts = servable(cohorts, self.serves)
+        selection = Selection(branch=info.branch, round=info.round, selected=selected, cohorts=cohorts, charged=charged)
         self.ledger.begin(selection)
         return selection
 
@@ -248,12 +241,20 @@ class Federation:
             of_round = only(head.rule_state, self.scheme.trained(info.round))  # a scheme keeps a state for each factor
             corrections = self.rule.corrections(of_round, clients, info, rate)
         tasks = {c: dataclasses.replace(_task(branch, c), correction=corrections.get(c, {})) for c in clients}
+        if self.config.privacy.unit == "sample":
+            secret = self.ledger.noise_secret(branch.name)  # it stays here: a visit is sent a key made from it
+            keys = {c: derive_key(secret, "dp-sgd", info.round, c).hex() for c in clients}
+            tasks = {c: dataclasses.replace(task, noise_key=keys[c]) for c, task in tasks.items()}
         return {i: tuple(tasks[client] for client in cohort) for i, cohort in cohorts.items()}
 
     def _gate(self, info: RoundInfo, head: RoundState) -> Gate:
         """The gate of a learning round: what clients train in it, and the bound that the rounds before make."""
         trained = self.scheme.trained(info.round)
         bound = head.gate_state.bound(self.config.federation.norm_factor, trained)
+        if (
+            self.replay.privacy
+        ):  # of clients: none may decide whether another's update is taken; each is clipped instead
+            bound = math.inf
         expected = only(self.gate.reference, trained)
         return dataclasses.replace(self.gate, reference=expected, max_norm=min(self.gate.max_norm, bound))
 

@@ -29,10 +29,12 @@ from oblivion.seeding import derive_seed
 from oblivion.training.fused import fusible
 from oblivion.types import ClientTask, Cost, ForgetRequest, GlobalState
 from server.events import Observer, round_entry
+from server.hosts import Hosts
 from server.measure import measure_centrally, measure_clients, summary
 from server.planning import make_plan, make_situation, plan_values, present
-from server.rounds import Federation, Hosts
+from server.rounds import Federation
 from server.run_directory import RunDirectory, to_json
+from server.spending import check_removals, privacy_values, spent
 
 ORIGINAL = "adapters/original"
 
@@ -120,12 +122,14 @@ class Workflow:
             Branch(name=MAIN, seed=self.config.seed, rounds=self.config.federation.rounds), self.initial
         )
         reason = fusible(self.resident)
+        if self.config.privacy.unit == "sample":
+            reason = "privacy.unit = 'sample' takes the gradient of every sample by itself"
         if reason is not None:
             self.observer.event("warning", text=f"clients are trained one by one: {reason}")
         while self.federation.head(MAIN).round < self.config.federation.rounds:
             self.federation.run_round(MAIN)
         self._keep_original()
-        self._write_metrics(self.metrics())
+        self.write_metrics(self.metrics())
 
     def _keep_original(self) -> None:
         """Save what was learned, if a crash came before that."""
@@ -168,6 +172,11 @@ class Workflow:
         """Plan a removal without running anything."""
         return make_plan(self.config, request, self._situation(request), method)
 
+    def check_budget(self, request: ForgetRequest, plans: Sequence[RemovalPlan], oracles: Sequence[str] = ()) -> None:
+        """Refuse removals that the privacy budget has no room for."""
+        budget = spent(self.config, self.ledger)
+        check_removals(budget, self.config, self._situation(request).samples, oracles, plans)
+
     def _situation(self, request: ForgetRequest) -> Situation:
         records, restorable = self.ledger.records(self.head), self.ledger.restorable(self.head)
         return make_situation(self.config, self.data, request, records, restorable)
@@ -177,7 +186,7 @@ class Workflow:
         metrics = self.metrics()
         if "learned" not in metrics:
             metrics["learned"] = self._entry_of(self._original(), None)
-            self._write_metrics(metrics)
+            self.write_metrics(metrics)
 
     def answer(self, asked: Asked, methods: Sequence[str]) -> dict[str, str]:
         """Try removals on a request and measure each beside the original and the oracle.
@@ -192,6 +201,8 @@ class Workflow:
         plans = {method: self.plan(request, method) for method in methods}
         entry = self._request_entry(request)
         names = {method: self._trial_name(entry, plan) for method, plan in plans.items()}
+        new = [plan for method, plan in plans.items() if names[method] not in entry["models"]]
+        self.check_budget(request, new, [name for name in self._oracle_names() if name not in entry["models"]])
         if plans and asked.state == "received":
             self.register.move(request.id, "planned")
         self._measure_oracles(request, entry)
@@ -252,11 +263,13 @@ class Workflow:
         while self.federation.head(branch).round < last:
             self.federation.run_round(branch, replayed.get(self.federation.head(branch).round + 1))
 
+    def _oracle_names(self) -> list[str]:
+        return ["oracle" if n == 1 else f"oracle-{n}" for n in range(1, self.config.evaluate.oracle_seeds + 1)]
+
     def _measure_oracles(self, request: ForgetRequest, entry: dict[str, Any]) -> None:
         """Train the federation that never saw the data, once per seed; the first seed is the run's own."""
         rounds = self.config.federation.rounds
-        for index in range(self.config.evaluate.oracle_seeds):
-            name = "oracle" if index == 0 else f"oracle-{index + 1}"
+        for index, name in enumerate(self._oracle_names()):
             branch = f"{request.id}/{name}"
             if name not in entry["models"]:
                 self.observer.event("phase", text=f"training the {name}: the federation without the data to forget")
@@ -332,7 +345,7 @@ class Workflow:
     def _enter(self, entry: dict[str, Any]) -> None:
         metrics = self.metrics()
         metrics["requests"] = [e for e in metrics["requests"] if e["id"] != entry["id"]] + [entry]
-        self._write_metrics(metrics)
+        self.write_metrics(metrics)
 
     def _entry_of(self, model: Trained, request: ForgetRequest | None) -> dict[str, Any]:
         """Measure a model centrally and on every client."""
@@ -376,11 +389,12 @@ class Workflow:
         metrics: dict[str, Any] = self.run.read_json("metrics.json", empty)
         return metrics
 
-    def _write_metrics(self, metrics: dict[str, Any]) -> None:
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write ``metrics.json``, with the rounds that were committed since."""
         known = {(e["branch"], e["round"]) for e in metrics["history"]}
         for branch in self.ledger.branches():
             for record in self.ledger.records(branch.name):
                 if record.branch == branch.name and (branch.name, record.round) not in known:
                     metrics["history"].append(round_entry(record))
-        self.run.write_json("metrics.json", metrics)
+        privacy = privacy_values(self.config, self.ledger, self.head)
+        self.run.write_json("metrics.json", metrics if privacy is None else {**metrics, "privacy": privacy})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from types import TracebackType
 from typing import Any
@@ -76,7 +77,8 @@ class Display:
 
     def _committed(self, event: Event) -> None:
         loss = event["loss"]
-        detail = f"{event['clients']} clients, loss {loss:.3f}" if loss is not None else f"{event['clients']} clients"
+        told = loss is not None and math.isfinite(loss)  # with privacy no loss is told
+        detail = f"{event['clients']} clients, loss {loss:.3f}" if told else f"{event['clients']} clients"
         if self._progress is not None:
             self._progress.update(self._task, completed=event["round"], detail=detail)
         else:

@@ -8,7 +8,7 @@ from typing import TypeVar
 from clients.host import Host
 from oblivion.config import RunConfig
 from oblivion.types import HostReply, HostRequest
-from server.rounds import Hosts
+from server.hosts import Hosts
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from oblivion.config import RunConfig
 from oblivion.errors import FederationError
-from server.rounds import Hosts
+from server.hosts import Hosts
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)

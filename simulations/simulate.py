@@ -13,9 +13,9 @@ from oblivion.ledger.opening import check_ledger_exists, wait_until_free
 from oblivion.models.resident import read_adapter_folder
 from oblivion.types import Adapter, ForgetRequest
 from server.events import Observer, Sink
+from server.hosts import Hosts
 from server.main import BUSY_SECONDS, run_commit, run_forget, run_plan, run_refuse, run_scenario
 from server.prepare import begin_run, check_names, forgotten_by, prepare_again
-from server.rounds import Hosts
 from server.run_directory import RunDirectory
 from server.scenarios import free_directory
 

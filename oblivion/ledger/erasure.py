@@ -12,8 +12,9 @@ from dataclasses import asdict
 from typing import Any
 
 from oblivion.ledger.book import Record, stamp
+from oblivion.ledger.contents import round_content, round_record
 from oblivion.ledger.register import EXCLUSIONS, SIMULATED, Asked, Register, absences
-from oblivion.ledger.store import StoredLedger, key_name, round_content, round_record
+from oblivion.ledger.store import StoredLedger, key_name
 
 _ROUND_KINDS = ("selection", "cohort", "contribution", "state", "round")
 
@@ -46,12 +47,16 @@ def commit_removal(
     others = [other for other in register.all_asked() if other.request.id != request.id]
     void = void_requests(asked, others)
     gone += _personal(register, asked, void)
+    charges = _charges(ledger, request.client_id) if request.whole_client else []
     erased = Counter(record.kind for record in gone)
     erased["key"] = len(_key_names(gone) - _key_names(_sealed_after(ledger, gone)))
     keys = {other.request.id: register.next_state_key(other.request.id) for other in [asked, *others]}
     content = {**facts, "request": request.id, "branch": branch, "committed_at": stamp(ledger.book.now())}
     with ledger.book.transaction(anchor=True) as writer:
-        writer.erase([record.seq for record in [*gone, *redacted]], f"{request.id} was committed")
+        writer.erase([record.seq for record in [*gone, *redacted, *charges]], f"{request.id} was committed")
+        for record in charges:
+            left = {client: n for client, n in record.content["charged"].items() if client != request.client_id}
+            writer.add("charge", record.key, {**record.content, "charged": left})
         for record in redacted:
             said = round_record(record, names[record.branch]).without(request.client_id)
             writer.add("round", record.key, round_content(said), branch=record.branch, round=record.round)
@@ -70,6 +75,11 @@ def commit_removal(
         writer.add("request.state", keys[request.id], said_of)
     finish_erasure(ledger, register)
     return dict(erased)
+
+
+def _charges(ledger: StoredLedger, client: str) -> list[Record]:
+    """Charges to the privacy budget that name a client."""
+    return [record for record in ledger.book.find("charge") if client in record.content["charged"]]
 
 
 def void_requests(asked: Asked, others: Iterable[Asked]) -> list[Asked]:

@@ -1,7 +1,9 @@
 """The secrets of a run, in a folder of their own: whoever has the ledger without them can read nothing of it.
 
 Every client's contributions to a branch have a key, and so has every global state; destroying a key erases what it
-sealed, also where a copy of the file survives. The signing key makes the ledger's checkpoints and evidence.
+sealed, also where a copy of the file survives. A branch with privacy noise has a secret that the noise is drawn from:
+whoever has it can subtract the noise, so it goes when the branch goes. The signing key makes the ledger's checkpoints
+and evidence.
 """
 
 from __future__ import annotations
@@ -74,8 +76,8 @@ class Keys:
         remove(self._path(name))
 
     def names(self) -> Iterator[str]:
-        """The names of all sealing keys (not the signing key)."""
-        for part in ("contributions", "states"):
+        """The names of all sealing keys and noise secrets (not the signing key)."""
+        for part in ("contributions", "states", "noise"):
             for path in sorted((self.folder / part).rglob("*.key")):
                 yield path.relative_to(self.folder).as_posix().removesuffix(".key")
 
@@ -123,6 +125,11 @@ def contribution_key(client: str, branch: int) -> str:
     if not CLIENT_ID.fullmatch(client):
         raise IntegrityError(f"{client[:80]!a} is not a client id; nothing of it is kept")
     return f"contributions/{client}/{branch}"
+
+
+def noise_key(branch: int) -> str:
+    """Name of the secret that a branch's privacy noise is drawn from."""
+    return f"noise/{branch}"
 
 
 def state_key(branch: int, round: int) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 from dataclasses import replace
 
 from oblivion.errors import IntegrityError
 from oblivion.ledger.rounds import (
     Branch,
+    Charged,
     CohortOutcome,
     RoundRecord,
     RoundState,
@@ -28,6 +30,8 @@ class MemoryLedger:
         self._outcomes: dict[tuple[str, int], dict[int, CohortOutcome]] = {}
         self._records: dict[tuple[str, int], RoundRecord] = {}
         self._states: dict[tuple[str, int], RoundState] = {}
+        self._charged: list[Charged] = []
+        self._secrets: dict[str, bytes] = {}
 
     def open_branch(self, branch: Branch, start: RoundState | None = None) -> None:
         """Begin a branch; a name is used once."""
@@ -57,6 +61,11 @@ class MemoryLedger:
         if (selection.branch, selection.round) in self._selections:
             raise IntegrityError(f"round {selection.round} of {selection.branch!r} was begun already")
         self._selections[selection.branch, selection.round] = selection
+        if selection.charged:
+            number = list(self._branches).index(selection.branch)
+            self._charged.append(
+                Charged(number=number, branch=selection.branch, round=selection.round, clients=selection.charged)
+            )
 
     def selection(self, branch: str, round: int) -> Selection | None:
         """What `begin` wrote."""
@@ -122,8 +131,17 @@ class MemoryLedger:
         again = {r.round for r in self.records(branch) if not r.unlearned}
         return reachable(states, again)
 
+    def charged(self) -> tuple[Charged, ...]:
+        """Every round that was ever begun with a charge."""
+        return tuple(self._charged)
+
+    def noise_secret(self, branch: str) -> bytes:
+        """The secret of a branch's privacy noise."""
+        return self._secrets.setdefault(self.branch(branch).name, secrets.token_bytes(32))
+
     def drop(self, branch: str) -> None:
         """Remove everything of a branch."""
+        self._secrets.pop(branch, None)
         del self._branches[self.branch(branch).name]
         for table in (self._selections, self._outcomes, self._records, self._states):
             for key in [key for key in table if key[0] == branch]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from oblivion.aggregation import rule_of, scheme_of
+from oblivion.aggregation.client_privacy import ClientPrivacy, client_privacy_of
 from oblivion.aggregation.control import ControlRule
 from oblivion.aggregation.gate import QUARANTINE, limited
 from oblivion.aggregation.products import as_adapter
@@ -14,6 +15,7 @@ from oblivion.aggregation.rule import Aggregator, LoraScheme
 from oblivion.config import RunConfig, load_config
 from oblivion.errors import IntegrityError
 from oblivion.ledger.rounds import Branch, Ledger, RoundRecord, RoundState, line
+from oblivion.models.factors import only
 from oblivion.selection import population
 from oblivion.types import ClientUpdate, RoundInfo
 
@@ -25,7 +27,7 @@ class Replay:
     ----------
     ledger : Ledger
         Where they are.
-    rule, scheme, max_influence
+    rule, scheme, max_influence, privacy
         Those of the run.
     info : callable
         Branch name and round to what the rule is told of it.
@@ -38,12 +40,14 @@ class Replay:
         scheme: LoraScheme,
         info: Callable[[str, int], RoundInfo],
         max_influence: float = 0.0,
+        privacy: ClientPrivacy | None = None,
     ) -> None:
         self.ledger = ledger
         self.rule = rule
         self.scheme = scheme
         self.info = info
         self.max_influence = max_influence
+        self.privacy = privacy
 
     def step(
         self,
@@ -54,6 +58,9 @@ class Replay:
     ) -> RoundState:
         """The state after a round, from the state before it, its contributions in client-id order and its refusals."""
         counted = limited(contributions, self.max_influence)
+        if self.privacy is not None:
+            trained = only(before.state.adapter, self.scheme.trained(info.round))
+            counted = [self.privacy.mean(counted, trained, self.ledger.noise_secret(info.branch), info)]
         state, rule_state = self.scheme.combine(self.rule, counted, before.state, before.rule_state, info)
         return RoundState(
             round=info.round,
@@ -214,4 +221,6 @@ def replay_of(config: RunConfig, ledger: Ledger, clients: Iterable[str]) -> Repl
             seed=branch.seed,
         )
 
-    return Replay(ledger, rule_of(config), scheme_of(config), info, config.federation.max_influence)
+    return Replay(
+        ledger, rule_of(config), scheme_of(config), info, config.federation.max_influence, client_privacy_of(config)
+    )

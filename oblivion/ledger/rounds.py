@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from oblivion.aggregation.gate import GateState
 from oblivion.aggregation.rule import RuleState
 from oblivion.errors import IntegrityError
 from oblivion.types import ClientUpdate, Cost, GlobalState
+
+Charge: TypeAlias = Mapping[str, int]
+"""Who pays for a round from the privacy budget: client id to its number of samples then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +77,24 @@ class Selection:
     """Who is asked in a round, and which of them are trained together; written before anyone is asked.
 
     `selected` may have clients that no cohort has: those that were unavailable when a replayed round first ran.
+    `charged` is who pays for the round from the privacy budget; it is kept for good, whatever becomes of the branch.
     """
 
     branch: str
     round: int
     selected: tuple[str, ...]
     cohorts: tuple[tuple[str, ...], ...]
+    charged: Charge = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Charged:
+    """One round that was begun: its branch (by number in the ledger and by name), and who pays for it."""
+
+    number: int
+    branch: str
+    round: int
+    clients: Charge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +212,14 @@ class Ledger(Protocol):
 
     def restorable(self, branch: str) -> tuple[int, ...]:
         """The rounds whose state is kept or can be aggregated again from contributions, in order."""
+        ...
+
+    def charged(self) -> tuple[Charged, ...]:
+        """Every round that was ever begun with a charge to the privacy budget, in order."""
+        ...
+
+    def noise_secret(self, branch: str) -> bytes:
+        """The secret of a branch's privacy noise; made before the branch's first round is committed, never later."""
         ...
 
     def drop(self, branch: str) -> None:

@@ -17,10 +17,11 @@ from oblivion.aggregation.gate import GateState
 from oblivion.errors import IntegrityError
 from oblivion.ledger.blobs import Blobs, pack, seal, unpack, unseal
 from oblivion.ledger.book import Book, Record, Writer
-from oblivion.ledger.keys import Keys, contribution_key, state_key
+from oblivion.ledger.contents import about, branch_of, round_content, round_record
+from oblivion.ledger.keys import Keys, contribution_key, noise_key, state_key
 from oblivion.ledger.rounds import (
-    Absence,
     Branch,
+    Charged,
     CohortOutcome,
     RoundRecord,
     RoundState,
@@ -29,7 +30,7 @@ from oblivion.ledger.rounds import (
     line,
     reachable,
 )
-from oblivion.types import ClientUpdate, Cost, GlobalState
+from oblivion.types import ClientUpdate, GlobalState
 
 Precision = Literal["float32", "bfloat16"]
 _OF_A_ROUND = ("selection", "cohort", "contribution", "state")
@@ -70,7 +71,7 @@ class StoredLedger:
     def reload(self) -> None:
         """Read the branches again after some were erased."""
         found = self.book.find("branch")
-        self._branches = {record.key: _branch(record) for record in found}
+        self._branches = {record.key: branch_of(record) for record in found}
         self._numbers = {record.key: record.seq for record in found}
         self._last = {}
 
@@ -78,7 +79,7 @@ class StoredLedger:
         """Remove blobs and keys that no record needs: what a crash left before or after a transaction."""
         held = self.book.find("contribution", "state")
         needed = {record.blob for record in held}
-        opened = {key_name(record) for record in held}
+        opened = {key_name(record) for record in held} | {noise_key(number) for number in self._numbers.values()}
         self.blobs.sweep()
         for name in sorted(self.blobs.names() - needed):
             self.blobs.delete(name)
@@ -137,6 +138,9 @@ class StoredLedger:
             writer.add(
                 "selection", f"{selection.branch}/{selection.round}", content, branch=number, round=selection.round
             )
+            if selection.charged:  # without the branch's number: it outlives the branch
+                said = {"branch": selection.branch, "round": selection.round, "charged": dict(selection.charged)}
+                writer.add("charge", f"{number}/{selection.round}", said)
 
     def selection(self, branch: str, round: int) -> Selection | None:
         """What `begin` wrote."""
@@ -163,7 +167,7 @@ class StoredLedger:
                 writer.add(
                     "contribution",
                     f"{place}/{client}",
-                    _about(update),
+                    about(update),
                     branch=number,
                     round=outcome.round,
                     client=client,
@@ -316,6 +320,31 @@ class StoredLedger:
         ]
         return reachable((record.round for record in self._on_line("state", branch)), again)
 
+    def charged(self) -> tuple[Charged, ...]:
+        """Every round that was ever begun with a charge to the privacy budget."""
+        return tuple(
+            Charged(
+                number=int(record.key.partition("/")[0]),
+                branch=record.content["branch"],
+                round=record.content["round"],
+                clients=record.content["charged"],
+            )
+            for record in self.book.find("charge")
+        )
+
+    def noise_secret(self, branch: str) -> bytes:
+        """The secret of a branch's privacy noise.
+
+        Raises
+        ------
+        IntegrityError
+            If the branch has rounds and no secret: a new one would make other noise.
+        """
+        number = self.number(branch)
+        if self.book.find("round", branch=number):
+            return self.keys.get(noise_key(number))
+        return self.keys.make(noise_key(number))
+
     def drop(self, branch: str) -> None:
         """Remove everything of a branch."""
         number = self.number(branch)
@@ -323,6 +352,7 @@ class StoredLedger:
         with self.book.transaction() as writer:
             writer.erase([record.seq for record in gone], "the branch was dropped")
         self.discard(gone)
+        self.keys.destroy(noise_key(number))
         self.reload()
 
     def close(self) -> None:
@@ -351,41 +381,3 @@ def _split(tensors: Mapping[str, Any], parts: Iterable[str]) -> dict[str, dict[s
         part, _, rest = name.partition("|")
         split[part][rest] = tensor
     return split
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _about(update: ClientUpdate) -> dict[str, Any]:
-    return {
-        "num_examples": update.num_examples,
-        "steps": update.steps,
-        "metrics": {name: _number(value) for name, value in update.metrics.items()},
-        "extras": sorted(update.extras),
-        "fingerprint": update.fingerprint,
-        "norms": dict(update.norms),
-    }
-
-
-def _branch(record: Record) -> Branch:
-    absent = tuple(
-        Absence(client=a["client"], samples=None if a["samples"] is None else tuple(a["samples"]))
-        for a in record.content["absent"]
-    )
-    return Branch(**{**record.content, "absent": absent})
-
-
-def round_content(record: RoundRecord) -> dict[str, Any]:
-    """A round record as the content of its `Record`."""
-    content = asdict(record)
-    del content["branch"], content["round"]
-    return {**content, "loss": _number(record.loss)}
-
-
-def round_record(record: Record, branch: str) -> RoundRecord:
-    """Read back what `round_content` wrote."""
-    said = dict(record.content)
-    said["selected"], said["accepted"] = tuple(said["selected"]), tuple(said["accepted"])
-    said["loss"] = math.nan if said["loss"] is None else said["loss"]
-    return RoundRecord(**{**said, "branch": branch, "round": record.round, "cost": Cost(**said["cost"])})

@@ -22,13 +22,13 @@ from oblivion.ledger import reading, schema
 from oblivion.ledger.blobs import FolderBlobs, unseal
 from oblivion.ledger.book import last_seen
 from oblivion.ledger.checkpoint import Checkpoint, check_checkpoint
-from oblivion.ledger.keys import Keys
+from oblivion.ledger.keys import Keys, noise_key
 from oblivion.ledger.merkle import Frontier, leaf_hash
 from oblivion.ledger.reading import authenticate
 from oblivion.ledger.register import EXCLUSIONS, SIMULATED
 from oblivion.ledger.store import blob_context, key_name_of
 
-_NAMING = ("selection", "cohort", "round", "contribution", "client")
+_NAMING = ("selection", "cohort", "round", "contribution", "client", "charge")
 """Kinds of records in which a client that was forgotten must not be named."""
 _OWN_FILES = ("ledger.db", "ledger.db-wal", "ledger.db-shm", "lock")
 
@@ -165,7 +165,7 @@ def _check_blobs(root: Path, keys: Keys, rows: list[Mapping[str, Any]], done: Ve
     """Open every blob; look for files and keys that belong to nothing."""
     blobs = FolderBlobs(root / "ledger" / "blobs")
     needed: set[str] = set()
-    used: set[str] = set()
+    used = {noise_key(row["seq"]) for row in rows if row["kind"] == "branch"}
     for row in rows:
         if row["blob"] is None:
             continue
@@ -189,7 +189,7 @@ def _check_blobs(root: Path, keys: Keys, rows: list[Mapping[str, Any]], done: Ve
         done.find(reading.shown(f"ledger/{place}"), what)
     for key in keys.names():
         if key not in used:
-            done.find(f"keys/{key}.key", "seals nothing that is kept")
+            done.find(f"keys/{key}.key", "serves nothing that is kept")
     done.blobs = len(needed)
 
 
@@ -233,8 +233,8 @@ def _check_samples(rows: list[Mapping[str, Any]], done: Verification) -> None:
 
 
 def _clients(content: Mapping[str, Any]) -> Iterator[str]:
-    """The clients that a selection, cohort or round names."""
-    for part in ("selected", "accepted", "refused", "failed"):
+    """The clients that a selection, cohort, round or charge names."""
+    for part in ("selected", "accepted", "refused", "failed", "charged"):
         yield from content.get(part, ())
     for cohort in content.get("cohorts", ()):
         yield from cohort

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeAlias
 
 from oblivion.aggregation.fit import short_round
 from oblivion.aggregation.rule import Aggregator, LoraScheme
 from oblivion.errors import PlanRefusedError
-from oblivion.ledger.rounds import RoundRecord, first_selected
+from oblivion.ledger.budget import Budget, expected_rounds
+from oblivion.ledger.rounds import Charge, RoundRecord, first_selected
 from oblivion.selection import client_steps, population, select_clients
 from oblivion.types import ForgetRequest, Guarantee
 
@@ -134,6 +135,10 @@ class Situation:
         Client-steps of one unlearning visit of the target.
     available : frozenset of str
         What of `Removal.requires` there is.
+    samples : mapping of str to int
+        The clients that remain, with their number of samples without those to be forgotten.
+    budget : Budget or None
+        The empty privacy budget of the run; None without privacy.
     """
 
     rounds: int
@@ -148,6 +153,8 @@ class Situation:
     steps: Mapping[str, int] = field(default_factory=dict)
     unlearn_steps: int = 0
     available: frozenset[str] = frozenset()
+    samples: Charge = field(default_factory=dict)
+    budget: Budget | None = None
 
     def rounds_cost(self, first: int, last: int) -> int:
         """Client-steps of rounds `first` to `last` without the forgotten data."""
@@ -180,7 +187,40 @@ def plan_removal(removal: Removal, method: str, request: ForgetRequest, situatio
         )
     plan = removal.plan(request, situation)
     _check_number(plan, method, request, situation)
-    return plan
+    if situation.budget is not None and any(isinstance(phase, UnlearnPhase) for phase in plan.phases):
+        raise PlanRefusedError(
+            f"{method}: an unlearning visit has no noise, so with privacy.unit = '{situation.budget.privacy.unit}' its "
+            "update would end what the run promises; 'exclude', 'rollback' and 'retrain' keep the promise"
+        )
+    return replace(plan, touches=(*plan.touches, _budget_touch(plan, situation)))
+
+
+def learning_rounds(
+    plan: RemovalPlan, samples: Charge, joins: Mapping[str, int], per_round: int, seed: int
+) -> list[dict[str, int]]:
+    """Who pays for a plan's rounds from the privacy budget; the arguments are those of `expected_rounds`."""
+    phases = (phase for phase in plan.phases if isinstance(phase, LearnPhase))
+    return [
+        charge
+        for phase in phases
+        for charge in expected_rounds(samples, joins, per_round, seed, phase.first, phase.last)
+    ]
+
+
+def _budget_touch(plan: RemovalPlan, situation: Situation) -> Touch:
+    """What the plan spends by itself; not what was spent before, so that the same plan is the same again."""
+    if situation.budget is None:
+        return Touch("privacy budget", "unaffected", "privacy.unit is none: there is no budget")
+    rounds = learning_rounds(plan, situation.samples, situation.joins, situation.clients_per_round, situation.seed)
+    if not rounds:
+        return Touch("privacy budget", "unaffected", "no client is asked again")
+    epsilon = situation.budget.trail(rounds)[-1]
+    return Touch(
+        "privacy budget",
+        "unaffected",
+        f"what was spent on the data stays spent; the clients that stay spend {len(rounds)} more rounds, by themselves "
+        f"epsilon {epsilon:.3g} at delta {situation.budget.privacy.delta:g}",
+    )
 
 
 def _check_number(plan: RemovalPlan, method: str, request: ForgetRequest, situation: Situation) -> None:

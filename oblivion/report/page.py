@@ -20,6 +20,7 @@ from oblivion.report.picture_clients import clients_picture, shown_clients
 from oblivion.report.picture_costs import costs_picture
 from oblivion.report.picture_curves import branches, curves_picture
 from oblivion.report.picture_tradeoff import tradeoff_picture
+from oblivion.report.privacy import privacy_view
 from oblivion.report.reading import Run, Touch, flatten, read_run
 from oblivion.report.tables import (
     MEASURES,
@@ -112,6 +113,7 @@ def _run_view(run: Run, comparisons: Sequence[Comparison], name: str, anchor: st
         "anchor": anchor,
         "name": name,
         "learned": learned(run.metrics),
+        "privacy": privacy_view(run.metrics.privacy),
         "requests": [
             _request_view(comparison, f"{anchor}-request-{index}")
             for index, comparison in enumerate(comparisons, start=1)

@@ -116,6 +116,36 @@ class RoundRecord(_Record):
     seconds: Number = None
 
 
+class PrivacyRound(_Record):
+    """Epsilon after one round, over everything that was done before it; None for no bound."""
+
+    branch: Text
+    round: int
+    epsilon: Number = None
+
+
+class ForgettingBound(_Record):
+    """How far the model can be from one without some clients' updates, with nothing done about it."""
+
+    clients: int
+    epsilon: Number = None
+    delta: Number = None
+    gaussian_epsilon: Number = None
+
+
+class PrivacyRecord(_Record):
+    """What a run says of differential privacy."""
+
+    unit: Text
+    noise_multiplier: Number = None
+    clip_norm: Number = None
+    delta: Number = None
+    max_epsilon: Number = None
+    epsilon: Number = None
+    rounds: tuple[PrivacyRound, ...] = ()
+    forgetting: tuple[ForgettingBound, ...] = ()
+
+
 class Metrics(_Record):
     """The file ``metrics.json``."""
 
@@ -123,6 +153,7 @@ class Metrics(_Record):
     scenario: Text = ""
     requests: tuple[RequestRecord, ...] = ()
     history: tuple[RoundRecord, ...] = ()
+    privacy: PrivacyRecord | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

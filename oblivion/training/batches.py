@@ -101,3 +101,8 @@ def steps_per_visit(rows: int, batch_size: int, count: int) -> int:
     window = batch_size * _WINDOW
     full, rest = divmod(rows, window)
     return count * (full * _WINDOW + -(-rest // batch_size))
+
+
+def sampling_rate(samples: int, batch_size: int) -> float:
+    """With which probability a step of DP-SGD draws a sample; 1 where there are no more samples than a batch has."""
+    return min(1.0, batch_size / samples)

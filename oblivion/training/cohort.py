@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from oblivion.config import TrainConfig
+from oblivion.config import PrivacyConfig, TrainConfig
 from oblivion.errors import OblivionError
 from oblivion.fingerprint import code_fingerprint
 from oblivion.models.resident import ResidentModel
 from oblivion.objectives.terms import Objective
+from oblivion.training.dp_sgd import train_client_privately
 from oblivion.training.fused import fusible, train_fused
 from oblivion.training.local import LocalTask, train_client
 from oblivion.types import Adapter, ClientUpdate, RoundInfo
@@ -22,10 +23,12 @@ def train_cohort(
     objective: Objective,
     settings: TrainConfig,
     info: RoundInfo,
+    privacy: PrivacyConfig | None = None,
 ) -> tuple[list[ClientUpdate], dict[str, str]]:
     """Train every client of a cohort; one that fails does not stop the others.
 
-    A cohort that does not fit into memory is trained by halves; ``metrics["together"]`` of its updates says how many
+    With `privacy`, each client hides its samples (`oblivion.training.dp_sgd`), and they are trained one by one. A
+    cohort that does not fit into memory is trained by halves; ``metrics["together"]`` of its updates says how many
     clients at most shared a pass. Where clients cannot be trained together, there is no such number.
 
     Returns
@@ -39,7 +42,7 @@ def train_cohort(
     failures = {task.client_id: "no rows to train on" for task in tasks if not task.leading}
     updates: list[ClientUpdate] = []
     alone = "reference" in objective.needs and any(task.start is not None for task in ready)  # each has its own
-    together = len(ready) if fusible(resident) is None and not alone else 0
+    together = len(ready) if fusible(resident) is None and not alone and privacy is None else 0
     while together and not updates:
         try:
             updates = train_fused(resident, start, ready, objective, settings, info, together)
@@ -49,7 +52,7 @@ def train_cohort(
     if together:
         updates = [replace(u, metrics={**u.metrics, "together": float(together)}) for u in updates]
     else:
-        updates, failed = _one_by_one(resident, start, ready, objective, settings, info)
+        updates, failed = _one_by_one(resident, start, ready, objective, settings, info, privacy)
         failures |= failed
     return [replace(update, fingerprint=code_fingerprint()) for update in updates], failures
 
@@ -61,12 +64,16 @@ def _one_by_one(
     objective: Objective,
     settings: TrainConfig,
     info: RoundInfo,
+    privacy: PrivacyConfig | None,
 ) -> tuple[list[ClientUpdate], dict[str, str]]:
     updates: list[ClientUpdate] = []
     failures: dict[str, str] = {}
     for task in tasks:
         try:
-            updates.append(train_client(resident, start, task, objective, settings, info))
+            if privacy is None:
+                updates.append(train_client(resident, start, task, objective, settings, info))
+            else:
+                updates.append(train_client_privately(resident, start, task, objective, settings, privacy, info))
         except (OblivionError, RuntimeError, ValueError) as error:
             reason, _, _ = str(error).strip().partition("\n")
             failures[task.client_id] = f"{type(error).__name__}: {reason}"

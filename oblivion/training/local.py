@@ -48,6 +48,8 @@ class LocalTask:
         What the client begins from in place of the global adapter, if it has a rank of its own.
     factors : tuple of str
         Which factors, of ``"A"`` and ``"B"``, are trained; the same for all clients of a cohort.
+    noise_key : bytes
+        The secret of this visit, from which privacy noise is drawn; empty without privacy.
     """
 
     client_id: str
@@ -57,6 +59,7 @@ class LocalTask:
     correction: Adapter = field(default_factory=dict)
     start: Adapter | None = None
     factors: tuple[Factor, ...] = ("A", "B")
+    noise_key: bytes = field(default=b"", repr=False)
 
     @property
     def leading(self) -> Sequence[TokenRow]:
@@ -176,10 +179,10 @@ def train_client(
                 total += float(loss.detach())
                 tokens += sum(batch.tokens for batch in micro.values()) * (2 if needs_reference else 1)
             if task.proximal_mu:
-                _add_proximal_gradient(parameters, anchor, task.proximal_mu)
+                add_proximal_gradient(parameters, anchor, task.proximal_mu)
             torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
             if correction:
-                _add_correction(parameters, correction)
+                add_correction(parameters, correction)
             optimizer.step()
             losses.append(total)
     optimizer.zero_grad(set_to_none=True)
@@ -202,7 +205,8 @@ def _reference_logits(resident: ResidentModel, reference: Adapter, micro: Micro)
     return logits
 
 
-def _add_proximal_gradient(parameters: Sequence[Any], anchor: Sequence[Tensor], mu: float) -> None:
+def add_proximal_gradient(parameters: Sequence[Any], anchor: Sequence[Tensor], mu: float) -> None:
+    """Add the gradient of ``mu / 2 * ||w - anchor||^2``."""
     import torch
 
     with torch.no_grad():
@@ -210,7 +214,8 @@ def _add_proximal_gradient(parameters: Sequence[Any], anchor: Sequence[Tensor], 
             parameter.grad.add_(parameter - start, alpha=mu)
 
 
-def _add_correction(parameters: Sequence[Any], correction: Sequence[Tensor]) -> None:
+def add_correction(parameters: Sequence[Any], correction: Sequence[Tensor]) -> None:
+    """Add the rule's correction to the gradient."""
     for parameter, extra in zip(parameters, correction, strict=True):
         parameter.grad.add_(extra)
 

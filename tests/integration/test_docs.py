@@ -30,7 +30,7 @@ from oblivion.metrics import metrics, suites
 from oblivion.models import models
 from oblivion.objectives import objectives
 from oblivion.removal import removals
-from oblivion.removal.plan import Situation
+from oblivion.removal.plan import Situation, plan_removal
 from oblivion.removal.retrain import Retrain
 from oblivion.types import ForgetRequest
 from server.scenarios import scenario_path
@@ -231,7 +231,7 @@ def test_the_checklist_is_described() -> None:
     from oblivion.aggregation.scheme_fedit import FedIT
 
     situation = Situation(rounds=1, head=1, aggregator=FedAvg(), scheme=FedIT(), seed=0, clients_per_round=1)
-    plan = Retrain().plan(ForgetRequest(id="r", client_id="c"), situation)
+    plan = plan_removal(Retrain(), "retrain", ForgetRequest(id="r", client_id="c"), situation)
     items = {row[0] for row in table("forgetting.md", "item")}
     assert items == {touch.item for touch in plan.touches}
 

@@ -16,6 +16,7 @@ from oblivion.errors import FederationError, IntegrityError
 from oblivion.fingerprint import code_fingerprint
 from oblivion.ledger.memory import MemoryLedger
 from oblivion.ledger.rounds import Absence, Branch, CohortOutcome, RoundRecord, RoundState
+from oblivion.noise import derive_key
 from oblivion.removal.local import apply_unlearning
 from oblivion.removal.plan import UnlearnPhase
 from oblivion.seeding import torch_generator
@@ -457,6 +458,50 @@ def test_a_client_that_is_refused_again_and_again_is_not_asked_any_more() -> Non
     assert again.head("main").gate_state == made.head("main").gate_state
     again.run_round("main")
     assert "b" not in {t.client_id for c in hosts.asked[-1].cohorts for t in c}
+
+
+@pytest.mark.parametrize("unit", ["none", "sample", "client"])
+def test_with_privacy_of_clients_no_norm_decides_over_the_update_of_another(unit: str) -> None:
+    """Each update is clipped; a bound from the others' norms would let one of them move more than its own update."""
+    hosts = FakeHosts()
+    made, _, _ = federation(hosts, config(federation__rounds=5, privacy__unit=unit, federation__norm_factor=3.0))
+    for _ in range(4):
+        made.run_round("main")
+    hosts.changes["b"] = lambda u: dataclasses.replace(u, delta={n: 1000 * t for n, t in u.delta.items()})
+    made.gate = dataclasses.replace(made.gate, max_norm=1e9)
+    record = made.run_round("main")
+    assert ("b" in record.accepted) == (unit == "client")
+
+
+def test_privacy_of_clients_tells_nothing_without_noise_and_makes_the_same_bits_again() -> None:
+    hosts, settings = FakeHosts(), config(privacy__unit="client", privacy__clip_norm=0.1, ledger__checkpoint_every=1)
+    made, ledger, _ = federation(hosts, settings)
+    for _ in range(3):
+        made.run_round("main")
+    assert made.replay.check("main") == 3
+    records = ledger.records("main")
+    assert all(math.isnan(record.loss) and math.isnan(record.scheme_error) for record in records)
+    assert [dict(one.clients) for one in ledger.charged()] == [SIZES] * 3
+    assert all(not task.noise_key for r in hosts.asked for cohort in r.cohorts for task in cohort)
+    # resumed in another process: the same secret, the same bits; on a branch of the same rounds other noise
+    again, _, _ = federation(hosts, settings, ledger=ledger)
+    assert bits(again) == bits(made)
+    made.begin(Branch(name="other", seed=0, rounds=3), INITIAL)
+    made.run_round("other")
+    assert bits(made, "other")[0] != ledger.last_state("main", 1).state.adapter["x.lora_A"].numpy().tobytes()
+    assert ledger.noise_secret("other") != ledger.noise_secret("main")
+
+
+def test_privacy_of_samples_gives_every_visit_a_key_of_its_own() -> None:
+    hosts = FakeHosts()
+    made, ledger, _ = federation(hosts, config(privacy__unit="sample"))
+    made.begin(dataclasses.replace(B_LEFT, name="other", absent=(Absence(client="b", samples=("s1",)),)), INITIAL)
+    for name in ("main", "main", "other"):
+        made.run_round(name)
+    keys = [task.noise_key for r in hosts.asked if r.kind == "train" for cohort in r.cohorts for task in cohort]
+    assert len(keys) == len(set(keys)) == 3 * len(SIZES)
+    assert keys[0] in {derive_key(ledger.noise_secret("main"), "dp-sgd", 1, client).hex() for client in SIZES}
+    assert dict(ledger.charged()[-1].clients) == {**SIZES, "b": SIZES["b"] - 1}
 
 
 def test_who_is_quarantined_counts_neither_for_the_quorum_nor_as_unavailable_in_a_replay() -> None:

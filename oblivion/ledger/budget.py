@@ -1,0 +1,191 @@
+"""The privacy budget: what the clients of a federation have spent, and what a plan would spend.
+
+Worst case over clients. A client pays for every round in which it was asked, on every branch: also those of oracles and
+of removals that were tried and dropped, since each made a model from its data.
+
+- Unit sample: a visit is as many steps of DP-SGD as its number of samples makes, added up as Rényi divergences. A
+  sample belongs to one client, so the other clients' visits cost it nothing.
+- Unit client: a visit is one Gaussian mechanism with noise multiplier sigma; T of them are one with sigma / sqrt(T).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from oblivion.accountant import epsilon_of_rdp, gaussian_epsilon, group, sampled_gaussian_rdp
+from oblivion.config import PrivacyConfig, RunConfig, TrainConfig
+from oblivion.ledger.rounds import Charge, Charged
+from oblivion.selection import population, select_clients
+from oblivion.training.batches import sampling_rate, steps_per_visit
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Loss: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
+
+_LARGEST_GROUP = 3
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every client has spent; a value, `after` makes the next.
+
+    Attributes
+    ----------
+    privacy : PrivacyConfig
+        Unit, noise, delta and bound; the unit is not ``"none"``.
+    train : TrainConfig
+        Batch size and epochs.
+    spent : mapping of str to array
+        Per client the sum of its visits: Rényi divergences at `oblivion.accountant.ORDERS`, or (unit client) the
+        1 / sigma^2 of each.
+    """
+
+    privacy: PrivacyConfig
+    train: TrainConfig
+    spent: Mapping[str, Loss] = field(default_factory=dict)
+
+    def after(self, clients: Charge) -> Budget:
+        """The budget after one more round."""
+        spent = dict(self.spent)
+        for client, samples in clients.items():
+            spent[client] = spent.get(client, 0.0) + self._visit(samples)
+        return replace(self, spent=spent)
+
+    def _visit(self, samples: int) -> Loss:
+        import numpy as np
+
+        noise = self.privacy.noise_multiplier
+        if self.privacy.unit == "client":
+            return np.array([1 / noise**2 if noise else np.inf])
+        batch = self.train.batch_size
+        steps = steps_per_visit(samples, batch, self.train.local_epochs)
+        return steps * sampled_gaussian_rdp(sampling_rate(samples, batch), noise)
+
+    @property
+    def epsilon(self) -> float:
+        """The largest epsilon of any client, at ``privacy.delta``."""
+        delta = self.privacy.delta
+        if self.privacy.unit == "client":
+            largest = max((float(loss[0]) for loss in self.spent.values()), default=0.0)
+            return gaussian_epsilon(math.sqrt(largest), delta)
+        return max((epsilon_of_rdp(loss, delta) for loss in self.spent.values()), default=0.0)
+
+    def trail(self, rounds: Sequence[Charge]) -> list[float]:
+        """Epsilon after each of some more rounds."""
+        budget, epsilons = self, []
+        for clients in rounds:
+            budget = budget.after(clients)
+            epsilons.append(budget.epsilon)
+        return epsilons
+
+    def excess(self, rounds: Sequence[Charge]) -> str:
+        """What is wrong with spending some more rounds, in words; empty where they fit ``privacy.max-epsilon``."""
+        bound = self.privacy.max_epsilon
+        epsilons = self.trail(rounds)
+        if not bound or not epsilons or epsilons[-1] <= bound:
+            return ""
+        fit = sum(1 for epsilon in epsilons if epsilon <= bound)
+        return (
+            f"epsilon {self.epsilon:.3g} would become {epsilons[-1]:.3g} (delta {self.privacy.delta:g}), above "
+            f"privacy.max-epsilon = {bound:g}; {fit} of its {len(epsilons)} rounds fit"
+        )
+
+
+def budget_of(config: RunConfig) -> Budget | None:
+    """The empty budget of a run; None without privacy."""
+    return None if config.privacy.unit == "none" else Budget(config.privacy, config.train)
+
+
+def expected_rounds(
+    samples: Charge, joins: Mapping[str, int], per_round: int, seed: int, first: int, last: int
+) -> list[dict[str, int]]:
+    """Who would pay for rounds `first` to `last` if everybody is available.
+
+    Parameters
+    ----------
+    samples : mapping of str to int
+        The clients that take part, with their number of samples.
+    joins, per_round, seed
+        What decides the selection.
+    first, last : int
+        Rounds, both included.
+    """
+    return [
+        {client: samples[client] for client in select_clients(population(tuple(samples), joins, r), per_round, seed, r)}
+        for r in range(first, last + 1)
+    ]
+
+
+def statement(config: RunConfig, charged: Sequence[Charged], line: Sequence[tuple[int, int, int]]) -> dict[str, Any]:
+    """What a run says of its privacy, as plain values.
+
+    Parameters
+    ----------
+    config : RunConfig
+        With a unit of privacy.
+    charged : sequence of Charged
+        All rounds that were begun, in their order.
+    line : sequence of (int, int, int)
+        The pieces of the head's line, as `oblivion.ledger.store.StoredLedger.line` gives them.
+
+    Returns
+    -------
+    dict
+        ``unit``, ``noise_multiplier``, ``clip_norm``, ``delta``, ``max_epsilon``, ``epsilon``, ``rounds`` (epsilon
+        after each, over everything that was done before it) and, for unit client, ``forgetting``; see
+        `forgetting_bounds`.
+    """
+    budget = budget_of(config)
+    assert budget is not None
+    epsilons = budget.trail([one.clients for one in charged])
+    said: dict[str, Any] = {
+        "unit": config.privacy.unit,
+        "noise_multiplier": config.privacy.noise_multiplier,
+        "clip_norm": config.privacy.clip_norm,
+        "delta": config.privacy.delta,
+        "max_epsilon": config.privacy.max_epsilon,
+        "epsilon": epsilons[-1] if epsilons else 0.0,
+        "rounds": [
+            {"branch": one.branch, "round": one.round, "epsilon": epsilon}
+            for one, epsilon in zip(charged, epsilons, strict=True)
+        ],
+        "forgetting": [],
+    }
+    if config.privacy.unit == "client":
+        on_line = [one for one in charged if any(n == one.number and a <= one.round <= b for n, a, b in line)]
+        said["forgetting"] = forgetting_bounds(config, [one.clients for one in on_line])
+    return said
+
+
+def forgetting_bounds(config: RunConfig, rounds: Sequence[Charge]) -> list[dict[str, Any]]:
+    """How far a model can be from one in which some clients' updates were left out, nothing else being done.
+
+    Where more clients are there than are asked, another one takes the place of one that is gone: the sum of the clipped
+    updates then moves by up to 2 C in place of C.
+
+    Returns
+    -------
+    list of dict
+        For 1, 2 and 3 clients: ``clients``; ``epsilon`` and ``delta`` by group privacy; ``gaussian_epsilon``, exact at
+        ``privacy.delta``.
+    """
+    privacy, per_round = config.privacy, config.federation.clients_per_round
+    times: dict[str, int] = {}
+    for clients in rounds:
+        for client in clients:
+            times[client] = times.get(client, 0) + 1
+    moved = 2.0 if len(times) > per_round else 1.0
+    largest = max(times.values(), default=0)
+    noise = privacy.noise_multiplier
+    distance = moved * math.sqrt(largest) / noise if noise else math.inf
+    one = gaussian_epsilon(distance, privacy.delta)
+    bounds = []
+    for size in range(1, _LARGEST_GROUP + 1):
+        epsilon, delta = group(one, privacy.delta, size)
+        exact = gaussian_epsilon(size * distance, privacy.delta)
+        bounds.append({"clients": size, "epsilon": epsilon, "delta": delta, "gaussian_epsilon": exact})
+    return bounds

@@ -1,0 +1,71 @@
+"""What the page says of differential privacy: never an epsilon without its unit, its delta and what it leaves out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from oblivion.report.formatting import number, plural, scientific
+from oblivion.report.reading import PrivacyRecord, PrivacyRound
+
+_NO_BOUND = "no bound"
+_UNITS = {"sample": "one sample of a client", "client": "everything that one client sends"}
+_NOISE = {
+    "sample": "DP-SGD on every client: gradients of single samples are clipped and noised, before anything leaves it.",
+    "client": "Noise on the sum of clipped updates, by the server, which itself sees the updates.",
+}
+
+
+def privacy_view(record: PrivacyRecord | None) -> dict[str, Any] | None:
+    """The section on privacy; None for a run without.
+
+    Returns
+    -------
+    dict
+        ``said`` (sentences), ``branches`` (rounds and epsilon after the last, over all that came before), ``rounds``
+        (branch, round, epsilon) and ``forgetting`` (how many clients, epsilon, delta, the exact epsilon).
+    """
+    if record is None:
+        return None
+    unit = _UNITS.get(record.unit, record.unit)
+    delta = scientific(record.delta)
+    settings = f"noise multiplier {number(record.noise_multiplier)}, clipped to {number(record.clip_norm)}"
+    bound = f"; privacy.max-epsilon is {number(record.max_epsilon)}" if record.max_epsilon else ""
+    said = [
+        f"Unit of privacy: {unit}. Epsilon {_epsilon(record.epsilon)} at delta {delta}, over all models of this run "
+        f"together and for the client that took part most ({settings}{bound}).",
+        _NOISE.get(record.unit, ""),
+        "Not covered: the measurements on this page, which are taken on the clients’ rows without noise, and who took "
+        "part, with how many rows.",
+    ]
+    return {
+        "said": [sentence for sentence in said if sentence],
+        "branches": [
+            {"name": name, "rounds": plural(len(rounds), "round"), "epsilon": _epsilon(rounds[-1].epsilon)}
+            for name, rounds in _by_branch(record).items()
+        ],
+        "rounds": [
+            {"name": one.branch, "round": str(one.round), "epsilon": _epsilon(one.epsilon)} for one in record.rounds
+        ],
+        "delta": delta,
+        "forgetting": [
+            {
+                "clients": plural(one.clients, "client"),
+                "epsilon": _epsilon(one.epsilon) if (one.delta or 0) < 1 else _NO_BOUND,
+                "delta": scientific(one.delta),
+                "gaussian": _epsilon(one.gaussian_epsilon),
+            }
+            for one in record.forgetting
+        ],
+    }
+
+
+def _by_branch(record: PrivacyRecord) -> dict[str, list[PrivacyRound]]:
+    grouped: dict[str, list[PrivacyRound]] = {}
+    for one in record.rounds:
+        grouped.setdefault(one.branch, []).append(one)
+    return grouped
+
+
+def _epsilon(value: float | None) -> str:
+    """Infinity is null in the file."""
+    return _NO_BOUND if value is None else number(value)

@@ -1,0 +1,160 @@
+"""The privacy budget: visits added up by hand, worst case over clients, refusals, and the ledger that remembers."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from oblivion.accountant import epsilon_of_rdp, gaussian_epsilon, group, sampled_gaussian_rdp
+from oblivion.aggregation.gate import GateState
+from oblivion.config import LedgerConfig, load_config
+from oblivion.errors import IntegrityError
+from oblivion.ledger.budget import Budget, budget_of, expected_rounds, forgetting_bounds, statement
+from oblivion.ledger.memory import MemoryLedger
+from oblivion.ledger.opening import open_ledger
+from oblivion.ledger.rounds import Branch, Charged, Ledger, RoundRecord, RoundState, Selection
+from oblivion.types import GlobalState
+
+
+def budget(unit: str, **more: Any) -> Budget:
+    chosen = {f"privacy.{key.replace('_', '-')}": value for key, value in more.items()}
+    made = budget_of(
+        load_config(None, {"privacy.unit": unit, "train.batch-size": 4, "train.local-epochs": 2, **chosen})
+    )
+    assert made is not None
+    return made
+
+
+class TestBudget:
+    def test_none_has_none(self) -> None:
+        assert budget_of(load_config()) is None
+
+    def test_clients_by_hand(self) -> None:
+        # a is asked three times, b once; at sigma = 2 the three are one Gaussian with sigma = 2 / sqrt(3).
+        spent = budget("client", noise_multiplier=2).trail([{"a": 8, "b": 100}, {"a": 8}, {"a": 8}])
+        assert spent == pytest.approx([gaussian_epsilon(math.sqrt(t) / 2, 1e-5) for t in (1, 2, 3)])
+
+    def test_samples_by_hand(self) -> None:
+        # 10 samples, batch 4, 2 epochs: rate 0.4 and 2 * ceil(10 / 4) = 6 steps. 3 samples: rate 1 and 2 steps.
+        one, other = 6 * sampled_gaussian_rdp(0.4, 1.5), 2 * sampled_gaussian_rdp(1.0, 1.5)
+        made = budget("sample", noise_multiplier=1.5, delta=1e-6)
+        assert made.trail([{"a": 10}, {"a": 10}]) == pytest.approx([epsilon_of_rdp(k * one, 1e-6) for k in (1, 2)])
+        worst = max(epsilon_of_rdp(2 * one, 1e-6), epsilon_of_rdp(other, 1e-6))
+        assert made.trail([{"a": 10}, {"a": 10, "b": 3}])[-1] == pytest.approx(worst)
+
+    def test_no_noise_has_no_bound(self) -> None:
+        for unit in ("sample", "client"):
+            assert budget(unit, noise_multiplier=0).trail([{"a": 5}]) == [math.inf]
+
+    def test_excess_says_what_fits(self) -> None:
+        bound = gaussian_epsilon(math.sqrt(2), 1e-5) + 1e-9
+        made = budget("client", max_epsilon=bound)
+        assert made.excess([{"a": 1}] * 2) == made.excess([]) == ""
+        assert "2 of its 5 rounds fit" in made.excess([{"a": 1}] * 5)
+        assert budget("client").excess([{"a": 1}] * 50) == ""  # 0 is no bound
+
+    @settings(deadline=None, max_examples=30)
+    @given(
+        st.lists(st.dictionaries(st.sampled_from("abc"), st.integers(1, 40)), max_size=8),
+        st.sampled_from(["sample", "client"]),
+    )
+    def test_never_falls_and_the_order_does_not_matter(self, rounds: list[dict[str, int]], unit: str) -> None:
+        trail = budget(unit).trail(rounds)
+        assert trail == sorted(trail)
+        if trail:
+            assert budget(unit).trail(rounds[::-1])[-1] == pytest.approx(trail[-1])
+
+    def test_expected_rounds(self) -> None:
+        rounds = expected_rounds({"a": 3, "b": 4, "c": 5}, {"c": 3}, 8, 0, 2, 3)
+        assert rounds == [{"a": 3, "b": 4}, {"a": 3, "b": 4, "c": 5}]
+        assert all(len(one) == 2 for one in expected_rounds({"a": 3, "b": 4, "c": 5}, {}, 2, 0, 1, 9))
+
+
+class TestForgetting:
+    def test_group_privacy(self) -> None:
+        config = load_config(None, {"privacy.unit": "client", "privacy.noise-multiplier": 4})
+        one, two, three = forgetting_bounds(config, [{"a": 1, "b": 1}, {"a": 1}])
+        alone = gaussian_epsilon(math.sqrt(2) / 4, 1e-5)
+        assert [b["clients"] for b in (one, two, three)] == [1, 2, 3]
+        for size, bound in enumerate((one, two, three), start=1):
+            assert (bound["epsilon"], bound["delta"]) == pytest.approx(group(alone, 1e-5, size))
+            assert bound["gaussian_epsilon"] == pytest.approx(gaussian_epsilon(size * math.sqrt(2) / 4, 1e-5))
+
+    def test_a_place_that_another_fills_counts_twice(self) -> None:
+        few = {"privacy.unit": "client", "privacy.noise-multiplier": 4, "federation.clients-per-round": 2}
+        (bound, *_) = forgetting_bounds(load_config(None, few), [{"a": 1, "b": 1}, {"b": 1, "c": 1}])
+        assert bound["epsilon"] == pytest.approx(gaussian_epsilon(2 * math.sqrt(2) / 4, 1e-5))
+
+    def test_statement_bounds_the_line_of_the_head_alone(self) -> None:
+        config = load_config(None, {"privacy.unit": "client"})
+        charged = [
+            *(Charged(number=1, branch="main", round=r, clients={"a": 1}) for r in (1, 2, 3)),
+            Charged(number=7, branch="r/rollback", round=2, clients={"a": 1}),
+        ]
+        said = statement(config, charged, [(1, 0, 1), (7, 2, 99)])
+        assert [one["round"] for one in said["rounds"]] == [1, 2, 3, 2]
+        assert said["epsilon"] == pytest.approx(gaussian_epsilon(2.0, 1e-5))  # four rounds
+        assert said["forgetting"][0]["epsilon"] == pytest.approx(gaussian_epsilon(math.sqrt(2), 1e-5))  # two of them
+        assert statement(load_config(None, {"privacy.unit": "sample"}), charged, [])["forgetting"] == []
+
+
+STATE = RoundState(round=0, state=GlobalState(adapter={"w": torch.zeros(2)}), rule_state={}, gate_state=GateState())
+
+
+def fill(ledger: Ledger) -> None:
+    ledger.open_branch(Branch(name="main", seed=0, rounds=2), STATE)
+    ledger.open_branch(Branch(name="r/oracle", seed=0, rounds=2, history=False), STATE)
+    for name, charged in (("main", {"a": 3, "b": 4}), ("r/oracle", {"b": 4})):
+        selected = tuple(charged)
+        ledger.begin(Selection(branch=name, round=1, selected=selected, cohorts=(selected,), charged=charged))
+
+
+def commit(ledger: Ledger, name: str) -> None:
+    after = RoundState(round=1, state=STATE.state, rule_state={}, gate_state=GateState())
+    ledger.commit(RoundRecord(branch=name, round=1, selected=(), accepted=()), after, keep=True)
+
+
+class TestLedger:
+    def test_charges_outlive_their_branch(self, tmp_path: Path) -> None:
+        stored, _ = open_ledger(tmp_path, LedgerConfig())
+        try:
+            for ledger in (MemoryLedger(), stored):
+                fill(ledger)
+                ledger.drop("r/oracle")
+                assert [(one.branch, one.round, dict(one.clients)) for one in ledger.charged()] == [
+                    ("main", 1, {"a": 3, "b": 4}),
+                    ("r/oracle", 1, {"b": 4}),
+                ]
+        finally:
+            stored.close()
+
+    def test_secrets(self, tmp_path: Path) -> None:
+        stored, _ = open_ledger(tmp_path, LedgerConfig())
+        fill(stored)
+        main, oracle = stored.noise_secret("main"), stored.noise_secret("r/oracle")
+        assert len(main) == len(oracle) == 32 and main != oracle
+        commit(stored, "main")
+        stored.drop("r/oracle")
+        stored.close()
+        again, _ = open_ledger(tmp_path, LedgerConfig())  # the sweep takes what serves nothing, and no more
+        assert again.noise_secret("main") == main
+        assert [path.read_bytes() for path in (tmp_path / "keys" / "noise").iterdir()] == [main]
+        again.keys.destroy(f"noise/{again.number('main')}")
+        with pytest.raises(IntegrityError, match="is missing"):
+            again.noise_secret("main")
+        again.close()
+
+
+def test_np_arrays_are_not_shared() -> None:
+    """A budget is a value: spending from one leaves it as it was."""
+    first = budget("sample").after({"a": 9})
+    before = np.copy(first.spent["a"])
+    first.after({"a": 9})
+    np.testing.assert_array_equal(first.spent["a"], before)
