@@ -545,10 +545,10 @@ def test_a_round_that_stopped_between_two_cohorts_goes_on_from_there(
 def spy_on(asked: list[str], branch: str) -> Any:
     from oblivion.training.cohort import train_cohort
 
-    def spy(resident: Any, start: Any, tasks: Any, objective: Any, settings: Any, info: Any) -> Any:
+    def spy(resident: Any, start: Any, tasks: Any, objective: Any, settings: Any, info: Any, *more: Any) -> Any:
         if info.branch.endswith(branch) and info.round == 3:
             asked.extend(task.client_id for task in tasks)
-        return train_cohort(resident, start, tasks, objective, settings, info)
+        return train_cohort(resident, start, tasks, objective, settings, info, *more)
 
     return spy
 
