@@ -73,6 +73,7 @@ def run() -> Iterator[Result]:
             yield _case(f"{field} {value}", dataclasses.replace(plain, **{field: value}))
     for cohort in (1, 2, 4, 8):
         yield _case(f"clients in one pass {cohort}", dataclasses.replace(plain, cohort=cohort))
+    yield _hosts()
     yield from _many()
 
 
@@ -110,6 +111,23 @@ def _case(name: str, shape: _Shape) -> Result:
     return Result("scaling", f"{name} ({_memory():.0f} MiB)", seconds)
 
 
+def _hosts() -> Result:
+    """A round of eight clients on Ray with two hosts, against one: wall time, best of the rounds after the first."""
+    seconds = {}
+    for hosts in (1, 2):
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "run"
+            settings = (f"simulation.hosts={hosts}", "federation.rounds=4", "train.local-epochs=8", "evaluate.limit=2")
+            (Path(folder) / "scenario.toml").write_text('engine = "ray"\n', "utf-8")
+            command = [sys.executable, "-m", "oblivion.cli", "run", f"{folder}/scenario.toml", "--out", str(out)]
+            command += [part for setting in settings for part in ("--set", setting)]
+            subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+            events = [json.loads(line) for line in (out / "events.jsonl").read_text("utf-8").splitlines()]
+        rounds = [event["seconds"] for event in events if event["event"] == "round_committed"]
+        seconds[hosts] = min(rounds[1:])
+    return Result("scaling", "a round of 8 clients on 2 hosts (wall time)", seconds[2], "on 1 host", seconds[1])
+
+
 def _many() -> Iterator[Result]:
     """A thousand clients, twenty a round, a hundred rounds on Ray with the ledger on disk: memory of all processes."""
     with tempfile.TemporaryDirectory() as folder:
@@ -127,7 +145,7 @@ def _many() -> Iterator[Result]:
         ]
         since = time.perf_counter()
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-            seen = _watch(psutil.Process(process.pid), run / "events.jsonl")
+            seen = _watch(psutil.Process(process.pid), where / "run" / "events.jsonl")
         if process.returncode:
             raise SystemExit(f"the run of {MANY} clients ended with {process.returncode}")
         seconds = (time.perf_counter() - since) / MANY_ROUNDS
