@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-_PIECE = 1 << 15
+_PIECE = 1 << 17  # values; a piece in fp64 stays in the cache
 
 RuleState: TypeAlias = "Mapping[str, Tensor]"
 """What a rule keeps between rounds (momentum, ...), as named tensors so that it can be stored."""
