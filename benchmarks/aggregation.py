@@ -34,7 +34,7 @@ def run() -> Iterator[Result]:
         for k in range(UPDATES)
     ]
     results = [([tensor.numpy() for tensor in update.delta.values()], update.num_examples) for update in updates]
-    # Before ours: freeing a large buffer makes the allocator hand out memory that is there already, Flower's arrays too.
+    # Before ours: once a large buffer was freed, the allocator hands out memory that is there already, also to Flower.
     other_s = cpu_seconds(lambda: aggregate(results))
     for ours, other in zip(mean_update(updates).values(), aggregate(results), strict=True):
         np.testing.assert_allclose(ours.numpy(), other, atol=1e-6)

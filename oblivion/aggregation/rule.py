@@ -160,7 +160,8 @@ def weighted_sum(
     total = {
         name: torch.empty(t.shape, dtype=dtype or torch.float64, device=t.device) for name, t in tensors[0].items()
     }
-    scratch = torch.empty(2, _PIECE, dtype=torch.float64, device=next(iter(total.values())).device)
+    piece_size = min(_PIECE, max(t.numel() for t in total.values()))
+    scratch = torch.empty(2, piece_size, dtype=torch.float64, device=next(iter(total.values())).device)
     for name, result in total.items():
         flat, parts = result.view(-1), [one[name].reshape(-1) for one in tensors]
         for start in range(0, flat.numel(), _PIECE):  # a piece in fp64 stays in the cache
