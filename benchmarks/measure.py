@@ -48,17 +48,6 @@ def cpu_seconds(work: Callable[[], Any], repeat: int = 3) -> float:
     return min(once() for _ in range(repeat))
 
 
-def best_wall(work: Callable[[], Any], repeat: int = 3) -> float:
-    """The smallest wall time of several runs."""
-
-    def once() -> float:
-        since = time.perf_counter()
-        work()
-        return time.perf_counter() - since
-
-    return min(once() for _ in range(repeat))
-
-
 def wall_median(work: Callable[[], Any], repeat: int) -> float:
     """The median wall time of several runs."""
 

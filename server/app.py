@@ -17,7 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from oblivion.config import load_config
 from server.events import Event, Observer
 from server.main import run_scenario
-from server.prepare import begin_run, prepare_again
+from server.prepare import begin_run, check, check_again
 from server.run_directory import RunDirectory
 from server.scenarios import free_directory, scenario_path
 from strategies.grid_hosts import GridHosts
@@ -42,10 +42,10 @@ def main(grid: Grid, context: Context) -> None:
     named = Path(str(context.run_config["scenario"]))
     if named.is_absolute() and named.is_dir():  # Flower cannot resume a run: a new one takes up what the old one stored
         run, config = RunDirectory.open(named)
-        config = prepare_again(run, config)
+        config = check_again(run, config)
     else:
         path = scenario_path(str(named))
         config = load_config(path, shlex.split(str(context.run_config["set"])))
-        run, config = begin_run(config, free_directory(path.stem, Path.cwd() / "runs"))
+        run, config = begin_run(*check(config), free_directory(path.stem, Path.cwd() / "runs"))
     hosts = GridHosts(grid, config.simulation.deadline)
     run_scenario(config, hosts, run, Observer(run.log, _log_event))

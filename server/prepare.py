@@ -88,8 +88,8 @@ def _dtype(config: RunConfig) -> str:
     return "float32" if keeps_residual and config.model.dtype == "auto" else resolve_dtype(config.model)
 
 
-def prepare(config: RunConfig, fresh: bool = True) -> tuple[RunConfig, FederatedData]:
-    """Validate a config against the data and model that it names, and resolve what is ``auto``.
+def check(config: RunConfig, fresh: bool = True) -> tuple[RunConfig, FederatedData]:
+    """Validate a config against its data, which is quick; what needs the base model in memory is left to `load`.
 
     Parameters
     ----------
@@ -101,14 +101,14 @@ def prepare(config: RunConfig, fresh: bool = True) -> tuple[RunConfig, Federated
     Returns
     -------
     RunConfig
-        With absolute paths, dtype, cohort size and number of hosts resolved.
+        With absolute paths and the number of hosts resolved.
     FederatedData
         The clients' rows.
 
     Raises
     ------
     OblivionError
-        Whatever is wrong, before anything was written.
+        Whatever is wrong.
     """
     check_names(config)
     config = absolute_paths(config)
@@ -124,22 +124,44 @@ def prepare(config: RunConfig, fresh: bool = True) -> tuple[RunConfig, Federated
         check_removals(budget, config, situation.samples, ["the oracle"] * config.evaluate.oracle_seeds, plans)
         if config.evaluate.oracle_seeds:
             _check_oracle(config, request, situation)
-    hosts = config.simulation.hosts
-    if hosts == "auto":
+    if config.simulation.hosts == "auto":
         hosts = max(1, min(len(os.sched_getaffinity(0)), len(data.clients)))
-    config = config.model_copy(
-        update={
-            "model": config.model.model_copy(update={"dtype": _dtype(config)}),
-            "simulation": config.simulation.model_copy(update={"hosts": hosts}),
-        }
-    )
-    resident = load_resident(config.model, config.lora, config.train.max_length)  # kept in memory for the run
+        config = config.model_copy(update={"simulation": config.simulation.model_copy(update={"hosts": hosts})})
+    return config, data
+
+
+def load(config: RunConfig) -> RunConfig:
+    """Load the base model, which stays in memory for the run, and resolve what is ``auto`` because of it.
+
+    Parameters
+    ----------
+    config : RunConfig
+        From `check`.
+
+    Returns
+    -------
+    RunConfig
+        With dtype and cohort size resolved.
+
+    Raises
+    ------
+    OblivionError
+        If the model cannot be loaded, or does not go with the config.
+    """
+    config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": _dtype(config)})})
+    resident = load_resident(config.model, config.lora, config.train.max_length)
     if config.train.cohort == "auto":
         fused = fusible(resident) is None and config.privacy.unit != "sample"
         cohort = slots_for(resident.width, config.train.batch_size, resident.device) if fused else 1
         config = config.model_copy(update={"train": config.train.model_copy(update={"cohort": cohort})})
     encode_prompt(resident.tokenizer, templates.get(config.data.template)(), "?")
-    return config, data
+    return config
+
+
+def prepare(config: RunConfig) -> tuple[RunConfig, FederatedData]:
+    """`check` and `load`: a config that is resolved, and its data."""
+    config, data = check(config)
+    return load(config), data
 
 
 def _check_oracle(config: RunConfig, request: ForgetRequest, situation: Situation) -> None:
@@ -152,22 +174,22 @@ def _check_oracle(config: RunConfig, request: ForgetRequest, situation: Situatio
         ) from None
 
 
-def begin_run(config: RunConfig, root: Path) -> tuple[RunDirectory, RunConfig]:
-    """Validate and resolve a config, and make its run directory.
+def begin_run(config: RunConfig, data: FederatedData, root: Path) -> tuple[RunDirectory, RunConfig]:
+    """Load the base model of a config that was checked, and make the run directory.
 
     Raises
     ------
     OblivionError
         Whatever is wrong, the disk included, before anything was written.
     """
-    config, data = prepare(config)
+    config = load(config)
     check_disk(config, data, root.parent)
     refuse_network(root.parent)
     return RunDirectory.create(root, config, make_manifest(config, data)), config
 
 
-def prepare_again(run: RunDirectory, config: RunConfig) -> RunConfig:
-    """Prepare a config for a run that exists, whose data and base model must still be what it learned from.
+def check_again(run: RunDirectory, config: RunConfig) -> RunConfig:
+    """Check a config for a run that exists, whose data and base model must still be what it learned from.
 
     What was forgotten may be gone from the source of the data, as it should be.
 
@@ -180,7 +202,7 @@ def prepare_again(run: RunDirectory, config: RunConfig) -> RunConfig:
     gone = {absence.client for absence in forgotten if absence.samples is None}
     if config.forget.client in gone:  # what the scenario asked for was done
         config = config.model_copy(update={"forget": ForgetConfig()})
-    config, data = prepare(for_source(config, gone), fresh=False)
+    config, data = check(for_source(config, gone), fresh=False)
     manifest = run.read_json("manifest.json", {})
     what = "" if manifest.get("model_digest") == model_digest(config.model) else f"the base model {config.model.name}"
     if manifest.get("data_digest") != data.digest:

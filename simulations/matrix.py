@@ -21,7 +21,7 @@ from oblivion.config import RunConfig, assign, config_from_mapping
 from oblivion.errors import ConfigError, InputError, PlanRefusedError
 from oblivion.files import write_atomically
 from oblivion.types import Adapter
-from server.prepare import check_names, prepare
+from server.prepare import check, check_names
 from server.run_directory import RunDirectory
 from simulations.simulate import RunResult, resume, simulate
 
@@ -122,7 +122,7 @@ def _refused_methods(config: RunConfig) -> dict[str, str]:
     refused = {}
     for method in config.forget.methods:
         try:
-            prepare(config.model_copy(update={"forget": config.forget.model_copy(update={"methods": (method,)})}))
+            check(config.model_copy(update={"forget": config.forget.model_copy(update={"methods": (method,)})}))
         except PlanRefusedError as error:
             refused[method] = str(error)
     return refused

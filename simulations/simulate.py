@@ -15,7 +15,7 @@ from oblivion.types import Adapter, ForgetRequest
 from server.events import Observer, Sink
 from server.hosts import Hosts
 from server.main import BUSY_SECONDS, run_commit, run_forget, run_plan, run_refuse, run_scenario
-from server.prepare import begin_run, check_names, forgotten_by, prepare_again
+from server.prepare import begin_run, check, check_again, forgotten_by
 from server.run_directory import RunDirectory
 from server.scenarios import free_directory
 
@@ -143,7 +143,7 @@ def forget_in_run(
     """Answer a request in a run that has learned; see `server.main.run_forget`."""
     check_ledger_exists(run.root)
     _check_not_forgotten(run, config.forget.client)
-    config = prepare_again(run, config)
+    config = check_again(run, config)
     observer = Observer(run.log, *sinks)
     # Before the engine starts: a removal that is under way needs the memory.
     wait_until_free(run.root, BUSY_SECONDS, lambda text: observer.event("phase", text=f"waiting: {text}"))
@@ -180,7 +180,7 @@ def _inline(
     """Run `work` in this process: nothing in it trains."""
     from simulations.inline import run as inline
 
-    config = prepare_again(run, config)
+    config = check_again(run, config)
     observer = Observer(run.log, *sinks)
     return inline(config, lambda hosts: work(config, hosts, observer))
 
@@ -194,14 +194,9 @@ def resume(directory: str | Path, sinks: Sequence[Sink] = ()) -> RunResult:
         If there is no run in the directory.
     """
     run, config = RunDirectory.open(Path(directory))
-    config = prepare_again(run, config)
-    _run(run, config, sinks)
+    config = check_again(run, config)
+    on_engine(config, lambda hosts: run_scenario(config, hosts, run, Observer(run.log, *sinks)))
     return RunResult(run.root)
-
-
-def _run(run: RunDirectory, config: RunConfig, sinks: Sequence[Sink]) -> None:
-    observer = Observer(run.log, *sinks)
-    on_engine(config, lambda hosts: run_scenario(config, hosts, run, observer))
 
 
 def simulate(config: RunConfig, out: str | Path | None = None, sinks: Sequence[Sink] = ()) -> RunResult:
@@ -221,10 +216,14 @@ def simulate(config: RunConfig, out: str | Path | None = None, sinks: Sequence[S
     OblivionError
         Whatever is wrong with the config, data or model is found before anything is written.
     """
-    check_names(config)
     root = Path(out) if out is not None else free_directory("run", Path("runs"))
     if root.exists():
         raise ConfigError(f"{root} exists already; choose another --out, or remove it")
-    run, config = begin_run(config, root)
-    _run(run, config, sinks)
+    config, data = check(config)
+
+    def work(hosts: Hosts) -> None:  # the base model is loaded while the hosts start
+        run, resolved = begin_run(config, data, root)
+        run_scenario(resolved, hosts, run, Observer(run.log, *sinks))
+
+    on_engine(config, work)
     return RunResult(root)
