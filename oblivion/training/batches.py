@@ -79,21 +79,34 @@ def collate(rows: Sequence[TokenRow], pad_id: int, device: Any = "cpu") -> Padde
 
 
 def epochs(
-    rows: Sequence[TokenRow], batch_size: int, count: int, generator: np.random.Generator
+    rows: Sequence[TokenRow], batch_size: int, count: int, own: np.random.Generator, shared: np.random.Generator
 ) -> Iterator[list[TokenRow]]:
     """Yield the batches of `count` passes over `rows`.
 
-    Every pass is shuffled; within windows of eight batches rows are sorted by length, so that a batch holds rows
-    of similar length, and the batches are shuffled again. The last batch of a pass may be smaller.
+    In every pass rows are shuffled, and sorted by length within windows of eight batches, so that a batch holds rows of
+    similar length. The batches come in an order that is uniformly random, and the same for every client in this sense:
+    each step takes the batch at a drawn place among those that are left, sorted by length. Clients that are trained
+    together so have short rows at the same time and long ones at the same time, and little is padded, although no
+    client's order depends on another's rows. The last batch of a window may be smaller.
+
+    Parameters
+    ----------
+    rows : sequence of TokenRow
+        A client's.
+    batch_size, count : int
+        Rows of a batch; passes.
+    own, shared : Generator
+        The client's, for the shuffling; and one that begins alike for every client, for the places.
     """
     for _ in range(count):
-        order = generator.permutation(len(rows)).tolist()
+        order = own.permutation(len(rows)).tolist()
         batches: list[list[TokenRow]] = []
         for start in range(0, len(order), batch_size * _WINDOW):
             window = sorted(order[start : start + batch_size * _WINDOW], key=lambda i: len(rows[i].ids))
             batches += [[rows[i] for i in window[j : j + batch_size]] for j in range(0, len(window), batch_size)]
-        for index in generator.permutation(len(batches)).tolist():
-            yield batches[index]
+        batches.sort(key=lambda batch: max(len(row.ids) for row in batch))
+        while batches:
+            yield batches.pop(int(shared.random() * len(batches)))
 
 
 def steps_per_visit(rows: int, batch_size: int, count: int) -> int:

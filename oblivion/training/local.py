@@ -75,8 +75,9 @@ def micro_batches(task: LocalTask, settings: TrainConfig, info: RoundInfo) -> It
     """Yield, per optimizer step, its micro-batches by role; anchors are cycled through beside the leading rows."""
 
     def batches(role: Role, count: int) -> Iterator[list[TokenRow]]:
-        generator = numpy_generator(info.seed, f"batches/{role}", info.round, task.client_id)
-        return epochs(task.rows[role], settings.batch_size, count, generator)
+        own = numpy_generator(info.seed, f"batches/{role}", info.round, task.client_id)
+        shared = numpy_generator(info.seed, f"places/{role}", info.round)
+        return epochs(task.rows[role], settings.batch_size, count, own, shared)
 
     leading: Role = "forget" if "forget" in task.rows else "retain"
     anchors = batches("retain", 1 << 30) if leading == "forget" and task.rows.get("retain") else None

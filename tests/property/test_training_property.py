@@ -19,7 +19,7 @@ lengths = st.lists(st.integers(2, 12), min_size=1, max_size=60)
 @given(lengths=lengths, batch_size=st.integers(1, 9), count=st.integers(1, 4), seed=st.integers(0, 2**32))
 def test_steps_and_coverage(lengths: list[int], batch_size: int, count: int, seed: int) -> None:
     rows = [TokenRow((index, *[1] * (length - 1)), 1) for index, length in enumerate(lengths)]
-    batches = list(epochs(rows, batch_size, count, numpy_generator(seed, "test")))
+    batches = list(epochs(rows, batch_size, count, numpy_generator(seed, "own"), numpy_generator(seed, "shared")))
     assert len(batches) == steps_per_visit(len(rows), batch_size, count)
     assert all(1 <= len(batch) <= batch_size for batch in batches)
     assert Counter(row.ids[0] for batch in batches for row in batch) == dict.fromkeys(range(len(rows)), count)

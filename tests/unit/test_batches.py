@@ -21,6 +21,11 @@ def row(index: int, length: int = 3) -> TokenRow:
     return TokenRow((index, *[9] * (length - 1)), 1)
 
 
+def batches_of(rows: list[TokenRow], size: int, count: int, seed: int = 0, client: str = "c") -> list[list[TokenRow]]:
+    own, shared = numpy_generator(seed, "own", 1, client), numpy_generator(seed, "shared", 1)
+    return list(epochs(rows, size, count, own, shared))
+
+
 def test_collate_by_hand() -> None:
     # Row 0: prompt 5 6, answer 7 8 (predicted at positions 1 and 2). Row 1: prompt 5, answer 9 (at position 0).
     batch = collate([TokenRow((5, 6, 7, 8), 2), TokenRow((5, 9), 1)], pad_id=0)
@@ -47,7 +52,7 @@ def test_padding_that_is_eos_is_still_masked() -> None:
 
 def test_every_pass_sees_every_row_once() -> None:
     rows = [row(i, 2 + i % 7) for i in range(21)]
-    batches = list(epochs(rows, 4, 3, numpy_generator(0, "x")))
+    batches = batches_of(rows, 4, 3)
     per_pass = steps_per_visit(21, 4, 1)
     assert per_pass == 6 and len(batches) == 18
     for start in range(0, 18, per_pass):
@@ -56,11 +61,11 @@ def test_every_pass_sees_every_row_once() -> None:
         assert Counter(len(batch) for batch in part) == {4: 5, 1: 1}
 
 
-def test_order_is_a_function_of_the_generator() -> None:
+def test_order_is_a_function_of_the_generators() -> None:
     rows = [row(i) for i in range(12)]
 
     def order(seed: int) -> list[list[int]]:
-        return [[r.ids[0] for r in batch] for batch in epochs(rows, 4, 2, numpy_generator(seed, "x"))]
+        return [[r.ids[0] for r in batch] for batch in batches_of(rows, 4, 2, seed)]
 
     assert order(0) == order(0) and order(0) != order(1)
     assert order(0)[:3] != order(0)[3:], "each pass is shuffled anew"
@@ -68,9 +73,28 @@ def test_order_is_a_function_of_the_generator() -> None:
 
 def test_batches_hold_rows_of_similar_length() -> None:
     rows = [row(i, 2 + i) for i in range(16)]
-    batches = list(epochs(rows, 2, 1, numpy_generator(0, "x")))
+    batches = batches_of(rows, 2, 1)
     spans = [max(len(r.ids) for r in b) - min(len(r.ids) for r in b) for b in batches]
     assert spans == [1] * 8  # one window of 8 batches, sorted: neighbours
+
+
+def test_clients_have_short_and_long_rows_at_the_same_steps() -> None:
+    # Eight batches each, of other rows and other lengths: the k-th shortest comes at the same step for both.
+    first = batches_of([row(i, 2 + i) for i in range(16)], 2, 3, client="first")
+    second = batches_of([row(i, 200 - 5 * i) for i in range(16)], 2, 3, client="second")
+    for start in (0, 8, 16):
+        ranks = [
+            [sorted(lengths).index(length) for length in lengths]
+            for lengths in ([max(len(r.ids) for r in b) for b in part[start : start + 8]] for part in (first, second))
+        ]
+        assert ranks[0] == ranks[1] and sorted(ranks[0]) == list(range(8))
+
+
+def test_every_order_of_batches_is_equally_likely() -> None:
+    rows = [row(i, 2 + i) for i in range(3)]
+    orders = Counter(tuple(b[0].ids[0] for b in batches_of(rows, 1, 1, seed)) for seed in range(1200))
+    assert len(orders) == 6
+    assert sum((count - 200) ** 2 / 200 for count in orders.values()) < 20.5  # chi-square, 5 degrees, p = 0.001
 
 
 @pytest.mark.parametrize(("rows", "size", "count", "steps"), [(1, 8, 4, 4), (8, 8, 1, 1), (9, 8, 2, 4), (64, 8, 1, 8)])
