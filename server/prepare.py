@@ -88,6 +88,14 @@ def _dtype(config: RunConfig) -> str:
     return "float32" if keeps_residual and config.model.dtype == "auto" else resolve_dtype(config.model)
 
 
+def _hosts(clients: int) -> int:
+    """A host for each GPU, since a second one would only load the base model again; without a GPU, for each core."""
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return max(1, min(gpus or len(os.sched_getaffinity(0)), clients))
+
+
 def check(config: RunConfig, fresh: bool = True) -> tuple[RunConfig, FederatedData]:
     """Validate a config against its data, which is quick; what needs the base model in memory is left to `load`.
 
@@ -125,8 +133,8 @@ def check(config: RunConfig, fresh: bool = True) -> tuple[RunConfig, FederatedDa
         if config.evaluate.oracle_seeds:
             _check_oracle(config, request, situation)
     if config.simulation.hosts == "auto":
-        hosts = max(1, min(len(os.sched_getaffinity(0)), len(data.clients)))
-        config = config.model_copy(update={"simulation": config.simulation.model_copy(update={"hosts": hosts})})
+        simulation = config.simulation.model_copy(update={"hosts": _hosts(len(data.clients))})
+        config = config.model_copy(update={"simulation": simulation})
     return config, data
 
 

@@ -8,6 +8,7 @@ it as deprecated; the version is pinned and a test holds what is relied on.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -84,7 +85,7 @@ def run(config: RunConfig, work: Callable[[Hosts], T]) -> T:
         "init_args": {"num_cpus": hosts, "log_to_driver": False, "logging_level": "error"},
         "client_resources": {
             "num_cpus": 1,
-            "num_gpus": _gpu_share(hosts),
+            "num_gpus": gpu_share(hosts, _gpus()),
             "max_restarts": _RESTARTS,
             "max_task_retries": _RESTARTS,
         },
@@ -104,10 +105,18 @@ def run(config: RunConfig, work: Callable[[Hosts], T]) -> T:
     return results[0]
 
 
-def _gpu_share(hosts: int) -> float:
+def _gpus() -> int:
     import torch
 
-    return torch.cuda.device_count() / hosts if torch.cuda.is_available() else 0.0
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def gpu_share(hosts: int, gpus: int) -> float:
+    """What part of a GPU every host gets, so that all of them have a place.
+
+    Ray puts no host on two GPUs, and counts in ten-thousandths, to which the share is rounded down.
+    """
+    return 10_000 // math.ceil(hosts / gpus) / 10_000 if gpus else 0.0
 
 
 class _Interrupt:
