@@ -337,7 +337,8 @@ def test_a_client_that_was_forgotten(
     # What may stay: all before t_u, what was computed without the client, and the model that is committed. The others'
     # updates of round t_u do not know of the client yet: a replay makes the same bits.
     stays = [*tape.state("main", 0, T_U - 1), *tape.update("main", 0, own=False)[: 3 * T_U]]
-    stays += [*tape.state(f"{planted.request}/rollback", 0), *tape.state(f"{planted.request}/oracle", 0)]
+    for without in (f"{planted.request}/rollback", f"{planted.request}/oracle"):  # nearly the updates that must go
+        stays += [*tape.state(without, 0), *tape.update(without, 0, own=False)]
     stays += tape.state(local, ROUNDS + 2) if method == "local" else []
     allowed, last = runs(both(stays)), ROUNDS + (1 if method == "local" else 2)
     planting = {
