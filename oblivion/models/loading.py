@@ -15,6 +15,8 @@ from oblivion.errors import ConfigError, InputError
 TINY = Path(__file__).parent / "tiny"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _BF16_MIN_WIDTH = 512
+_CPU = Path("/proc/cpuinfo")
+_FAST_BF16 = {"amx_bf16", "avx512_bf16"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ def resolve_dtype(config: ModelConfig) -> str:
     Returns
     -------
     str
-        ``config.dtype``, or for ``auto`` bfloat16 from a width of 512 on where a GPU or AMX is there.
+        ``config.dtype``, or for ``auto`` bfloat16 from a width of 512 on where a GPU is there, or a CPU with AMX or
+        AVX-512 BF16.
     """
     if config.dtype != "auto":
         return config.dtype
@@ -101,8 +104,8 @@ def _fast_bfloat16() -> bool:
 
     if torch.cuda.is_available():
         return True
-    cpu = Path("/proc/cpuinfo")
-    return cpu.is_file() and "amx_bf16" in cpu.read_text(errors="replace")
+    flags = _CPU.read_text(errors="replace").split() if _CPU.is_file() else []
+    return not _FAST_BF16.isdisjoint(flags)
 
 
 def _first_line(error: BaseException) -> str:

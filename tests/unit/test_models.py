@@ -80,6 +80,28 @@ def test_max_length_only_shortens(micro_model: Path) -> None:
     assert load_base(config, 10_000).max_length == 256
 
 
+@pytest.mark.parametrize(
+    ("width", "flags", "dtype"),
+    [
+        (512, "fpu avx512f avx512_bf16", "bfloat16"),
+        (512, "fpu amx_bf16 amx_tile", "bfloat16"),
+        (512, "fpu avx2 avx512f", "float32"),
+        (256, "fpu avx512_bf16 amx_bf16", "float32"),
+    ],
+)
+def test_dtype_auto_goes_by_width_and_processor(
+    micro_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int, flags: str, dtype: str
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is fast at bfloat16 whatever the processor")
+    wide = shutil.copytree(micro_model, tmp_path / "wide")
+    config = json.loads((wide / "config.json").read_text())
+    (wide / "config.json").write_text(json.dumps({**config, "hidden_size": width}))
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : {flags}\n")
+    monkeypatch.setattr("oblivion.models.loading._CPU", tmp_path / "cpuinfo")
+    assert resolve_dtype(ModelConfig(name=str(wide))) == dtype
+
+
 def test_dtype_auto_is_float32_on_a_narrow_model(micro_model: Path) -> None:
     assert resolve_dtype(ModelConfig(name=str(micro_model))) == "float32"
     assert resolve_dtype(ModelConfig(name=str(micro_model), dtype="bfloat16")) == "bfloat16"
