@@ -29,7 +29,7 @@ from oblivion.training.local import LocalTask
 from oblivion.types import RoundInfo
 from simulations.simulate import simulate
 
-ROUNDS, EPOCHS = 8, 16
+ROUNDS, EPOCHS = 8, 18
 
 
 def _config(engine: str) -> RunConfig:
