@@ -32,7 +32,6 @@ def _quiet() -> None:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else an actor that ends is now and then an error's line
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
 
 
