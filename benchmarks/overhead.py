@@ -51,23 +51,24 @@ def run() -> Iterator[Result]:
     logging.disable(logging.WARNING)
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         for engine in ("inline", "ray"):
-            rounds, loops = [], []
+            round_s, loop_s = _medians(engine, pool)
+            case = f"a round on {engine}, median of {ROUNDS - 1}"
+            yield Result("overhead", case, round_s, "bare loop over clients", loop_s, bound_ratio=1 / 1.05)
 
-            def take_turns(event: dict[str, Any], rounds: list[float] = rounds, loops: list[float] = loops) -> None:
-                if event["event"] == "round_committed":
-                    rounds.append(event["seconds"])
-                    loops.append(pool.submit(_bare_loop).result())
 
-            with tempfile.TemporaryDirectory() as folder:
-                simulate(_config(engine), Path(folder) / "run", sinks=[take_turns])
-            yield Result(
-                "overhead",
-                f"a round on {engine}, median of {ROUNDS - 1}",
-                statistics.median(rounds[1:]),
-                "bare loop over clients",
-                statistics.median(loops[1:]),
-                bound_ratio=1 / 1.05,
-            )
+def _medians(engine: str, pool: ProcessPoolExecutor) -> tuple[float, float]:
+    """Seconds of a round, and of the bare loop that follows each round in the pool's process."""
+    rounds: list[float] = []
+    loops: list[float] = []
+
+    def take_turns(event: dict[str, Any]) -> None:
+        if event["event"] == "round_committed":
+            rounds.append(event["seconds"])
+            loops.append(pool.submit(_bare_loop).result())
+
+    with tempfile.TemporaryDirectory() as folder:
+        simulate(_config(engine), Path(folder) / "run", sinks=[take_turns])
+    return statistics.median(rounds[1:]), statistics.median(loops[1:])
 
 
 def _bare_loop() -> float:

@@ -69,8 +69,7 @@ def _open(records: RecordDict) -> tuple[dict[str, Any], dict[str, Array]]:
         ) from None
 
 
-def pack_state(state: GlobalState) -> Arrays:
-    """Write a global state as Flower arrays."""
+def _pack_state(state: GlobalState) -> Arrays:
     arrays: Arrays = {}
     _pack_adapter("adapter", state.adapter, arrays)
     _pack_adapter("residual", state.residual, arrays)
@@ -81,15 +80,12 @@ def pack_state(state: GlobalState) -> Arrays:
 def pack_requests(requests: Sequence[HostRequest]) -> list[RecordDict]:
     """Write requests as Flower records; a state that several of them have is written once."""
     states = {id(request.state): request.state for request in requests if request.state is not None}
-    packed = {key: pack_state(state) for key, state in states.items()}
-    return [pack_request(request, packed.get(id(request.state))) for request in requests]
+    packed = {key: _pack_state(state) for key, state in states.items()}
+    return [_pack_request(request, packed.get(id(request.state), {})) for request in requests]
 
 
-def pack_request(request: HostRequest, state: Arrays | None = None) -> RecordDict:
-    """Write a request as Flower records, with its `state` as `pack_state` wrote it, if that was done already."""
-    arrays: Arrays = {}
-    if request.state is not None:
-        arrays |= state if state is not None else pack_state(request.state)
+def _pack_request(request: HostRequest, state: Arrays) -> RecordDict:
+    arrays = dict(state)
     for task in (task for cohort in request.cohorts for task in cohort):
         _pack_adapter(f"correction{_SEPARATOR}{task.client_id}", task.correction, arrays)
     message = {
@@ -112,7 +108,7 @@ def unpack_request(records: RecordDict) -> HostRequest:
     Raises
     ------
     IntegrityError
-        If the records are not what `pack_request` writes.
+        If the records are not what `pack_requests` writes.
     """
     message, packed = _open(records)
     try:

@@ -18,7 +18,7 @@ from oblivion.ledger.register import EXCLUSIONS, absences
 from oblivion.ledger.rounds import Absence
 from oblivion.ledger.schema import refuse_network
 from oblivion.metrics import suites
-from oblivion.models.loading import locate, model_digest, resolve_dtype
+from oblivion.models.loading import gpu_count, locate, model_digest, resolve_dtype
 from oblivion.models.resident import load_resident
 from oblivion.objectives import objectives
 from oblivion.objectives.terms import objective_from
@@ -90,10 +90,7 @@ def _dtype(config: RunConfig) -> str:
 
 def _hosts(clients: int) -> int:
     """A host for each GPU, since a second one would only load the base model again; without a GPU, for each core."""
-    import torch
-
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return max(1, min(gpus or len(os.sched_getaffinity(0)), clients))
+    return max(1, min(gpu_count() or len(os.sched_getaffinity(0)), clients))
 
 
 def check(config: RunConfig, fresh: bool = True) -> tuple[RunConfig, FederatedData]:

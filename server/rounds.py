@@ -251,9 +251,7 @@ class Federation:
         """The gate of a learning round: what clients train in it, and the bound that the rounds before make."""
         trained = self.scheme.trained(info.round)
         bound = head.gate_state.bound(self.config.federation.norm_factor, trained)
-        if (
-            self.replay.privacy
-        ):  # of clients: none may decide whether another's update is taken; each is clipped instead
+        if self.replay.privacy:  # no client may decide whether another's update is taken; each is clipped instead
             bound = math.inf
         expected = only(self.gate.reference, trained)
         return dataclasses.replace(self.gate, reference=expected, max_norm=min(self.gate.max_norm, bound))

@@ -33,13 +33,13 @@ def check_learning(config: RunConfig, data: FederatedData) -> Budget | None:
             f"the learning does not fit the privacy budget: {excess}. Set federation.rounds to that, raise "
             "privacy.noise-multiplier, or raise privacy.max-epsilon"
         )
-    return _after(budget, rounds)
+    return budget.after(*rounds)
 
 
 def spent(config: RunConfig, ledger: StoredLedger) -> Budget | None:
     """The budget after everything that a run has begun so far; None without privacy."""
     budget = budget_of(config)
-    return None if budget is None else _after(budget, [one.clients for one in ledger.charged()])
+    return None if budget is None else budget.after(*(one.clients for one in ledger.charged()))
 
 
 def check_removals(
@@ -78,7 +78,7 @@ def check_removals(
                 f"{label} does not fit the privacy budget of the clients that stay: {excess}. Choose fewer methods, "
                 "forget.recovery-rounds or evaluate.oracle-seeds, or raise privacy.max-epsilon"
             )
-        budget = _after(budget, rounds)
+        budget = budget.after(*rounds)
 
 
 def privacy_values(config: RunConfig, ledger: StoredLedger, head: str) -> dict[str, Any] | None:
@@ -87,9 +87,3 @@ def privacy_values(config: RunConfig, ledger: StoredLedger, head: str) -> dict[s
         return None
     there = any(branch.name == head for branch in ledger.branches())
     return statement(config, ledger.charged(), ledger.line(head) if there else ())
-
-
-def _after(budget: Budget, rounds: Sequence[Charge]) -> Budget:
-    for clients in rounds:
-        budget = budget.after(clients)
-    return budget

@@ -174,8 +174,7 @@ class Workflow:
 
     def check_budget(self, request: ForgetRequest, plans: Sequence[RemovalPlan], oracles: Sequence[str] = ()) -> None:
         """Refuse removals that the privacy budget has no room for."""
-        budget = spent(self.config, self.ledger)
-        check_removals(budget, self.config, self._situation(request).samples, oracles, plans)
+        check_removals(spent(self.config, self.ledger), self.config, self._situation(request).samples, oracles, plans)
 
     def _situation(self, request: ForgetRequest) -> Situation:
         records, restorable = self.ledger.records(self.head), self.ledger.restorable(self.head)

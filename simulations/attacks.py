@@ -3,9 +3,11 @@
 Twenty clients of which four attack, every rule beside `fedavg`, clean and under each attack, with real local training
 on the built-in model. Four of the clients send, in place of the update that they trained:
 
-* ``sign flip``: minus it; * ``scaling``: ten times it; * ``noise``: Gaussian noise of a hundred times its L2 norm; *
-``little is enough`` (Baruch et al., 2019): the mean of all honest updates less z of their standard deviations, in
-every   coordinate, with z from the numbers of clients, so that they hide among the honest ones.
+- ``sign flip``: minus it;
+- ``scaling``: ten times it;
+- ``noise``: Gaussian noise of a hundred times its L2 norm;
+- ``little is enough`` (Baruch et al., 2019): the mean of all honest updates less z of their standard deviations, in
+  every coordinate, with z from the numbers of clients, so that they hide among the honest ones.
 
 What counts is the loss per token on rows of authors that nobody trained on, after the last round, beside the same
 rule's without attack. Every cell is written when it is done; started again, the study goes on with those that are

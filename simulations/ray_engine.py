@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from oblivion.config import RunConfig
 from oblivion.errors import FederationError
+from oblivion.models.loading import gpu_count
 from server.hosts import Hosts
 
 T = TypeVar("T")
@@ -85,7 +86,7 @@ def run(config: RunConfig, work: Callable[[Hosts], T]) -> T:
         "init_args": {"num_cpus": hosts, "log_to_driver": False, "logging_level": "error"},
         "client_resources": {
             "num_cpus": 1,
-            "num_gpus": gpu_share(hosts, _gpus()),
+            "num_gpus": gpu_share(hosts, gpu_count()),
             "max_restarts": _RESTARTS,
             "max_task_retries": _RESTARTS,
         },
@@ -103,12 +104,6 @@ def run(config: RunConfig, work: Callable[[Hosts], T]) -> T:
     if not results:
         raise FederationError("the simulation ended without a result; see the messages above")
     return results[0]
-
-
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def gpu_share(hosts: int, gpus: int) -> float:

@@ -48,10 +48,10 @@ class Budget:
     train: TrainConfig
     spent: Mapping[str, Loss] = field(default_factory=dict)
 
-    def after(self, clients: Charge) -> Budget:
-        """The budget after one more round."""
+    def after(self, *rounds: Charge) -> Budget:
+        """The budget after some more rounds."""
         spent = dict(self.spent)
-        for client, samples in clients.items():
+        for client, samples in (visit for clients in rounds for visit in clients.items()):
             spent[client] = spent.get(client, 0.0) + self._visit(samples)
         return replace(self, spent=spent)
 

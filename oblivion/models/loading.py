@@ -99,10 +99,15 @@ def resolve_dtype(config: ModelConfig) -> str:
     return "bfloat16" if width >= _BF16_MIN_WIDTH and _fast_bfloat16() else "float32"
 
 
-def _fast_bfloat16() -> bool:
+def gpu_count() -> int:
+    """GPUs that can be used; 0 without CUDA."""
     import torch
 
-    if torch.cuda.is_available():
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _fast_bfloat16() -> bool:
+    if gpu_count():
         return True
     flags = _CPU.read_text(errors="replace").split() if _CPU.is_file() else []
     return not _FAST_BF16.isdisjoint(flags)

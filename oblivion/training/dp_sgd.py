@@ -24,15 +24,14 @@ from typing import TYPE_CHECKING, Any
 
 from oblivion.config import PrivacyConfig, TrainConfig
 from oblivion.data.tokens import TokenRow
-from oblivion.models.factors import factor_of
 from oblivion.models.forward import answer_logits, head_is_linear
 from oblivion.models.resident import ResidentModel
 from oblivion.noise import NoiseStream, derive_key
 from oblivion.objectives.terms import Objective
 from oblivion.training.batches import collate, sampling_rate, steps_per_visit
 from oblivion.training.fused import fusible
-from oblivion.training.local import LocalTask, add_correction, add_proximal_gradient, make_optimizer
-from oblivion.training.lora_linear import lora_linear
+from oblivion.training.local import LocalTask, LocalVisit
+from oblivion.training.lora_linear import through
 from oblivion.types import Adapter, ClientUpdate, RoundInfo
 
 if TYPE_CHECKING:
@@ -93,13 +92,8 @@ def train_client_privately(
     ValueError
         If the visit has no secret.
     """
-    start = task.start or start
-    resident.write(start)
-    trained = {name: p for name, p in resident.parameters.items() if factor_of(name) in task.factors}
-    parameters = list(trained.values())
-    anchor = [start[name].to(parameters[0].device) for name in trained]
-    correction = [task.correction[name].to(parameters[0]) for name in trained] if task.correction else []
-    optimizer = make_optimizer(parameters, settings)
+    visit = LocalVisit(resident, start, task, settings)
+    trained = visit.trained
     samples = len(task.leading) + task.skipped
     rate = sampling_rate(samples, settings.batch_size)
     steps = steps_per_visit(samples, settings.batch_size, settings.local_epochs)
@@ -111,19 +105,9 @@ def train_client_privately(
             extra = noise.gaussian_like(trained, deviation)
             for name, parameter in trained.items():
                 parameter.grad = ((total[name] + extra[name].to(total[name])) / (rate * samples)).to(parameter.dtype)
-            if task.proximal_mu:
-                add_proximal_gradient(parameters, anchor, task.proximal_mu)
-            if correction:
-                add_correction(parameters, correction)
-            optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    after = resident.read()
+            visit.step()
     return ClientUpdate(
-        client_id=task.client_id,
-        round=info.round,
-        delta={name: after[name] - start[name] for name in trained},
-        num_examples=samples,
-        steps=steps,
+        client_id=task.client_id, round=info.round, delta=visit.delta(), num_examples=samples, steps=steps
     )
 
 
@@ -193,18 +177,13 @@ def _split(resident: ResidentModel, trained: dict[str, Any], count: int) -> Iter
     """For a while every sample has an adapter of its own, all with the present values: (samples, *shape) each."""
     leaves = {name: p.detach().expand(count, -1, -1).clone().requires_grad_() for name, p in trained.items()}
 
-    def forward(layer: str, module: Any) -> Any:
-        weight, bias = module.base_layer.weight, module.base_layer.bias
+    def factors(layer: str) -> tuple[Tensor, Tensor]:
+        precision = resident.lora_layers[layer].base_layer.weight.dtype
         a, b = (
-            leaves.get(name, resident.parameters[name].detach().expand(count, -1, -1)).to(weight.dtype)
+            leaves.get(name, resident.parameters[name].detach().expand(count, -1, -1)).to(precision)
             for name in (f"{layer}.lora_A.weight", f"{layer}.lora_B.weight")
         )
-        return lambda x, *_, **__: lora_linear(x, weight, bias, a, b, module.scaling["default"])
+        return a, b
 
-    try:
-        for layer, module in resident.lora_layers.items():
-            module.forward = forward(layer, module)
+    with through(resident.lora_layers, factors):
         yield leaves
-    finally:
-        for module in resident.lora_layers.values():
-            del module.forward

@@ -24,7 +24,7 @@ from oblivion.objectives.terms import Objective, Role, Term
 from oblivion.training.arena import Arena
 from oblivion.training.batches import PaddedBatch, collate
 from oblivion.training.local import LocalTask, Rows, denominators, micro_batches, visit_update
-from oblivion.training.lora_linear import lora_linear
+from oblivion.training.lora_linear import through
 from oblivion.types import Adapter, ClientUpdate, RoundInfo
 
 if TYPE_CHECKING:
@@ -88,7 +88,8 @@ def train_fused(
     there: dict[int, _Visit] = {}
     done: dict[str, ClientUpdate] = {}
     head_is_linear(resident.model)  # asked here: within the fused layers the one sequence it tries belongs to nobody
-    with resident.training(settings.gradient_checkpointing), _Adapters(resident, arena, start) as adapters:
+    adapters = _Adapters(resident, arena, start)
+    with resident.training(settings.gradient_checkpointing), through(resident.lora_layers, adapters.of):
         while True:
             running: dict[int, list[Rows]] = {}
             for row in range(arena.values.shape[0]):
@@ -197,7 +198,7 @@ def _losses(
 
 
 class _Adapters:
-    """While it is entered, every LoRA layer sends each client's sequences through that client's row of the arena.
+    """Which adapters the LoRA layers send the sequences through: each client's own row of the arena, or the reference.
 
     The reference of every client is the global adapter: one more adapter on the same base, never one more model.
     """
@@ -220,14 +221,9 @@ class _Adapters:
             )
             self._own[layer] = (own_a, own_b)
 
-    def __enter__(self) -> _Adapters:
-        for layer, module in self._layers.items():
-            module.forward = self._forward(layer, module.base_layer, module.scaling["default"])
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for module in self._layers.values():
-            del module.forward
+    def of(self, layer: str) -> tuple[Tensor, Tensor]:
+        """A layer's present factors."""
+        return self._now[layer]
 
     def use_reference(self) -> None:
         """All sequences go through the global adapter."""
@@ -244,11 +240,3 @@ class _Adapters:
                 a, b = a.index_select(0, chosen), b.index_select(0, chosen)
             precision = self._layers[layer].base_layer.weight.dtype  # the arena's own numbers stay in fp32
             self._now[layer] = (a.to(precision), b.to(precision))
-
-    def _forward(self, layer: str, base: Any, scaling: float) -> Any:
-        def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
-            a, b = self._now[layer]
-            y: Tensor = lora_linear(x, base.weight, base.bias, a, b, scaling)
-            return y
-
-        return forward

@@ -121,6 +121,58 @@ def visit_update(
     )
 
 
+class LocalVisit:
+    """One client's adapter in the resident model: from the global adapter, step by step, to its change.
+
+    Parameters
+    ----------
+    resident, start, task, settings
+        As in `train_client`.
+
+    Attributes
+    ----------
+    start : Adapter
+        What the client begins from.
+    trained : dict of str to Parameter
+        The tensors that are trained.
+    """
+
+    def __init__(self, resident: ResidentModel, start: Adapter, task: LocalTask, settings: TrainConfig) -> None:
+        self.start = task.start or start
+        resident.write(self.start)
+        self.trained: dict[str, Any] = {
+            name: p for name, p in resident.parameters.items() if factor_of(name) in task.factors
+        }
+        self._resident, self._task = resident, task
+        self._parameters = list(self.trained.values())
+        self._anchor = [self.start[name].to(p.device) for name, p in self.trained.items()]
+        self._correction = [task.correction[name].to(p) for name, p in self.trained.items()] if task.correction else []
+        self._optimizer = make_optimizer(self._parameters, settings)
+
+    def zero_gradients(self) -> None:
+        """Before each step and after the last."""
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def step(self, clip_norm: float | None = None) -> None:
+        """Step with the gradients that are there; the proximal term is clipped with them, the rule's correction not."""
+        import torch
+
+        if self._task.proximal_mu:
+            _add_proximal_gradient(self._parameters, self._anchor, self._task.proximal_mu)
+        if clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self._parameters, clip_norm)
+        if self._correction:
+            for parameter, extra in zip(self._parameters, self._correction, strict=True):
+                parameter.grad.add_(extra)
+        self._optimizer.step()
+
+    def delta(self) -> Adapter:
+        """The adapter now, less the one at the beginning."""
+        self.zero_gradients()
+        after = self._resident.read()
+        return {name: after[name] - self.start[name] for name in self.trained}
+
+
 def train_client(
     resident: ResidentModel,
     start: Adapter,
@@ -153,42 +205,29 @@ def train_client(
     """
     import torch
 
-    start = task.start or start
-    resident.write(start)
-    names = [name for name in resident.parameters if factor_of(name) in task.factors]
-    parameters = [resident.parameters[name] for name in names]
-    device, pad_id = parameters[0].device, resident.tokenizer.pad_token_id
-    anchor = [start[name].to(device) for name in names]
-    correction = [task.correction[name].to(parameters[0]) for name in names] if task.correction else []
-    optimizer = make_optimizer(parameters, settings)
+    visit = LocalVisit(resident, start, task, settings)
+    device, pad_id = next(iter(visit.trained.values())).device, resident.tokenizer.pad_token_id
     needs_reference = "reference" in objective.needs
     losses: list[float] = []
     tokens = 0
-    with torch.random.fork_rng(), resident.training(settings.gradient_checkpointing, names):
+    with torch.random.fork_rng(), resident.training(settings.gradient_checkpointing, visit.trained):
         torch.manual_seed(derive_seed(info.seed, "dropout", info.round, task.client_id))
         for step in micro_batches(task, settings, info):
             micros = [{role: collate(rows, pad_id, device) for role, rows in micro.items()} for micro in step]
             counts = denominators(step, objective)
-            optimizer.zero_grad(set_to_none=True)
+            visit.zero_gradients()
             total = 0.0
             for micro in micros:
-                reference = _reference_logits(resident, start, micro) if needs_reference else {}
+                reference = _reference_logits(resident, visit.start, micro) if needs_reference else {}
                 answers = {role: batch.answers for role, batch in micro.items()}
                 terms = objective.loss(_logits(resident, micro), answers, reference)
                 loss = torch.stack([t.weight * t.sums.sum() / counts[role] for role, t in terms.items()]).sum()
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += float(loss.detach())
                 tokens += sum(batch.tokens for batch in micro.values()) * (2 if needs_reference else 1)
-            if task.proximal_mu:
-                add_proximal_gradient(parameters, anchor, task.proximal_mu)
-            torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
-            if correction:
-                add_correction(parameters, correction)
-            optimizer.step()
+            visit.step(settings.clip_norm)
             losses.append(total)
-    optimizer.zero_grad(set_to_none=True)
-    after = resident.read()
-    return visit_update(task, info, {name: after[name] - start[name] for name in names}, losses, tokens)
+    return visit_update(task, info, visit.delta(), losses, tokens)
 
 
 def _reference_logits(resident: ResidentModel, reference: Adapter, micro: Micro) -> dict[Role, Tensor]:
@@ -206,19 +245,13 @@ def _reference_logits(resident: ResidentModel, reference: Adapter, micro: Micro)
     return logits
 
 
-def add_proximal_gradient(parameters: Sequence[Any], anchor: Sequence[Tensor], mu: float) -> None:
+def _add_proximal_gradient(parameters: Sequence[Any], anchor: Sequence[Tensor], mu: float) -> None:
     """Add the gradient of ``mu / 2 * ||w - anchor||^2``."""
     import torch
 
     with torch.no_grad():
         for parameter, start in zip(parameters, anchor, strict=True):
             parameter.grad.add_(parameter - start, alpha=mu)
-
-
-def add_correction(parameters: Sequence[Any], correction: Sequence[Tensor]) -> None:
-    """Add the rule's correction to the gradient."""
-    for parameter, extra in zip(parameters, correction, strict=True):
-        parameter.grad.add_(extra)
 
 
 def make_optimizer(parameters: Sequence[Any], settings: TrainConfig) -> Any:

@@ -6,6 +6,8 @@ back to ``x`` add up in place and only ``x`` and ``A_k x`` are kept: three produ
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -58,3 +60,32 @@ def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Te
     """
     y: Tensor = _LoraLinear.apply(x, weight, bias, a, b, scaling)  # type: ignore[no-untyped-call]
     return y
+
+
+@contextlib.contextmanager
+def through(layers: Mapping[str, Any], factors: Callable[[str], tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """While it is entered, LoRA layers send each client's sequences through that client's factors.
+
+    Parameters
+    ----------
+    layers : mapping of str to Module
+        PEFT's LoRA layers over plain linear ones, by name.
+    factors : callable
+        Name of a layer to its present ``a`` and ``b``, as `lora_linear` takes them.
+    """
+
+    def forward(layer: str, module: Any) -> Callable[..., Tensor]:
+        base, scaling = module.base_layer, module.scaling["default"]
+
+        def run(x: Tensor, *_: Any, **__: Any) -> Tensor:
+            return lora_linear(x, base.weight, base.bias, *factors(layer), scaling)
+
+        return run
+
+    try:
+        for layer, module in layers.items():
+            module.forward = forward(layer, module)
+        yield
+    finally:
+        for module in layers.values():
+            vars(module).pop("forward", None)

@@ -26,7 +26,7 @@ from oblivion.types import (
     RoundInfo,
     Sample,
 )
-from oblivion.wire import pack_reply, pack_request, pack_requests, unpack_reply, unpack_request
+from oblivion.wire import pack_reply, pack_requests, unpack_reply, unpack_request
 
 
 def tensors(seed: int) -> dict[str, torch.Tensor]:
@@ -79,6 +79,10 @@ def same(one: Any, other: Any) -> None:
     for name in other:
         assert one[name].dtype == other[name].dtype and one[name].shape == other[name].shape
         assert one[name].contiguous().numpy().tobytes() == other[name].contiguous().numpy().tobytes(), name
+
+
+def pack_request(request: HostRequest) -> RecordDict:
+    return pack_requests([request])[0]
 
 
 def test_request_round_trip_is_exact() -> None:
