@@ -97,7 +97,7 @@ def evaluate_model(
     max_new_tokens : int
         The most tokens of a generated answer.
     batch_size : int
-        Answers generated together; scoring takes batches of 128 tokens for each of them.
+        Answers generated together; scoring takes batches of 128 tokens for each of them, on a CPU of 1,024 at most.
     reference : mapping, optional
         Results of a model that never saw the forget rows, on the same rows, as `to_open_unlearning` returns them.
     generate : bool, default True

@@ -68,11 +68,12 @@ def _stop_ids(model: Any, tokenizer: Any) -> set[int]:
 def _continue(model: Any, batch: Sequence[Prompt], limit: int, stops: set[int], pad_id: int) -> list[list[int]]:
     """The most likely tokens after each prompt, up to `limit` of them or to a stop; rows that end leave the batch."""
     import torch
-    from transformers import DynamicCache
+
+    from oblivion.metrics.kv_cache import make_cache
 
     known = inspect.signature(model.forward).parameters
     options = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
-    cache = DynamicCache(config=model.config) if model._supports_default_dynamic_cache() else None
+    cache = make_cache(model, limit) if model._supports_default_dynamic_cache() else None
     ids, mask = (part.to(model.device) for part in _pad_left(batch, pad_id))
     whole = ids
     written: list[list[int]] = [[] for _ in batch]

@@ -276,5 +276,27 @@ def test_a_model_without_a_cache_of_this_kind_reads_the_text_again(
     assert generate(model, tokenizer, prompts, max_new_tokens=6, max_length=128, batch_size=3) == expected
 
 
+def test_the_cache_holds_what_transformers_would_hold(model: Any) -> None:
+    from transformers import DynamicCache
+
+    from oblivion.metrics.kv_cache import make_cache
+
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    ours, other = make_cache(plain, room=2), DynamicCache(config=plain.config)
+    generator = torch.Generator().manual_seed(0)
+    texts = 5
+    for tokens in (7, 1, 1, 1, 3, 1):  # the room is used up at the fourth and at the fifth
+        states = [torch.randn(texts, 2, tokens, 4, generator=generator) for _ in range(2)]
+        for mine, theirs in zip(ours.update(*states, 0), other.update(*states, 0), strict=True):
+            assert torch.equal(mine, theirs)
+        if tokens == 1:  # a text ends
+            texts -= 1
+            chosen = torch.randperm(texts + 1, generator=generator)[:texts].sort().values
+            ours.batch_select_indices(chosen)
+            other.batch_select_indices(chosen)
+        assert ours.get_seq_length() == other.get_seq_length()
+    assert texts == 1
+
+
 def test_no_prompts(model: Any, tokenizer: Any) -> None:
     assert generate(model, tokenizer, [], max_new_tokens=8, max_length=30, batch_size=4) == []
