@@ -1,7 +1,9 @@
 """A frozen linear layer with one LoRA adapter (Hu et al., 2021) per client, as one operation.
 
 ``y = W x + bias + scaling B_k A_k x`` for the sequences of client k. The gradient is written out, so that both ways
-back to ``x`` add up in place and only ``x`` and ``A_k x`` are kept: three products forward, five back.
+back to ``x`` add up in place and only ``x`` and ``A_k x`` are kept: three products forward, five back. What has the
+rank as one dimension is written so that the rank comes first: ``A_k x`` is (K, r, tokens). A CPU is up to nine times
+faster with a few long rows than with as many columns.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
         own = x.reshape(a.shape[0], -1, x.shape[-1])
-        low = torch.bmm(own, a.transpose(1, 2))
+        low = torch.bmm(a, own.mT)
         y = linear(x, weight, bias)
-        y.view(a.shape[0], -1, y.shape[-1]).baddbmm_(low, b.transpose(1, 2), alpha=scale)
+        y.view(a.shape[0], -1, y.shape[-1]).baddbmm_(low.mT, b.mT, alpha=scale)
         ctx.save_for_backward(own, weight, low, a, b)
         ctx.scale = scale
         return y
@@ -30,13 +32,13 @@ class _LoraLinear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         own, weight, low, a, b = ctx.saved_tensors
         of_y = gradient.reshape(a.shape[0], -1, gradient.shape[-1])
-        of_low = torch.bmm(of_y, b).mul_(ctx.scale)
+        of_low = torch.bmm(b.mT, of_y.mT).mul_(ctx.scale)
         of_x = None
         if ctx.needs_input_grad[0]:
             of_x = gradient @ weight
-            of_x.view_as(own).baddbmm_(of_low, a)
-        of_a = torch.bmm(of_low.transpose(1, 2), own) if ctx.needs_input_grad[3] else None
-        of_b = torch.bmm(of_y.transpose(1, 2), low).mul_(ctx.scale) if ctx.needs_input_grad[4] else None
+            of_x.view_as(own).baddbmm_(of_low.mT, a)
+        of_a = torch.bmm(of_low, own) if ctx.needs_input_grad[3] else None
+        of_b = torch.bmm(low, of_y).mul_(ctx.scale).mT if ctx.needs_input_grad[4] else None
         return of_x, None, None, of_a, of_b, None
 
 
