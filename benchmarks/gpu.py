@@ -67,7 +67,7 @@ def run() -> Iterator[Result]:
         rows = max(case.batch, round(case.rows * size.share))
         tasks = [_task(index, rows, size.vocabulary) for index in range(case.clients)]
         alone, _ = _round(resident, tasks, case.batch, 1)
-        slots = slots_for(resident.width, case.batch, resident.device)
+        slots = slots_for(resident.width, case.batch, resident.device, case.clients)
         together, peak = _round(resident, tasks, case.batch, slots)
         yield Result(
             "gpu",

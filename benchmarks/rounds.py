@@ -126,7 +126,7 @@ def _ours(case: Case, rows: list[list[TokenRow]]) -> Any:
     settings = TrainConfig(batch_size=case.batch, local_epochs=1, learning_rate=RATE)
     info = RoundInfo(branch="main", round=1, rounds=1, population=(), seed=0)
     objective = objective_from("lm", {})
-    slots = slots_for(case.width, case.batch, "cpu")
+    slots = slots_for(case.width, case.batch, "cpu", case.clients)
 
     def round() -> None:
         for first in range(0, len(tasks), slots):

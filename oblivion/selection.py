@@ -48,9 +48,14 @@ def client_steps(
 
 
 def form_cohorts(selected: Sequence[str], sizes: Mapping[str, int], count: int) -> tuple[tuple[str, ...], ...]:
-    """Group clients of similar size: sorted by (rows, id) from the largest, cut into cohorts of `count`."""
+    """Deal clients into cohorts of equal work, at most `count` in each: the largest first, by turns, there and back."""
     ordered = sorted(selected, key=lambda client: (-sizes[client], client))
-    return tuple(tuple(ordered[i : i + count]) for i in range(0, len(ordered), count))
+    cohorts: list[list[str]] = [[] for _ in range(-(-len(ordered) // count))]
+    for start in range(0, len(ordered), len(cohorts) or 1):
+        for cohort, client in zip(cohorts, ordered[start : start + len(cohorts)], strict=False):
+            cohort.append(client)
+        cohorts.reverse()
+    return tuple(tuple(cohort) for cohort in sorted(cohorts))
 
 
 def servable(cohorts: Sequence[Sequence[str]], serves: Mapping[str, Sequence[str]]) -> tuple[tuple[str, ...], ...]:

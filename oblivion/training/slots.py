@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 _ROW_TOKENS = 128
 """Tokens of a row, nominally: the data of this or that client must not decide how others are rounded."""
 _CPU_TOKENS = ((128, 4096), (256, 512))
@@ -12,7 +14,7 @@ _GPU_TOKENS = 16384
 _MOST = {"cpu": 8, "cuda": 64}
 
 
-def slots_for(width: int, batch_size: int, device: str) -> int:
+def slots_for(width: int, batch_size: int, device: str, clients: int) -> int:
     """Clients per cohort for ``train.cohort = "auto"``.
 
     Parameters
@@ -23,8 +25,14 @@ def slots_for(width: int, batch_size: int, device: str) -> int:
         Rows per optimizer step of one client.
     device : str
         ``"cpu"`` or ``"cuda"``.
+    clients : int
+        Per round. On a CPU they are cut into an even number of cohorts, so that two hosts have as much to do each.
     """
     tokens = _GPU_TOKENS
     if device == "cpu":
         tokens = next((budget for most, budget in _CPU_TOKENS if width <= most), _CPU_WIDE_TOKENS)
-    return max(1, min(_MOST[device], tokens // (batch_size * _ROW_TOKENS)))
+    most = max(1, min(_MOST[device], tokens // (batch_size * _ROW_TOKENS)))
+    if device == "cpu":
+        cohorts = 2 * math.ceil(clients / (2 * most))
+        most = math.ceil(clients / cohorts)
+    return most

@@ -163,7 +163,7 @@ def test_a_dry_run_prints_what_loads_back_equal_and_writes_nothing(scenario: Pat
     saved.write_text(text)
     config = load_config(saved)
     assert config == config_from_mapping(answer["config"])
-    assert (config.seed, config.train.learning_rate, config.train.cohort) == (3, 0.01, 4)
+    assert (config.seed, config.train.learning_rate, config.train.cohort) == (3, 0.01, 2)
     assert config.model.dtype == "float32"
     expected = answer["estimate"]
     # every client is selected in both rounds, and passes once over its rows in batches of 8

@@ -387,19 +387,22 @@ def test_an_error_of_one_client_is_its_own(single: ResidentModel) -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "batch", "device", "slots"),
+    ("width", "batch", "device", "clients", "slots"),
     [
-        (64, 1, "cpu", 8),
-        (64, 4, "cpu", 8),
-        (64, 8, "cpu", 4),
-        (128, 64, "cpu", 1),
-        (256, 1, "cpu", 4),
-        (256, 4, "cpu", 1),
-        (2048, 1, "cpu", 2),
-        (2048, 64, "cpu", 1),
-        (2048, 4, "cuda", 32),
-        (2048, 1, "cuda", 64),
+        (64, 1, "cpu", 16, 8),
+        (64, 1, "cpu", 8, 4),  # two cohorts, for two hosts
+        (64, 1, "cpu", 20, 5),  # four of five, not three of up to eight
+        (64, 1, "cpu", 1, 1),
+        (64, 8, "cpu", 8, 4),
+        (128, 64, "cpu", 8, 1),
+        (256, 1, "cpu", 8, 4),
+        (256, 1, "cpu", 9, 3),
+        (256, 4, "cpu", 8, 1),
+        (2048, 1, "cpu", 8, 2),
+        (2048, 64, "cpu", 8, 1),
+        (2048, 4, "cuda", 8, 32),
+        (2048, 1, "cuda", 1000, 64),
     ],
 )
-def test_slots(width: int, batch: int, device: str, slots: int) -> None:
-    assert slots_for(width, batch, device) == slots
+def test_slots(width: int, batch: int, device: str, clients: int, slots: int) -> None:
+    assert slots_for(width, batch, device, clients) == slots

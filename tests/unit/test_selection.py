@@ -49,7 +49,10 @@ def test_every_client_is_selected_about_equally_often() -> None:
 
 def test_cohorts_by_hand() -> None:
     sizes = {"a": 1, "b": 9, "c": 5, "d": 5, "e": 2}
-    assert form_cohorts(["a", "b", "c", "d", "e"], sizes, 2) == (("b", "c"), ("d", "e"), ("a",))
+    # from the largest on: b c d to the three cohorts, then back: e to the last, a to the one before
+    assert form_cohorts(["a", "b", "c", "d", "e"], sizes, 2) == (("b",), ("c", "a"), ("d", "e"))
+    assert form_cohorts(["a", "b", "c", "d", "e"], sizes, 3) == (("b", "e", "a"), ("c", "d"))
+    assert form_cohorts(["a", "b"], sizes, 8) == (("b", "a"),)
     assert form_cohorts([], sizes, 2) == ()
 
 
@@ -83,10 +86,10 @@ def test_what_is_servable_is_assigned_as_it_is() -> None:
     sizes = {"a": 5, "b": 4, "c": 3, "d": 2}
     serves = {"a": ["h1"], "b": ["h1", "h2"], "c": ["h2"], "d": ["h1", "h2"]}
     cohorts = servable(form_cohorts(sizes, sizes, 2), serves)
-    assert cohorts == (("a", "b"), ("c", "d")) and servable(cohorts, serves) == cohorts
-    three = servable(form_cohorts(sizes, sizes, 3), serves)
-    assert three == (("a",), ("b",), ("c",), ("d",)) and servable(three, serves) == three
-    for formed in (cohorts, three):
+    assert cohorts == (("a", "d"), ("b", "c")) and servable(cohorts, serves) == cohorts
+    alone = servable(form_cohorts(sizes, sizes, 4), serves)
+    assert alone == (("a",), ("b",), ("c",), ("d",)) and servable(alone, serves) == alone
+    for formed in (cohorts, alone):
         given = assign(formed, sizes, serves)
         assert sorted(cohort for mine in given.values() for cohort in mine) == sorted(formed)
         assert all(host in serves[client] for host, mine in given.items() for cohort in mine for client in cohort)
