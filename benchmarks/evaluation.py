@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.measure import Result, cpu_seconds
+from benchmarks.measure import Result, side_by_side
 from benchmarks.rounds import PAD, VOCABULARY, Case, labelled, make_model
 from oblivion.data.tokens import TokenRow
 from oblivion.metrics.context import AnswerScore
@@ -71,36 +71,34 @@ def run() -> Iterator[Result]:
     rows = [row for (row,) in _rows(generator, SHAPE.rows, 1)]
     ours, other = _all_metrics(model, rows), _pass_each(model, rows)
     _agree(ours(), other())
-    yield Result(
-        "evaluation",
-        f"seven metrics on {len(rows)} rows, {SHAPE.name}",
-        cpu_seconds(ours),
-        "a pass each",
-        cpu_seconds(other),
-        bound_ratio=8.0,
-    )
+    yield _compared(f"seven metrics on {len(rows)} rows, {SHAPE.name}", ours, "a pass each", other, 8.0)
+
     questions = _rows(generator, QUESTIONS, 2 + WRONG)
     flat = [row for answers in questions for row in answers]
+    by_kind = [[answers[i] for answers in questions] for i in range(2 + WRONG)]
     _agree([s.loss for s in score_rows(model, flat, pad_id=PAD)], _losses(model, flat))
-    yield Result(
-        "evaluation",
+    yield _compared(
         f"truth ratio: {QUESTIONS} questions with {2 + WRONG} answers, {SHAPE.name}",
-        cpu_seconds(lambda: score_rows(model, flat, pad_id=PAD)),
+        lambda: score_rows(model, flat, pad_id=PAD),
         "a pass per kind of answer",
-        cpu_seconds(lambda: [_losses(model, [answers[i] for answers in questions]) for i in range(2 + WRONG)]),
-        bound_ratio=2.0,
+        lambda: [_losses(model, answers) for answers in by_kind],
+        2.0,
     )
     prompts = [row.ids[: row.prompt_length] for (row,) in _rows(generator, PROMPTS, 1)]
     limits = {"max_new_tokens": NEW_TOKENS, "max_length": 512}
     assert generate(model, _Tokenizer(), prompts, **limits, batch_size=PROMPTS) == _one_by_one(model, prompts)
-    yield Result(
-        "evaluation",
+    yield _compared(
         f"generation of {PROMPTS} x {NEW_TOKENS} tokens, {SHAPE.name}",
-        cpu_seconds(lambda: generate(model, _Tokenizer(), prompts, **limits, batch_size=PROMPTS)),
+        lambda: generate(model, _Tokenizer(), prompts, **limits, batch_size=PROMPTS),
         "one by one",
-        cpu_seconds(lambda: _one_by_one(model, prompts)),
-        bound_ratio=5.0,
+        lambda: _one_by_one(model, prompts),
+        5.0,
     )
+
+
+def _compared(case: str, ours: Callable[[], Any], name: str, other: Callable[[], Any], bound: float) -> Result:
+    ours_s, other_s = side_by_side(ours, other)
+    return Result("evaluation", case, ours_s, name, other_s, bound_ratio=bound)
 
 
 def _agree(ours: Sequence[float | None], other: Sequence[float | None]) -> None:

@@ -39,13 +39,19 @@ class Result:
 
 def cpu_seconds(work: Callable[[], Any], repeat: int = 3) -> float:
     """The smallest process CPU time (user and system, all threads) of several runs."""
+    return side_by_side(work, repeat=repeat)[0]
 
-    def once() -> float:
+
+def side_by_side(*works: Callable[[], Any], repeat: int = 3) -> list[float]:
+    """The `cpu_seconds` of each work. They take turns: a shared machine is slower at one minute than at another."""
+
+    def once(work: Callable[[], Any]) -> float:
         since = time.process_time()
         work()
         return time.process_time() - since
 
-    return min(once() for _ in range(repeat))
+    rounds = [[once(work) for work in works] for _ in range(repeat)]
+    return [min(times) for times in zip(*rounds, strict=True)]
 
 
 def wall_median(work: Callable[[], Any], repeat: int) -> float:

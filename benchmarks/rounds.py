@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.measure import Result, cpu_seconds
+from benchmarks.measure import Result, side_by_side
 from oblivion.config import LoraConfig, TrainConfig
 from oblivion.data.tokens import TokenRow
 from oblivion.models.loading import Base
@@ -111,12 +111,12 @@ def run() -> Iterator[Result]:
 
 def _case(case: Case) -> Iterator[Result]:
     rows = _rows(case)
-    ours = cpu_seconds(_ours(case, rows))
+    ours, copied, plain = side_by_side(_ours(case, rows), _copied(case, rows), _plain(case, rows))
     for name, other, bound in (
-        ("whole-model copies and a Trainer per visit", _copied(case, rows), case.copied),
-        ("plain PEFT loop", _plain(case, rows), case.plain),
+        ("whole-model copies and a Trainer per visit", copied, case.copied),
+        ("plain PEFT loop", plain, case.plain),
     ):
-        yield Result("rounds", case.name, ours, name, cpu_seconds(other), bound_ratio=bound)
+        yield Result("rounds", case.name, ours, name, other, bound_ratio=bound)
 
 
 def _ours(case: Case, rows: list[list[TokenRow]]) -> Any:
