@@ -6,6 +6,8 @@ population changes the selection only in rounds that had selected it.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 from oblivion.seeding import derive_seed
@@ -50,12 +52,11 @@ def client_steps(
 def form_cohorts(selected: Sequence[str], sizes: Mapping[str, int], count: int) -> tuple[tuple[str, ...], ...]:
     """Deal clients into cohorts of equal work, at most `count` in each: the largest first, by turns, there and back."""
     ordered = sorted(selected, key=lambda client: (-sizes[client], client))
-    cohorts: list[list[str]] = [[] for _ in range(-(-len(ordered) // count))]
-    for start in range(0, len(ordered), len(cohorts) or 1):
-        for cohort, client in zip(cohorts, ordered[start : start + len(cohorts)], strict=False):
-            cohort.append(client)
-        cohorts.reverse()
-    return tuple(tuple(cohort) for cohort in sorted(cohorts))
+    places = range(math.ceil(len(ordered) / count))
+    cohorts: list[list[str]] = [[] for _ in places]
+    for client, place in zip(ordered, itertools.cycle([*places, *reversed(places)])):
+        cohorts[place].append(client)
+    return tuple(map(tuple, cohorts))
 
 
 def servable(cohorts: Sequence[Sequence[str]], serves: Mapping[str, Sequence[str]]) -> tuple[tuple[str, ...], ...]:

@@ -135,12 +135,12 @@ def check(config: RunConfig, fresh: bool = True) -> tuple[RunConfig, FederatedDa
     return config, data
 
 
-def load(config: RunConfig, data: FederatedData) -> RunConfig:
+def load(config: RunConfig) -> RunConfig:
     """Load the base model, which stays in memory for the run, and resolve what is ``auto`` because of it.
 
     Parameters
     ----------
-    config, data
+    config : RunConfig
         From `check`.
 
     Returns
@@ -157,8 +157,8 @@ def load(config: RunConfig, data: FederatedData) -> RunConfig:
     resident = load_resident(config.model, config.lora, config.train.max_length)
     if config.train.cohort == "auto":
         fused = fusible(resident) is None and config.privacy.unit != "sample"
-        clients = min(config.federation.clients_per_round, len(data.clients))
-        cohort = slots_for(resident.width, config.train.batch_size, resident.device, clients) if fused else 1
+        asked = config.federation.clients_per_round
+        cohort = slots_for(resident.width, config.train.batch_size, resident.device, asked) if fused else 1
         config = config.model_copy(update={"train": config.train.model_copy(update={"cohort": cohort})})
     encode_prompt(resident.tokenizer, templates.get(config.data.template)(), "?")
     return config
@@ -167,7 +167,7 @@ def load(config: RunConfig, data: FederatedData) -> RunConfig:
 def prepare(config: RunConfig) -> tuple[RunConfig, FederatedData]:
     """`check` and `load`: a config that is resolved, and its data."""
     config, data = check(config)
-    return load(config, data), data
+    return load(config), data
 
 
 def _check_oracle(config: RunConfig, request: ForgetRequest, situation: Situation) -> None:
@@ -188,7 +188,7 @@ def begin_run(config: RunConfig, data: FederatedData, root: Path) -> tuple[RunDi
     OblivionError
         Whatever is wrong, the disk included, before anything was written.
     """
-    config = load(config, data)
+    config = load(config)
     check_disk(config, data, root.parent)
     refuse_network(root.parent)
     return RunDirectory.create(root, config, make_manifest(config, data)), config

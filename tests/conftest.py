@@ -11,6 +11,10 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("untimed", settings.default, deadline=None)  # a first example pays for imports
+settings.load_profile("untimed")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

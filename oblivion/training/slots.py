@@ -26,13 +26,13 @@ def slots_for(width: int, batch_size: int, device: str, clients: int) -> int:
     device : str
         ``"cpu"`` or ``"cuda"``.
     clients : int
-        Per round. On a CPU they are cut into an even number of cohorts, so that two hosts have as much to do each.
+        Per round, as the config asks for. On a CPU they are cut into an even number of cohorts, so that two hosts have
+        as much to do each.
     """
-    tokens = _GPU_TOKENS
-    if device == "cpu":
-        tokens = next((budget for most, budget in _CPU_TOKENS if width <= most), _CPU_WIDE_TOKENS)
-    most = max(1, min(_MOST[device], tokens // (batch_size * _ROW_TOKENS)))
-    if device == "cpu":
-        cohorts = 2 * math.ceil(clients / (2 * most))
-        most = math.ceil(clients / cohorts)
-    return most
+    step = batch_size * _ROW_TOKENS
+    if device != "cpu":
+        return max(1, min(_MOST[device], _GPU_TOKENS // step))
+    tokens = next((budget for widest, budget in _CPU_TOKENS if width <= widest), _CPU_WIDE_TOKENS)
+    most = max(1, min(_MOST[device], tokens // step))
+    cohorts = 2 * math.ceil(clients / (2 * most))
+    return math.ceil(clients / cohorts)

@@ -50,7 +50,7 @@ def flat(state: GlobalState) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("rule", RULES, **ids)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(round=rounds, data=st.data())
 def test_the_order_of_arrival_changes_no_bit(rule: Aggregator, round: list, data: st.DataObject) -> None:
     updates = make(round)
@@ -61,7 +61,7 @@ def test_the_order_of_arrival_changes_no_bit(rule: Aggregator, round: list, data
 
 
 @pytest.mark.parametrize("rule", RULES, **ids)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(round=rounds, factor=st.integers(2, 50))
 def test_only_the_ratios_of_the_example_counts_matter(rule: Aggregator, round: list, factor: int) -> None:
     one, _ = rule.apply(make(round), STATE, rule.init(STATE), INFO)
@@ -70,7 +70,7 @@ def test_only_the_ratios_of_the_example_counts_matter(rule: Aggregator, round: l
     torch.testing.assert_close(flat(one), flat(two), rtol=1e-6, atol=1e-6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(round=rounds)
 def test_the_mean_lies_between_the_updates(round: list) -> None:
     mean = mean_update(make(round))
@@ -80,7 +80,7 @@ def test_the_mean_lies_between_the_updates(round: list) -> None:
     assert bool((result <= stacked.max(0).values + 1e-4).all())
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(value=values, counts=st.lists(st.integers(1, 1000), min_size=1, max_size=6))
 def test_when_all_clients_agree_the_average_is_what_they_agree_on(value: list, counts: list) -> None:
     state, _ = FedAvg().apply(make([(value, n) for n in counts]), STATE, {}, INFO)
@@ -88,7 +88,7 @@ def test_when_all_clients_agree_the_average_is_what_they_agree_on(value: list, c
     torch.testing.assert_close(flat(state).double(), expected, rtol=1e-6, atol=1e-5)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(round=rounds, factor=st.floats(-8, 8, width=32))
 def test_fedavg_is_linear_in_the_updates(round: list, factor: float) -> None:
     def moved(updates: list[ClientUpdate]) -> torch.Tensor:
@@ -99,7 +99,7 @@ def test_fedavg_is_linear_in_the_updates(round: list, factor: float) -> None:
     torch.testing.assert_close(moved(scaled), factor * moved(make(round)), rtol=1e-5, atol=1e-3)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(round=rounds, beta1=st.floats(0, 0.99), beta2=st.floats(0, 0.99), tau=st.floats(1e-4, 1))
 def test_the_first_adam_step_has_the_sign_of_the_mean_and_a_bound(
     round: list, beta1: float, beta2: float, tau: float
@@ -116,7 +116,7 @@ def test_the_first_adam_step_has_the_sign_of_the_mean_and_a_bound(
     assert all(bool((moments[f"v/{n}"] >= beta2 * tau**2 * (1 - 1e-6)).all()) for n in mean)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(round=rounds, beta2=st.floats(0, 0.99), tau=st.floats(1e-3, 1))
 def test_second_moments_stay_above_nought_and_adagrads_only_grows(round: list, beta2: float, tau: float) -> None:
     updates = make(round)
@@ -131,7 +131,7 @@ def test_second_moments_stay_above_nought_and_adagrads_only_grows(round: list, b
                     assert bool((memory[name] >= before[name]).all())
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(round=rounds, momentum=st.floats(0, 0.99), count=st.integers(1, 5))
 def test_equal_rounds_give_a_geometric_sum_of_momentum(round: list, momentum: float, count: int) -> None:
     rule = FedAvgM(momentum=momentum)
@@ -162,7 +162,7 @@ def step(rule: Aggregator, round: list) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("rule", [*ROBUST, GeometricMedian(), ClippedMean(bound=5.0)], **ids)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(round=crowds, data=st.data())
 def test_the_order_of_arrival_changes_no_bit_of_a_robust_rule(
     rule: Aggregator, round: list, data: st.DataObject
@@ -174,7 +174,7 @@ def test_the_order_of_arrival_changes_no_bit_of_a_robust_rule(
 
 
 @pytest.mark.parametrize("rule", ROBUST, **ids)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(round=crowds, counts=st.lists(st.integers(1, 10_000), min_size=10, max_size=10))
 def test_one_client_is_one_vote(rule: Aggregator, round: list, counts: list[int]) -> None:
     other = [(value, count) for (value, _), count in zip(round, counts, strict=False)]
@@ -182,7 +182,7 @@ def test_one_client_is_one_vote(rule: Aggregator, round: list, counts: list[int]
 
 
 @pytest.mark.parametrize("rule", [*ROBUST, GeometricMedian()], **ids)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(round=crowds, by=whole, factor=st.sampled_from([0.25, 0.5, 2.0, 8.0]))
 def test_robust_rules_move_and_stretch_with_the_updates(
     rule: Aggregator, round: list, by: list[float], factor: float
@@ -193,7 +193,7 @@ def test_robust_rules_move_and_stretch_with_the_updates(
 
 
 @pytest.mark.parametrize("rule", ROBUST, **ids)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     agreed=whole,
     honest=st.integers(6, 9),
@@ -209,7 +209,7 @@ def test_one_hostile_client_does_not_move_what_the_others_agree_on(
 
 
 @pytest.mark.parametrize("rule", ROBUST[:4], **ids)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(round=crowds)
 def test_no_coordinate_leaves_the_range_of_the_updates(rule: Aggregator, round: list) -> None:
     stacked = torch.tensor([value for value, _ in round])
@@ -217,7 +217,7 @@ def test_no_coordinate_leaves_the_range_of_the_updates(rule: Aggregator, round: 
     assert bool((step(rule, round) <= stacked.max(0).values).all())
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(round=rounds, bound=st.floats(1e-2, 1e3))
 def test_a_clipped_mean_is_no_longer_than_its_bound_and_the_mean_where_nothing_is_clipped(
     round: list, bound: float

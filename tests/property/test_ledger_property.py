@@ -286,9 +286,7 @@ class Ledgers(RuleBasedStateMachine):
         assert needed <= self.stored.blobs.names()
 
 
-Ledgers.TestCase.settings = settings(
-    max_examples=24, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
-)
+Ledgers.TestCase.settings = settings(max_examples=24, stateful_step_count=40, suppress_health_check=list(HealthCheck))
 TestLedgers = Ledgers.TestCase
 
 

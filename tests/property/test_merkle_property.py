@@ -76,7 +76,7 @@ def changed(proof: list[bytes], other: bytes, data: st.DataObject) -> Iterator[l
         yield [*proof[:k], *proof[k - 1 :]] if k else [*proof, *(proof or [other])]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(logs)
 def test_the_frontier_has_the_recursive_root_at_every_size(entries: list[bytes]) -> None:
     frontier = Frontier()
@@ -86,7 +86,7 @@ def test_the_frontier_has_the_recursive_root_at_every_size(entries: list[bytes])
     assert frontier.root() == recursive_root(entries) == tree_root([leaf_hash(entry) for entry in entries])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(logs.filter(bool), st.data())
 def test_every_inclusion_proof_holds(entries: list[bytes], data: st.DataObject) -> None:
     leaves = [leaf_hash(entry) for entry in entries]
@@ -98,7 +98,7 @@ def test_every_inclusion_proof_holds(entries: list[bytes], data: st.DataObject) 
         assert verify_inclusion(leaves[index], index, size, tuple(proof), root)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(logs, st.data())
 def test_every_consistency_proof_holds(entries: list[bytes], data: st.DataObject) -> None:
     leaves = [leaf_hash(entry) for entry in entries]
@@ -109,7 +109,7 @@ def test_every_consistency_proof_holds(entries: list[bytes], data: st.DataObject
         assert verify_consistency(old, new, recursive_root(entries[:old]), root, proof)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(salts, sizes, hashes, st.data())
 def test_a_changed_inclusion_proof_does_not_hold(salt: bytes, size: int, other: bytes, data: st.DataObject) -> None:
     leaves, index = different(salt), data.draw(st.integers(0, size - 1))
@@ -120,7 +120,7 @@ def test_a_changed_inclusion_proof_does_not_hold(salt: bytes, size: int, other: 
     assert not verify_inclusion(leaves[index], index, size, proof, other)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(salts, sizes, st.data())
 def test_an_inclusion_proof_holds_for_its_index_and_size_only(salt: bytes, size: int, data: st.DataObject) -> None:
     leaves, index = different(salt), data.draw(st.integers(0, size - 1))
@@ -137,7 +137,7 @@ def test_an_inclusion_proof_holds_for_its_index_and_size_only(salt: bytes, size:
     assert not verify_inclusion(leaves[index], index, index, proof, root)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(salts, sizes, hashes, st.data())
 def test_a_changed_consistency_proof_does_not_hold(salt: bytes, new: int, other: bytes, data: st.DataObject) -> None:
     leaves, old = different(salt), data.draw(st.integers(0, new))
@@ -148,7 +148,7 @@ def test_a_changed_consistency_proof_does_not_hold(salt: bytes, new: int, other:
     assert old == 0 or not verify_consistency(old, new, old_root, other, proof)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(salts, sizes, st.data())
 def test_a_consistency_proof_holds_for_its_sizes_only(salt: bytes, new: int, data: st.DataObject) -> None:
     leaves, old = different(salt), data.draw(st.integers(1, new))

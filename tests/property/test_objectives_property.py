@@ -46,7 +46,7 @@ def loss(objective: Objective, answers: Answers, logits: torch.Tensor, reference
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: type(o).__name__)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(lengths=lengths, seed=seeds)
 def test_a_fused_batch_gives_each_sequence_what_it_has_alone(objective: Objective, lengths: list, seed: int) -> None:
     answers, logits, references = make(lengths, seed)
@@ -58,7 +58,7 @@ def test_a_fused_batch_gives_each_sequence_what_it_has_alone(objective: Objectiv
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: type(o).__name__)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(lengths=lengths, seed=seeds, data=st.data())
 def test_the_order_of_the_tokens_in_memory_does_not_matter(
     objective: Objective, lengths: list, seed: int, data: st.DataObject
@@ -74,7 +74,7 @@ def test_the_order_of_the_tokens_in_memory_does_not_matter(
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: type(o).__name__)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(lengths=lengths, seed=seeds, shift=st.floats(-50, 50))
 def test_a_constant_added_to_the_logits_changes_nothing(
     objective: Objective, lengths: list, seed: int, shift: float
@@ -87,7 +87,7 @@ def test_a_constant_added_to_the_logits_changes_nothing(
         torch.testing.assert_close(two[role].sums, term.sums, rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(lengths=lengths, seed=seeds)
 def test_kl_is_positive_and_zero_only_for_the_same_distribution(lengths: list, seed: int) -> None:
     _, logits, references = make(lengths, seed)
@@ -97,7 +97,7 @@ def test_kl_is_positive_and_zero_only_for_the_same_distribution(lengths: list, s
 
 
 @pytest.mark.parametrize("objective", [NPO(), NPO(beta=2.0), SimNPO(), SimNPO(beta=1.0, delta=0.5)])
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(lengths=lengths, seed=seeds)
 def test_preference_losses_are_positive_and_fall_as_the_labels_become_unlikely(
     objective: Objective, lengths: list, seed: int

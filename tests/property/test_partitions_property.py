@@ -16,7 +16,7 @@ def _samples(labels):
 
 
 @pytest.mark.parametrize("name", ["natural", "iid", "dirichlet", "shards"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(labels=ROWS, clients=st.integers(1, 6), seed=st.integers(0, 2**63 - 1))
 def test_every_row_is_owned_once_by_somebody(name, labels, clients, seed):
     samples = _samples(labels)
@@ -34,7 +34,7 @@ def test_every_row_is_owned_once_by_somebody(name, labels, clients, seed):
     assert partitions.get(name)(samples, clients=clients, seed=seed) == owned
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(labels=ROWS, clients=st.integers(1, 8))
 def test_natural_never_splits_a_group(labels, clients):
     if clients > len(set(labels)):
@@ -46,7 +46,7 @@ def test_natural_never_splits_a_group(labels, clients):
     assert max(sizes) - min(sizes) <= 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=st.integers(1, 80), clients=st.integers(1, 10), per=st.integers(1, 4))
 def test_sizes_of_iid_and_shards_differ_little(rows, clients, per):
     samples = _samples(["abc"[i % 3] for i in range(rows)])

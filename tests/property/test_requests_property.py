@@ -43,14 +43,14 @@ plain = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(request=requests)
 def test_json_round_trip(request: ForgetRequest) -> None:
     assert from_json(json.loads(json.dumps(to_json(request)))) == request
     assert from_json(json.loads(json.dumps(to_json(request), ensure_ascii=False))) == request
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(client=slugs, ids=samples, federation=text, now=moments, days=st.integers(1, 366))
 def test_what_was_issued_is_accepted_while_it_counts(
     client: str, ids: list[str] | None, federation: str, now: datetime, days: int
@@ -67,7 +67,7 @@ def test_what_was_issued_is_accepted_while_it_counts(
     assert sent == request and json.loads(canonical(sent))["samples"] == (None if ids is None else sorted(ids))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(request=requests, data=st.data())
 def test_the_order_of_samples_does_not_matter(request: ForgetRequest, data: st.DataObject) -> None:
     if request.sample_ids is not None:
@@ -75,7 +75,7 @@ def test_the_order_of_samples_does_not_matter(request: ForgetRequest, data: st.D
         assert canonical(dataclasses.replace(request, sample_ids=tuple(shuffled))) == canonical(request)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(first=requests, second=requests, data=st.data())
 def test_another_content_has_other_bytes(first: ForgetRequest, second: ForgetRequest, data: st.DataObject) -> None:
     names = ("client_id", "sample_ids", "federation", "issued_at", "expires_at", "nonce")
@@ -88,7 +88,7 @@ def test_another_content_has_other_bytes(first: ForgetRequest, second: ForgetReq
     assert (canonical(first) == canonical(other)) is (one == two)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(place=st.integers(0), character=st.characters(), ids=samples)
 def test_one_changed_character_is_refused(place: int, character: str, ids: list[str] | None) -> None:
     request = issue("clinic-a", ids, KEY, "run-7", NOW)
@@ -104,14 +104,14 @@ def test_one_changed_character_is_refused(place: int, character: str, ids: list[
             check(received, PUBLIC, "run-7", NOW)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(value=plain)
 def test_any_json_is_read_or_refused(value: Any) -> None:
     with pytest.raises(InputError):
         from_json(value)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(name=st.sampled_from(sorted(to_json(ForgetRequest(id="r", client_id="c")))), value=plain)
 def test_any_value_in_a_field_is_read_or_refused(name: str, value: Any) -> None:
     message = {**to_json(issue("clinic-a", ["s"], KEY, "run-7", NOW)), name: value}
@@ -124,7 +124,7 @@ def test_any_value_in_a_field_is_read_or_refused(name: str, value: Any) -> None:
         raise AssertionError(f"{name} was read as something else")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     long=st.text(st.characters(codec="ascii"), min_size=1025, max_size=1100),
     name=st.sampled_from(["client", "federation", "id", "issued", "expires", "nonce", "signature", "samples", "new"]),
@@ -151,7 +151,7 @@ def test_no_message_echoes_more_than_60_characters(long: str, name: str) -> None
         assert not any(long[i : i + 61] in message for i in range(len(long) - 60))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(received=moments)
 def test_due_is_the_same_day_or_the_last_of_the_next_month(received: datetime) -> None:
     due = due_at(received)

@@ -13,7 +13,7 @@ ids = st.sets(st.integers(0, 99).map(lambda k: f"client-{k}"), min_size=1, max_s
 seeds = st.integers(0, 2**63 - 1)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(clients=ids, count=st.integers(1, 20), seed=seeds, round=st.integers(1, 50), data=st.data())
 def test_removing_a_client_replaces_it_by_at_most_one(
     clients: set[str], count: int, seed: int, round: int, data: st.DataObject
@@ -28,7 +28,7 @@ def test_removing_a_client_replaces_it_by_at_most_one(
         assert len(after - before) == (1 if len(clients) > count else 0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(clients=ids, count=st.integers(1, 20), seed=seeds, round=st.integers(1, 50), data=st.data())
 def test_order_of_the_population_does_not_matter(
     clients: set[str], count: int, seed: int, round: int, data: st.DataObject
@@ -40,7 +40,7 @@ def test_order_of_the_population_does_not_matter(
     assert len(selected) == min(count, len(clients))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(clients=ids, small=st.integers(1, 8), more=st.integers(0, 8), seed=seeds)
 def test_a_larger_selection_contains_the_smaller(clients: set[str], small: int, more: int, seed: int) -> None:
     assert set(select_clients(sorted(clients), small, seed, 1)) <= set(
@@ -48,7 +48,7 @@ def test_a_larger_selection_contains_the_smaller(clients: set[str], small: int, 
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(clients=ids, data=st.data())
 def test_population_grows_and_holds_who_has_joined(clients: set[str], data: st.DataObject) -> None:
     joins = data.draw(st.dictionaries(st.sampled_from(sorted(clients)), st.integers(1, 6)))
@@ -59,7 +59,7 @@ def test_population_grows_and_holds_who_has_joined(clients: set[str], data: st.D
         assert list(there) == sorted(c for c in clients if joins.get(c, 1) <= round)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(clients=ids, count=st.integers(1, 6), data=st.data())
 def test_cohorts_partition_the_selected_and_ignore_their_order(
     clients: set[str], count: int, data: st.DataObject
@@ -76,7 +76,7 @@ def test_cohorts_partition_the_selected_and_ignore_their_order(
     assert max(work) - min(work) <= max(sizes.values())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(clients=ids, hosts=st.integers(1, 4), count=st.integers(1, 4), data=st.data())
 def test_assignment_covers_every_cohort_once_on_hosts_that_serve_it(
     clients: set[str], hosts: int, count: int, data: st.DataObject

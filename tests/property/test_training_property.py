@@ -15,7 +15,7 @@ from oblivion.training.batches import collate, epochs, steps_per_visit
 lengths = st.lists(st.integers(2, 12), min_size=1, max_size=60)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(lengths=lengths, batch_size=st.integers(1, 9), count=st.integers(1, 4), seed=st.integers(0, 2**32))
 def test_steps_and_coverage(lengths: list[int], batch_size: int, count: int, seed: int) -> None:
     rows = [TokenRow((index, *[1] * (length - 1)), 1) for index, length in enumerate(lengths)]
@@ -30,7 +30,7 @@ def test_steps_and_coverage(lengths: list[int], batch_size: int, count: int, see
         assert sum(len(batch) < batch_size for batch in part) <= 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shapes=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=8))
 def test_collate_loses_nothing(shapes: list[tuple[int, int]]) -> None:
     rows = [TokenRow(tuple(range(10, 10 + prompt + answer)), prompt) for prompt, answer in shapes]

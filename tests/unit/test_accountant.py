@@ -91,7 +91,7 @@ class TestSampledGaussian:
         bound = epsilon_of_rdp(10 * sampled_gaussian_rdp(1.0, 4.0), 1e-5)
         assert exact < bound < 1.15 * exact
 
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     @given(st.floats(0.01, 0.99), st.floats(0.5, 5), st.integers(1, 100))
     def test_more_costs_more(self, rate: float, noise: float, steps: int) -> None:
         orders = [1.5, 4.0, 32.0]

@@ -276,7 +276,7 @@ def test_a_wrong_number_of_clients_is_refused(clients: int) -> None:
         corpus(clients=clients)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=seeds, rows=st.integers(1, 60), client=st.integers(0, 50))
 def test_a_client_stays_within_its_block_of_names(seed: int, rows: int, client: int) -> None:
     names = NameBook("clients", 1)
@@ -287,7 +287,7 @@ def test_a_client_stays_within_its_block_of_names(seed: int, rows: int, client: 
     assert len({author.slug for author in authors}) == len(authors)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=seeds, topic=st.sampled_from(TOPICS))
 def test_drawn_facts_are_words_of_their_list_without_repetition(seed: int, topic: object) -> None:
     slots = topic.slots  # type: ignore[attr-defined]
@@ -300,7 +300,7 @@ def test_drawn_facts_are_words_of_their_list_without_repetition(seed: int, topic
     assert all(left != right for left, right in zip(facts, other, strict=True))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=seeds, rows=st.one_of(st.none(), st.integers(1, len(TOPICS))))
 def test_an_author_is_a_function_of_name_and_generator(seed: int, rows: int | None) -> None:
     one = make_author("Ada", "Belmont", numpy_generator(seed, "test"), rows)

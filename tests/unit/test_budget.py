@@ -60,7 +60,7 @@ class TestBudget:
         assert "2 of its 5 rounds fit" in made.excess([{"a": 1}] * 5)
         assert budget("client").excess([{"a": 1}] * 50) == ""  # 0 is no bound
 
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     @given(
         st.lists(st.dictionaries(st.sampled_from("abc"), st.integers(1, 40)), max_size=8),
         st.sampled_from(["sample", "client"]),

@@ -69,7 +69,7 @@ class TestMean:
         for other in (stage.mean([], LIKE, OTHER, info(1)), stage.mean([], LIKE, SECRET, info(2))):
             assert not any(torch.equal(first[name], other.delta[name]) for name in LIKE)
 
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     @given(st.integers(0, 100), st.floats(0.01, 100), st.permutations(range(5)))
     def test_one_client_moves_it_by_no_more_than_the_bound(self, seed: int, scale: float, order: list[int]) -> None:
         generator = np.random.default_rng(seed)

@@ -106,7 +106,7 @@ def test_every_key_that_is_written_is_kebab_case() -> None:
     assert {"batch-size", "clients-per-round", "recovery-rounds"} <= set(keys(written))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**63 - 1),
     rounds=st.integers(5, 10**6),

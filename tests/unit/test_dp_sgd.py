@@ -219,7 +219,7 @@ class TestClippedSum:
         done = [learn(resident, start, settings=SGD.model_copy(update={"gradient_checkpointing": c})) for c in (0, 1)]
         assert_close(done[0].delta, done[1].delta, 1e-7)
 
-    @settings(deadline=None, max_examples=15)
+    @settings(max_examples=15)
     @given(st.floats(1e-3, 10), st.integers(1, 6))
     def test_one_sample_moves_it_by_no_more_than_the_bound(
         self, resident: ResidentModel, start: Adapter, bound: float, count: int

@@ -735,7 +735,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(list(places(json.loads(json.dumps(made()))))), json_values)
 def test_anything_anywhere_in_a_signed_statement_ends_with_a_verdict(
     folder: Path, where: tuple[Any, ...], value: Any

@@ -377,7 +377,7 @@ numbers = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(values=st.lists(numbers, min_size=20, max_size=20))
 def test_what_passes_is_finite_and_within_the_bound(values: list[float]) -> None:
     parts = torch.tensor(values, dtype=torch.float32).split([math.prod(shape) for shape in SHAPES.values()])
@@ -392,7 +392,7 @@ def test_what_passes_is_finite_and_within_the_bound(values: list[float]) -> None
         assert not norm <= 10.0 * (1 - 1e-9)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_any_mix_of_manglings_leaves_the_rest_alone(data: st.DataObject) -> None:
     row = st.sampled_from(TABLE)
