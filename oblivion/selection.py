@@ -50,13 +50,34 @@ def client_steps(
 
 
 def form_cohorts(selected: Sequence[str], sizes: Mapping[str, int], count: int) -> tuple[tuple[str, ...], ...]:
-    """Deal clients into cohorts of equal work, at most `count` in each: the largest first, by turns, there and back."""
+    """Deal clients into cohorts of equal work, at most `count` in each.
+
+    The largest come first, by turns, there and back; then the cohorts with the most and the least work trade clients as
+    long as that brings the two closer.
+    """
     ordered = sorted(selected, key=lambda client: (-sizes[client], client))
     places = range(math.ceil(len(ordered) / count))
     cohorts: list[list[str]] = [[] for _ in places]
     for client, place in zip(ordered, itertools.cycle([*places, *reversed(places)])):
         cohorts[place].append(client)
+    while _trade(cohorts, sizes):
+        pass
     return tuple(map(tuple, cohorts))
+
+
+def _trade(cohorts: list[list[str]], sizes: Mapping[str, int]) -> bool:
+    """Swap the two clients that bring the most and the least work closest to each other; False if none do."""
+    if not cohorts:
+        return False
+    by_work = sorted(cohorts, key=lambda cohort: sum(sizes[client] for client in cohort))
+    least, most = by_work[0], by_work[-1]
+    apart = sum(sizes[client] for client in most) - sum(sizes[client] for client in least)
+    swaps = [(x, y) for x in most for y in least if 0 < sizes[x] - sizes[y] < apart]
+    if not swaps:
+        return False
+    x, y = min(swaps, key=lambda swap: abs(apart - 2 * (sizes[swap[0]] - sizes[swap[1]])))
+    most[most.index(x)], least[least.index(y)] = y, x
+    return True
 
 
 def servable(cohorts: Sequence[Sequence[str]], serves: Mapping[str, Sequence[str]]) -> tuple[tuple[str, ...], ...]:

@@ -56,6 +56,14 @@ def test_cohorts_by_hand() -> None:
     assert form_cohorts([], sizes, 2) == ()
 
 
+def test_cohorts_trade_clients_until_none_brings_them_closer() -> None:
+    sizes = {"a": 31, "b": 31, "c": 24, "d": 24, "e": 19, "f": 18, "g": 13}
+    # dealt: a d e and b c f g, 74 and 86. b for d (7 rows) leaves 81 and 79, and then e for f (1 row) 80 and 80
+    dealt = (("a", "b", "f"), ("d", "c", "e", "g"))
+    assert form_cohorts(sorted(sizes), sizes, 4) == dealt
+    assert [sum(sizes[client] for client in cohort) for cohort in dealt] == [80, 80]
+
+
 def test_assignment_by_hand() -> None:
     # loads: 9 to h0, 5 to h1, 4 to h1 (5 < 9), 1: both carry 9, the name decides
     sizes = {"a": 9, "b": 5, "c": 4, "d": 1}
