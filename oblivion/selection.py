@@ -67,7 +67,7 @@ def form_cohorts(selected: Sequence[str], sizes: Mapping[str, int], count: int) 
 
 def _trade(cohorts: list[list[str]], sizes: Mapping[str, int]) -> bool:
     """Swap the two clients that bring the most and the least work closest to each other; False if none do."""
-    if not cohorts:
+    if len(cohorts) < 2:
         return False
     by_work = sorted(cohorts, key=lambda cohort: sum(sizes[client] for client in cohort))
     least, most = by_work[0], by_work[-1]
