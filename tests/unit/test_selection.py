@@ -58,10 +58,8 @@ def test_cohorts_by_hand() -> None:
 
 def test_cohorts_trade_clients_until_none_brings_them_closer() -> None:
     sizes = {"a": 31, "b": 31, "c": 24, "d": 24, "e": 19, "f": 18, "g": 13}
-    # dealt: a d e and b c f g, 74 and 86. b for d (7 rows) leaves 81 and 79, and then e for f (1 row) 80 and 80
-    dealt = (("a", "b", "f"), ("d", "c", "e", "g"))
-    assert form_cohorts(sorted(sizes), sizes, 4) == dealt
-    assert [sum(sizes[client] for client in cohort) for cohort in dealt] == [80, 80]
+    # dealt: a d e and b c f g, 74 and 86 rows. b for d (7 rows) leaves 81 and 79, and then e for f (1 row) 80 and 80
+    assert form_cohorts(sorted(sizes), sizes, 4) == (("a", "b", "f"), ("d", "c", "e", "g"))
 
 
 def test_assignment_by_hand() -> None:
