@@ -1,0 +1,227 @@
+"""The demonstration over five seeds, in one table. ``python -m simulations.seeds --out DIR``.
+
+One run of a federation is one draw: who owns how many rows, in which order they are seen, which rows are held out. So
+the table of the README is the mean and the range over the seeds 1 to 5, which were fixed before any of them was run.
+
+The learning rate of `local` is not chosen on them. Before, another client leaves in a rehearsal with another seed, and
+a few rates are tried. The one is taken after which an attacker can tell the forgotten rows from held-out ones least:
+whose membership AUC (min-k) is nearest to 0.5. That needs no oracle, so whoever has to forget can do the same.
+
+Every run lies in a directory of its own, ``DIR/rehearsal`` and ``DIR/seed-1``, ... Started again, the command takes
+what is done as it is and goes on with what was interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from oblivion.config import load_config
+from oblivion.data.federation import resolve
+from oblivion.errors import InputError
+from oblivion.files import write_atomically
+from oblivion.report.comparison import others_probability
+from oblivion.report.reading import ModelRecord, RequestRecord, read_run
+from server.run_directory import RunDirectory
+from server.scenarios import scenario_path
+from simulations.simulate import RunResult, resume, simulate
+
+SEEDS = (1, 2, 3, 4, 5)
+REHEARSAL_SEED = 0
+REHEARSAL_CLIENT = "client-2"
+"""Who joins late and leaves in the rehearsal, in place of the demonstration's client."""
+RATES = (1e-4, 2e-4, 3e-4, 5e-4, 1e-3)
+ATTACK = "mia_min_k"
+
+Settings = Mapping[str, Any]
+
+
+def rehearse(scenario: Path, out: Path, settings: Settings) -> dict[float, float]:
+    """Let another client leave, with `local` at every rate of `RATES`.
+
+    Parameters
+    ----------
+    scenario : Path
+        The demonstration's file.
+    out : Path
+        The run directory; what is in it already is not run again.
+    settings : mapping
+        Changes to the scenario, by dotted key.
+
+    Returns
+    -------
+    dict of float to float
+        Learning rate to the membership AUC that it leaves.
+    """
+    changes = {
+        "seed": REHEARSAL_SEED,
+        "engine": "inline",
+        "federation.joins": {REHEARSAL_CLIENT: 4},
+        "forget.client": "",
+        "forget.methods": [],
+        "evaluate.oracle-seeds": 0,
+    }
+    run = _finished(scenario, out, {**settings, **changes})
+    areas = {}
+    for rate in RATES:
+        trial = run.forget(REHEARSAL_CLIENT, method="local", parameters={"learning_rate": rate})
+        request, _, name = trial.model.partition("/")
+        entry = next(entry for entry in run.metrics["requests"] if entry["id"] == request)
+        areas[rate] = float(entry["models"][name]["central"][ATTACK]["value"])
+    return areas
+
+
+def choose(areas: Mapping[float, float]) -> float:
+    """The rate whose membership AUC is nearest to 0.5; of two that are as near, the smaller one."""
+    return min(areas, key=lambda rate: (abs(areas[rate] - 0.5), rate))
+
+
+def run_seed(scenario: Path, seed: int, rate: float, out: Path, settings: Settings) -> RequestRecord:
+    """Run the demonstration with a seed and a rate of `local`, or go on with it, or read what it came to."""
+    changes = {"seed": seed, "engine": "inline", "forget.learning-rate": rate}
+    run = _finished(scenario, out, {**settings, **changes})
+    (request,) = read_run(run.directory).metrics.requests
+    return request
+
+
+def _finished(scenario: Path, out: Path, changes: Settings) -> RunResult:
+    config = load_config(scenario, changes)
+    if not out.exists():
+        return simulate(config, out)
+    known = RunDirectory.open(out)[1]
+    if (known.seed, known.train, known.forget) != (
+        config.seed,
+        config.train.model_copy(update={"cohort": known.train.cohort}),
+        config.forget,
+    ):
+        raise InputError(f"{out} was run with other settings than these; choose another --out, or remove it")
+    return resume(out)
+
+
+def share(scenario: Path, seed: int, settings: Settings) -> dict[str, int]:
+    """Rows of the client that leaves, its rank among the clients by rows (1 has the most), and their number."""
+    config = load_config(scenario, {**settings, "seed": seed})
+    rows = {client: len(owned) for client, owned in resolve(config).clients.items()}
+    own = rows[config.forget.client]
+    return {"rows": own, "rank": 1 + sum(count > own for count in rows.values()), "of": len(rows)}
+
+
+Measured = Callable[[RequestRecord, ModelRecord], float | None]
+
+
+def _central(metric: str) -> Measured:
+    def value(request: RequestRecord, model: ModelRecord) -> float | None:
+        measure = model.central.get(metric)
+        return measure.value if measure else None
+
+    return value
+
+
+def _tokens(request: RequestRecord, model: ModelRecord) -> float | None:
+    oracle = request.models["oracle"].cost.tokens
+    return model.cost.tokens / oracle if model.cost.fraction is not None and model.cost.tokens and oracle else None
+
+
+LINES: tuple[tuple[str, Measured], ...] = (
+    ("probability of its answers", _central("forget_Q_A_Prob")),
+    ("extraction strength", _central("extraction_strength")),
+    ("membership AUC (min-k); 0.5: cannot be told from held-out rows", _central(ATTACK)),
+    ("KS statistic of the truth ratios beside the oracle's", _central("ks_statistic")),
+    ("the other clients' probability", others_probability),
+    ("cost in client-steps, as a fraction of retraining", lambda _, model: model.cost.fraction),
+    ("cost in tokens, as a fraction of retraining", _tokens),
+)
+"""What the table says of every model."""
+
+
+def table(requests: Mapping[int, RequestRecord], shares: Mapping[int, Mapping[str, int]]) -> str:
+    """Mean and range over the seeds in Markdown, and how many rows left with each seed.
+
+    Parameters
+    ----------
+    requests : mapping of int to RequestRecord
+        Seed to the one request of its run.
+    shares : mapping of int to mapping
+        Seed to what `share` says.
+    """
+    models = list(next(iter(requests.values())).models)
+    shown = sorted(models, key=lambda name: (name != "original", name != "oracle"))
+    lines = ["| | " + " | ".join(name if name in ("original", "oracle") else f"`{name}`" for name in shown) + " |"]
+    lines.append("|---|" + "---|" * len(shown))
+    for label, measured in LINES:
+        values = {name: [measured(request, request.models[name]) for request in requests.values()] for name in shown}
+        lines.append(f"| {label} | " + " | ".join(_range(values[name]) for name in shown) + " |")
+    lines += ["", "| seed | rows that leave | rank among the clients by rows |", "|---|---|---|"]
+    lines += [f"| {seed} | {own['rows']} | {own['rank']} of {own['of']} |" for seed, own in sorted(shares.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _range(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return ""
+    return f"{sum(known) / len(known):.2f} ({min(known):.2f} to {max(known):.2f})"
+
+
+def rehearsal_table(areas: Mapping[float, float]) -> str:
+    """The membership AUC by rate in Markdown, and the rate that is taken."""
+    lines = ["| learning rate of `local` | membership AUC (min-k) in the rehearsal |", "|---|---|"]
+    lines += [f"| {rate:g} | {area:.3f} |" for rate, area in areas.items()]
+    return "\n".join([*lines, "", f"Taken: {choose(areas):g}."]) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None, settings: Settings | None = None) -> int:
+    """Run the rehearsal and the five seeds; write ``seeds.json`` and ``seeds.md`` into the directory.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        The command line; by default that of the process.
+    settings : mapping, optional
+        Changes to the demonstration, by dotted key, for a shorter one.
+    """
+    parser = argparse.ArgumentParser(prog="python -m simulations.seeds", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--workers", type=int, default=2, help="seeds at a time, one core each")
+    options = parser.parse_args(arguments)
+    scenario, changes = scenario_path("demo"), settings or {}
+    options.out.mkdir(parents=True, exist_ok=True)
+    areas = rehearse(scenario, options.out / "rehearsal", changes)
+    rate = choose(areas)
+    _say(f"rehearsal: {rate:g} is taken")
+    requests = {}
+    with ProcessPoolExecutor(options.workers) as pool:
+        waiting = {
+            seed: pool.submit(run_seed, scenario, seed, rate, options.out / f"seed-{seed}", changes) for seed in SEEDS
+        }
+        for seed, future in waiting.items():
+            try:
+                requests[seed] = future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # or the error would be told when all other seeds are done
+                raise
+            _say(f"seed {seed}: done")
+    shares = {seed: share(scenario, seed, changes) for seed in SEEDS}
+    found = {
+        "rehearsal": {"areas": {f"{rate:g}": area for rate, area in areas.items()}, "taken": rate},
+        "seeds": {seed: {**shares[seed], **request.model_dump(mode="json")} for seed, request in requests.items()},
+    }
+    write_atomically(options.out / "seeds.json", f"{json.dumps(found, indent=2, allow_nan=False)}\n".encode())
+    text = f"{rehearsal_table(areas)}\n{table(requests, shares)}"
+    write_atomically(options.out / "seeds.md", text.encode())
+    _say(f"table: {options.out / 'seeds.md'}")
+    return 0
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
