@@ -3,9 +3,8 @@
 One run of a federation is one draw: who owns how many rows, in which order they are seen, which rows are held out. So
 the table of the README is the mean and the range over the seeds 1 to 5, which were fixed before any of them was run.
 
-The learning rate of `local` is not chosen on them. Before, another client leaves in a rehearsal with another seed, and
-a few rates are tried. The one is taken after which an attacker can tell the forgotten rows from held-out ones least:
-whose membership AUC (min-k) is nearest to 0.5. That needs no oracle, so whoever has to forget can do the same.
+The learning rate of `local` is not chosen on them. Before, another client leaves in a rehearsal with another seed
+(`simulations.rehearsal`).
 
 Every run lies in a directory of its own, ``DIR/rehearsal`` and ``DIR/seed-1``, ... Started again, the command takes
 what is done as it is and goes on with what was interrupted.
@@ -19,88 +18,28 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from oblivion.config import load_config
 from oblivion.data.federation import resolve
-from oblivion.errors import InputError
 from oblivion.files import write_atomically
 from oblivion.report.comparison import others_probability
 from oblivion.report.reading import ModelRecord, RequestRecord, read_run
-from server.run_directory import RunDirectory
 from server.scenarios import scenario_path
-from simulations.simulate import RunResult, resume, simulate
+from simulations.rehearsal import Settings, choose, finished, rehearsal_table, rehearse
 
 SEEDS = (1, 2, 3, 4, 5)
 REHEARSAL_SEED = 0
 REHEARSAL_CLIENT = "client-2"
 """Who joins late and leaves in the rehearsal, in place of the demonstration's client."""
 RATES = (1e-4, 2e-4, 3e-4, 5e-4, 1e-3)
-ATTACK = "mia_min_k"
-
-Settings = Mapping[str, Any]
-
-
-def rehearse(scenario: Path, out: Path, settings: Settings) -> dict[float, float]:
-    """Let another client leave, with `local` at every rate of `RATES`.
-
-    Parameters
-    ----------
-    scenario : Path
-        The demonstration's file.
-    out : Path
-        The run directory; what is in it already is not run again.
-    settings : mapping
-        Changes to the scenario, by dotted key.
-
-    Returns
-    -------
-    dict of float to float
-        Learning rate to the membership AUC that it leaves.
-    """
-    changes = {
-        "seed": REHEARSAL_SEED,
-        "engine": "inline",
-        "federation.joins": {REHEARSAL_CLIENT: 4},
-        "forget.client": "",
-        "forget.methods": [],
-        "evaluate.oracle-seeds": 0,
-    }
-    run = _finished(scenario, out, {**settings, **changes})
-    areas = {}
-    for rate in RATES:
-        trial = run.forget(REHEARSAL_CLIENT, method="local", parameters={"learning_rate": rate})
-        request, _, name = trial.model.partition("/")
-        entry = next(entry for entry in run.metrics["requests"] if entry["id"] == request)
-        areas[rate] = float(entry["models"][name]["central"][ATTACK]["value"])
-    return areas
-
-
-def choose(areas: Mapping[float, float]) -> float:
-    """The rate whose membership AUC is nearest to 0.5; of two that are as near, the smaller one."""
-    return min(areas, key=lambda rate: (abs(areas[rate] - 0.5), rate))
 
 
 def run_seed(scenario: Path, seed: int, rate: float, out: Path, settings: Settings) -> RequestRecord:
     """Run the demonstration with a seed and a rate of `local`, or go on with it, or read what it came to."""
     changes = {"seed": seed, "engine": "inline", "forget.learning-rate": rate}
-    run = _finished(scenario, out, {**settings, **changes})
+    run = finished(scenario, out, {**settings, **changes})
     (request,) = read_run(run.directory).metrics.requests
     return request
-
-
-def _finished(scenario: Path, out: Path, changes: Settings) -> RunResult:
-    config = load_config(scenario, changes)
-    if not out.exists():
-        return simulate(config, out)
-    known = RunDirectory.open(out)[1]
-    if (known.seed, known.train, known.forget) != (
-        config.seed,
-        config.train.model_copy(update={"cohort": known.train.cohort}),
-        config.forget,
-    ):
-        raise InputError(f"{out} was run with other settings than these; choose another --out, or remove it")
-    return resume(out)
 
 
 def share(scenario: Path, seed: int, settings: Settings) -> dict[str, int]:
@@ -130,7 +69,7 @@ def _tokens(request: RequestRecord, model: ModelRecord) -> float | None:
 LINES: tuple[tuple[str, Measured], ...] = (
     ("probability of its answers", _central("forget_Q_A_Prob")),
     ("extraction strength", _central("extraction_strength")),
-    ("membership AUC (min-k); 0.5: cannot be told from held-out rows", _central(ATTACK)),
+    ("membership AUC (min-k); 0.5: cannot be told from held-out rows", _central("mia_min_k")),
     ("KS statistic of the truth ratios beside the oracle's", _central("ks_statistic")),
     ("the other clients' probability", others_probability),
     ("cost in client-steps, as a fraction of retraining", lambda _, model: model.cost.fraction),
@@ -168,13 +107,6 @@ def _range(values: Sequence[float | None]) -> str:
     return f"{sum(known) / len(known):.2f} ({min(known):.2f} to {max(known):.2f})"
 
 
-def rehearsal_table(areas: Mapping[float, float]) -> str:
-    """The membership AUC by rate in Markdown, and the rate that is taken."""
-    lines = ["| learning rate of `local` | membership AUC (min-k) in the rehearsal |", "|---|---|"]
-    lines += [f"| {rate:g} | {area:.3f} |" for rate, area in areas.items()]
-    return "\n".join([*lines, "", f"Taken: {choose(areas):g}."]) + "\n"
-
-
 def main(arguments: Sequence[str] | None = None, settings: Settings | None = None) -> int:
     """Run the rehearsal and the five seeds; write ``seeds.json`` and ``seeds.md`` into the directory.
 
@@ -191,8 +123,11 @@ def main(arguments: Sequence[str] | None = None, settings: Settings | None = Non
     options = parser.parse_args(arguments)
     scenario, changes = scenario_path("demo"), settings or {}
     options.out.mkdir(parents=True, exist_ok=True)
-    areas = rehearse(scenario, options.out / "rehearsal", changes)
-    rate = choose(areas)
+    late = {"seed": REHEARSAL_SEED, "federation.joins": {REHEARSAL_CLIENT: 4}}
+    tried = rehearse(
+        scenario, options.out / "rehearsal", REHEARSAL_CLIENT, "learning-rate", RATES, settings={**changes, **late}
+    )
+    rate = choose(tried)
     _say(f"rehearsal: {rate:g} is taken")
     requests = {}
     with ProcessPoolExecutor(options.workers) as pool:
@@ -208,11 +143,11 @@ def main(arguments: Sequence[str] | None = None, settings: Settings | None = Non
             _say(f"seed {seed}: done")
     shares = {seed: share(scenario, seed, changes) for seed in SEEDS}
     found = {
-        "rehearsal": {"areas": {f"{rate:g}": area for rate, area in areas.items()}, "taken": rate},
+        "rehearsal": {"auc": {f"{rate:g}": area for rate, area in tried.items()}, "taken": rate},
         "seeds": {seed: {**shares[seed], **request.model_dump(mode="json")} for seed, request in requests.items()},
     }
     write_atomically(options.out / "seeds.json", f"{json.dumps(found, indent=2, allow_nan=False)}\n".encode())
-    text = f"{rehearsal_table(areas)}\n{table(requests, shares)}"
+    text = f"{rehearsal_table('learning rate', tried)}\n{table(requests, shares)}"
     write_atomically(options.out / "seeds.md", text.encode())
     _say(f"table: {options.out / 'seeds.md'}")
     return 0

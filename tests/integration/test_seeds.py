@@ -11,7 +11,8 @@ from oblivion.errors import InputError
 from oblivion.report.reading import Measure, ModelCost, ModelRecord, RequestRecord
 from server.scenarios import scenario_path
 from simulations import seeds as module
-from simulations.seeds import SEEDS, choose, main, share, table
+from simulations.rehearsal import choose
+from simulations.seeds import SEEDS, main, share, table
 
 SMALL = {
     "data.parameters.rows_per_client": 6,
@@ -78,7 +79,7 @@ def test_one_command_makes_the_table_and_does_not_repeat_what_is_done(
     monkeypatch.setattr(module, "RATES", (1e-4, 1e-3))
     assert main(["--out", str(tmp_path), "--workers", "1"], SMALL) == 0
     found = json.loads((tmp_path / "seeds.json").read_text())
-    assert set(found["rehearsal"]["areas"]) == {"0.0001", "0.001"} and set(found["seeds"]) == {"1", "2"}
+    assert set(found["rehearsal"]["auc"]) == {"0.0001", "0.001"} and set(found["seeds"]) == {"1", "2"}
     assert all(set(one["models"]) > {"original", "oracle", "rollback", "local"} for one in found["seeds"].values())
     for one in found["seeds"].values():
         exact = one["models"]["rollback"]["central"]["forget_Q_A_Prob"]["value"]

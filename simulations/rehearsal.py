@@ -1,0 +1,134 @@
+"""Choose a setting of `local` on another client than the one that will judge it.
+
+``python -m simulations.rehearsal SCENARIO --client ID --key learning-rate --values 1e-4 3e-4 1e-3 --out DIR``
+
+A setting that is tuned until the removal comes out near the oracle is tuned on what judges it, and nobody who has to
+forget has the oracle. So another client leaves in a rehearsal, every value is tried on it, and the one is taken after
+which an attacker can tell the forgotten rows from held-out ones least: whose membership AUC (min-k) is nearest to 0.5.
+That needs held-out rows and no oracle. Started again, it takes what is done in the directory as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from oblivion.config import load_config, parse_assignment
+from oblivion.errors import InputError
+from server.run_directory import RunDirectory
+from server.scenarios import scenario_path
+from simulations.simulate import RunResult, resume, simulate
+
+ATTACK = "mia_min_k"
+
+Settings = Mapping[str, Any]
+
+
+def rehearse(
+    scenario: Path,
+    out: Path,
+    client: str,
+    key: str,
+    values: Sequence[float],
+    samples: str = "",
+    settings: Settings | None = None,
+) -> dict[float, float]:
+    """Let a client leave, with `local` at every value of one setting.
+
+    Parameters
+    ----------
+    scenario : Path
+        A scenario's file.
+    out : Path
+        The run directory; what is in it already is not run again.
+    client : str
+        Who leaves, in place of the scenario's client.
+    key : str
+        A setting of ``forget``, such as ``"learning-rate"``.
+    values : sequence of float
+        What is tried for it.
+    samples : str, default ""
+        Which of the client's samples, as in ``forget.samples``; empty for all.
+    settings : mapping, optional
+        Changes to the scenario, by dotted key.
+
+    Returns
+    -------
+    dict of float to float
+        Value to the membership AUC that it leaves.
+
+    Raises
+    ------
+    InputError
+        If the data set has no held-out rows, or `out` holds a run with other settings.
+    """
+    nobody = {"forget.client": "", "forget.samples": "", "forget.methods": [], "evaluate.oracle-seeds": 0}
+    run = finished(scenario, out, {"engine": "inline", **(settings or {}), **nobody})
+    areas = {}
+    for value in values:
+        trial = run.forget(client, samples, method="local", parameters={key: value})
+        request, _, name = trial.model.partition("/")
+        entry = next(entry for entry in run.metrics["requests"] if entry["id"] == request)
+        measured = entry["models"][name]["central"].get(ATTACK, {})
+        if measured.get("value") is None:
+            raise InputError(
+                f"{out}: {ATTACK} was not measured; the rehearsal needs held-out rows beside the forgotten"
+            )
+        areas[value] = float(measured["value"])
+    return areas
+
+
+def choose(areas: Mapping[float, float]) -> float:
+    """The value whose membership AUC is nearest to 0.5; of two that are as near, the smaller one."""
+    return min(areas, key=lambda value: (abs(areas[value] - 0.5), value))
+
+
+def rehearsal_table(name: str, areas: Mapping[float, float]) -> str:
+    """The membership AUC by value in Markdown, and the value that is taken."""
+    lines = [f"| {name} of `local` | membership AUC (min-k) in the rehearsal |", "|---|---|"]
+    lines += [f"| {value:g} | {area:.3f} |" for value, area in areas.items()]
+    return "\n".join([*lines, "", f"Taken: {choose(areas):g}."]) + "\n"
+
+
+def finished(scenario: Path, out: Path, changes: Settings) -> RunResult:
+    """The run of a scenario with some changes: new, or gone on with, or as it is.
+
+    Raises
+    ------
+    InputError
+        If the directory holds a run with other settings.
+    """
+    config = load_config(scenario, changes)
+    if not out.exists():
+        return simulate(config, out)
+    known = RunDirectory.open(out)[1]
+    train = config.train.model_copy(update={"cohort": known.train.cohort})  # the run has resolved it
+    if (known.seed, known.train, known.forget) != (config.seed, train, config.forget):
+        raise InputError(f"{out} was run with other settings than these; choose another --out, or remove it")
+    return resume(out)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Try the values and print what each leaves, and which one is taken."""
+    parser = argparse.ArgumentParser(prog="python -m simulations.rehearsal", description=__doc__)
+    parser.add_argument("scenario", help="the name of a scenario, or its file")
+    parser.add_argument("--client", required=True, help="who leaves in the rehearsal")
+    parser.add_argument("--samples", default="", help="which of its samples, as in forget.samples; all by default")
+    parser.add_argument("--key", default="learning-rate", help="the setting of forget that is chosen")
+    parser.add_argument("--values", type=float, nargs="+", required=True, help="what is tried for it")
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--out", type=Path, required=True, help="the run directory")
+    options = parser.parse_args(arguments)
+    values = [int(value) if value.is_integer() else value for value in options.values]
+    settings = dict(parse_assignment(text) for text in options.settings)
+    scenario = scenario_path(options.scenario)
+    areas = rehearse(scenario, options.out, options.client, options.key, values, options.samples, settings)
+    sys.stdout.write(rehearsal_table(options.key, areas))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
