@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from oblivion.errors import InputError
+
 
 class Template(Protocol):
     """How a question and an answer become text."""
@@ -36,8 +38,26 @@ class TokenRow:
 
 def encode_prompt(tokenizer: Any, template: Template, question: str) -> tuple[int, ...]:
     """Token ids of the prompt alone, as generation starts from it."""
-    text = template.prompt(tokenizer, question)
-    return tuple(tokenizer(text, add_special_tokens=template.special_tokens)["input_ids"])
+    return _ids(tokenizer, template.prompt(tokenizer, question), template)
+
+
+def _ids(tokenizer: Any, text: str, template: Template) -> tuple[int, ...]:
+    """Token ids of a text.
+
+    Raises
+    ------
+    InputError
+        If one of them has no row in the model; a GPU would end the process over it.
+    """
+    ids = tuple(tokenizer(text, add_special_tokens=template.special_tokens)["input_ids"])
+    rows = getattr(tokenizer, "model_rows", None)  # set where tokenizer and model are loaded together
+    highest = max(ids, default=0)
+    if rows is not None and highest >= rows:
+        raise InputError(
+            f"a text has the token {tokenizer.convert_ids_to_tokens(highest)!r} with id {highest}, and the model has "
+            f"rows 0 to {rows - 1} only; resize the model's embeddings, or take the tokenizer that belongs to it"
+        )
+    return ids
 
 
 def encode(tokenizer: Any, template: Template, question: str, answer: str, max_length: int) -> TokenRow | None:
@@ -60,8 +80,7 @@ def encode(tokenizer: Any, template: Template, question: str, answer: str, max_l
         None if the row is longer than `max_length` (it is never cut) or if the answer has no token of its own.
     """
     prompt = encode_prompt(tokenizer, template, question)
-    text = template.full(tokenizer, question, answer)
-    ids = tuple(tokenizer(text, add_special_tokens=template.special_tokens)["input_ids"])
+    ids = _ids(tokenizer, template.full(tokenizer, question, answer), template)
     if ids[-1] != tokenizer.eos_token_id:
         ids += (tokenizer.eos_token_id,)
     if len(ids) > max_length or len(prompt) >= len(ids):

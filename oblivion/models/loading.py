@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,10 @@ from oblivion.errors import ConfigError, InputError
 TINY = Path(__file__).parent / "tiny"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _BF16_MIN_WIDTH = 512
+_NO_LIMIT = 1 << 30
+_WIDTHS = ("hidden_size", "n_embd", "d_model")
+_CONTEXTS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "context_length")
+"""What configs call these sizes; the first name that a config has counts."""
 _CPU = Path("/proc/cpuinfo")
 _FAST_BF16 = {"amx_bf16", "avx512_bf16"}
 
@@ -76,6 +80,10 @@ def _check_folder(folder: Path) -> None:
         missing.append("a tokenizer (tokenizer.json)")
     if missing:
         raise InputError(f"model folder {folder} has no {', no '.join(missing)}")
+    if (folder / "adapter_config.json").is_file():
+        raise InputError(
+            f"model folder {folder} holds an adapter_config.json beside the model; merge that adapter first"
+        )
 
 
 def resolve_dtype(config: ModelConfig) -> str:
@@ -89,14 +97,48 @@ def resolve_dtype(config: ModelConfig) -> str:
     """
     if config.dtype != "auto":
         return config.dtype
+    width = width_of(_read_config(config))
+    return "bfloat16" if width >= _BF16_MIN_WIDTH and _fast_bfloat16() else "float32"
+
+
+def _read_config(config: ModelConfig) -> Any:
+    """The model's config.json.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, or is of a model for more than text.
+    """
     from transformers import AutoConfig
 
-    where = locate(config)
     try:
-        width = AutoConfig.from_pretrained(where, revision=config.revision or None).hidden_size
-    except (OSError, ValueError, AttributeError) as error:
+        settings = AutoConfig.from_pretrained(locate(config), revision=config.revision or None, trust_remote_code=False)
+        text = settings.get_text_config()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"model {config.name!r}: its config.json cannot be used: {_first_line(error)}") from None
-    return "bfloat16" if width >= _BF16_MIN_WIDTH and _fast_bfloat16() else "float32"
+    if text is not settings:
+        raise InputError(
+            f"model {config.name!r}: its config.json (model_type {settings.model_type!r}) has a text_config: models "
+            f"that take images or sound beside text are not supported; give one for text alone (such as {text.model_type!r})"
+        )
+    return settings
+
+
+def _size(settings: Any, names: Sequence[str]) -> int:
+    """The first of some sizes that a model's config has; 0 if it has none."""
+    text = settings.get_text_config()
+    values = (getattr(text, name, None) for name in names)
+    return next((value for value in values if isinstance(value, int) and value > 0), 0)
+
+
+def width_of(settings: Any) -> int:
+    """The hidden size that a model's config names; 0 if it names none."""
+    return _size(settings, _WIDTHS)
+
+
+def context_of(settings: Any) -> int:
+    """The most tokens that a model's config allows; very many if it sets no limit."""
+    return _size(settings, _CONTEXTS) or _NO_LIMIT
 
 
 def gpu_count() -> int:
@@ -138,20 +180,48 @@ def load_base(config: ModelConfig, max_length: int = 0) -> Base:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    where, revision = locate(config), config.revision or None
     dtype = resolve_dtype(config)
     tokenizer = load_tokenizer(config)
+    settings = _read_config(config)
+    pad = getattr(settings, "pad_token_id", None)
+    if pad is not None and not 0 <= pad < getattr(settings, "vocab_size", _NO_LIMIT):
+        settings.pad_token_id = None  # torch makes no embedding whose padding has no row
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            where, revision=revision, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+            locate(config),
+            revision=config.revision or None,
+            config=settings,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
         )
     except Exception as error:
         raise InputError(f"model {config.name!r} could not be loaded: {_first_line(error)}") from error
     model.requires_grad_(False)
     model.eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    context = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
+    _fit_tokenizer(tokenizer, model, config.name)
+    context = context_of(model.config)
     return Base(model, tokenizer, min(context, max_length or context), dtype)
+
+
+def _fit_tokenizer(tokenizer: Any, model: Any, name: str) -> None:
+    """Hold a tokenizer against the rows of the model's embedding; padding that has none becomes EOS, which has.
+
+    Raises
+    ------
+    InputError
+        If EOS has no row.
+    """
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    if tokenizer.eos_token_id >= rows:
+        raise InputError(
+            f"tokenizer of {name!r}: its EOS token has id {tokenizer.eos_token_id}, and the model has rows 0 to "
+            f"{rows - 1} only; resize the model's embeddings, or take the tokenizer that belongs to it"
+        )
+    if tokenizer.pad_token_id >= rows:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.model_rows = rows  # `oblivion.data.tokens` refuses text that needs another row
 
 
 def load_tokenizer(config: ModelConfig) -> Any:

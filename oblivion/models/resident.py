@@ -18,7 +18,7 @@ from oblivion.config import LoraConfig, ModelConfig
 from oblivion.errors import ConfigError, InputError, IntegrityError
 from oblivion.files import write_folder
 from oblivion.models.factors import factor_of, initial_values
-from oblivion.models.loading import Base, load_base
+from oblivion.models.loading import Base, load_base, width_of
 from oblivion.types import Adapter
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class ResidentModel:
     @property
     def width(self) -> int:
         """The base model's hidden size."""
-        return int(self.base.model.config.get_text_config().hidden_size)
+        return width_of(self.base.model.config) or int(self.base.model.get_input_embeddings().weight.shape[1])
 
     @property
     def device(self) -> str:
