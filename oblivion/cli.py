@@ -195,7 +195,8 @@ def _show_plan(plan: dict[str, Any], as_json: bool) -> None:
         _say(json.dumps(plan, indent=1))
         return
     _say(f"{plan['label']}: guarantee {plan['guarantee']}, {plan['client_steps']} client-steps")
-    _say(f"cost: {plan['fraction']:.2f} of retraining; first round with the data: {plan['from_round'] or 'none'}")
+    _say(f"cost: {plan['fraction']:.2f} of retraining in client-steps (tokens are known when it has run)")
+    _say(f"first round with the data: {plan['from_round'] or 'none'}")
     for touch in plan["touches"]:
         _say(f"  {touch['status']:<12} {touch['item']}: {touch['why']}")
     for what in plan["invalidates"]:

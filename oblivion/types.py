@@ -292,17 +292,17 @@ class MetricResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a branch cost: optimizer steps, tokens forwarded in training, bytes sent each way."""
+    """What a branch cost: optimizer steps, tokens forwarded in training (None: not told), bytes sent each way."""
 
     client_steps: int = 0
-    tokens: int = 0
+    tokens: int | None = 0
     bytes_up: int = 0
     bytes_down: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
             client_steps=self.client_steps + other.client_steps,
-            tokens=self.tokens + other.tokens,
+            tokens=None if self.tokens is None or other.tokens is None else self.tokens + other.tokens,
             bytes_up=self.bytes_up + other.bytes_up,
             bytes_down=self.bytes_down + other.bytes_down,
         )

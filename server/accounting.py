@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, cast
 
 from oblivion.aggregation.fedavg import FedAvg
 from oblivion.aggregation.gate import limited
@@ -44,15 +45,34 @@ def count(update: ClientUpdate, name: str) -> int:
     return int(update.metrics.get(name, 0.0))
 
 
-def cost_of(accepted: Sequence[ClientUpdate], state: GlobalState, asked: int, corrected: bool) -> Cost:
-    """What a round cost; with `corrected`, every client was sent a correction besides the state."""
+def cost_of(
+    accepted: Sequence[ClientUpdate], state: GlobalState, asked: int, *, corrected: bool, private: bool
+) -> Cost:
+    """What a round cost; with `corrected`, every client was sent a correction besides the state.
+
+    With `private` the tokens are not told: they are computed from the texts, without noise.
+    """
     down = _bytes(state.adapter) * (2 if corrected else 1) + _bytes(state.residual)
     return Cost(
         client_steps=sum(update.steps for update in accepted),
-        tokens=sum(count(update, "tokens") for update in accepted),
+        tokens=None if private else sum(count(update, "tokens") for update in accepted),
         bytes_up=sum(_bytes(update.delta) for update in accepted),
         bytes_down=down * asked,
     )
+
+
+def in_units(cost: Cost, oracle: Mapping[str, Any] | None = None, planned: float | None = None) -> dict[str, Any]:
+    """A cost, with ``fraction`` (client-steps) and ``token_fraction`` (tokens) in units of what the oracle cost.
+
+    None where one of the two is not told, or the oracle had nothing to do; without an oracle `fraction` is as planned.
+    """
+
+    def share(name: str) -> float | None:
+        part, whole = getattr(cost, name), oracle.get(name) if oracle else None
+        return None if part is None or not whole else part / whole
+
+    fraction = planned if oracle is None else share("client_steps")
+    return {**asdict(cost), "fraction": fraction, "token_fraction": share("tokens")}
 
 
 def _bytes(tensors: Adapter) -> int:

@@ -33,6 +33,9 @@ _ENVIRONMENT = ("versions", "commit", "code_fingerprint", "model", "model_digest
 """What of the manifest goes into evidence: nothing of who else takes part, or of their data."""
 
 
+_COST = ("client_steps", "fraction", "token_fraction")
+
+
 def commit_trial(workflow: Workflow, trial: str) -> dict[str, int]:
     """Make a trial the head of the run.
 
@@ -183,7 +186,7 @@ def _evidence(workflow: Workflow, removal: Record) -> dict[str, Any]:
             "restored_round": _restored(plan),
             "phases": plan["phases"],
             "checklist": plan["touches"],
-            "cost": {key: entry["models"][said["trial"]]["cost"][key] for key in ("client_steps", "fraction")},
+            "cost": {key: entry["models"][said["trial"]]["cost"].get(key) for key in _COST},
             "rounds_checked_by_replay": said["replayed"],
         },
         measured={"original": {}, "oracle": {}}

@@ -17,8 +17,16 @@ from oblivion.ledger.budget import budget_of
 from oblivion.ledger.rounds import Absence, RoundRecord
 from oblivion.removal import removal_from
 from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, plan_removal
+from oblivion.seeding import derive_seed
 from oblivion.training.batches import steps_per_visit
 from oblivion.types import ForgetRequest
+
+
+def oracle_seeds(config: RunConfig) -> dict[str, int]:
+    """The oracles that a request is measured with, by name: the first has the run's own seed."""
+    seed, count = config.seed, config.evaluate.oracle_seeds
+    others = {f"oracle-{n}": derive_seed(seed, "oracle", n - 1) for n in range(2, count + 1)}
+    return {"oracle": seed, **others} if count else {}
 
 
 def make_request(data: FederatedData, client: str, samples: str) -> ForgetRequest:

@@ -30,7 +30,7 @@ from oblivion.training.slots import slots_for
 from oblivion.types import ForgetRequest
 from server.estimate import check_disk
 from server.manifest import make_manifest
-from server.planning import make_plan, make_request, make_situation, present
+from server.planning import make_plan, make_request, make_situation, oracle_seeds, present
 from server.run_directory import RunDirectory
 from server.spending import check_learning, check_removals
 
@@ -126,7 +126,7 @@ def check(config: RunConfig, fresh: bool = True) -> tuple[RunConfig, FederatedDa
         situation = make_situation(config, data, request)
         # A refusal must not come after hours of learning.
         plans = [make_plan(config, request, situation, method) for method in config.forget.methods]
-        check_removals(budget, config, situation.samples, ["the oracle"] * config.evaluate.oracle_seeds, plans)
+        check_removals(budget, config, situation.samples, list(oracle_seeds(config)), plans)
         if config.evaluate.oracle_seeds:
             _check_oracle(config, request, situation)
     if config.simulation.hosts == "auto":

@@ -15,6 +15,7 @@ from oblivion.aggregation.gate import Gate, GateState
 from oblivion.config import RunConfig
 from oblivion.errors import FederationError
 from oblivion.fingerprint import code_fingerprint
+from oblivion.ledger.budget import charge
 from oblivion.ledger.replay import replay_of
 from oblivion.ledger.rounds import Branch, CohortOutcome, Ledger, RoundRecord, RoundState, Selection
 from oblivion.models.factors import only
@@ -171,7 +172,13 @@ class Federation:
             # With privacy of clients, what was computed from their updates without noise is not told.
             loss=math.nan if self.replay.privacy else mean_loss(stored),
             scheme_error=math.nan if self.replay.privacy else scheme_error(self.replay, head, stored, after, info),
-            cost=cost_of(stored, head.state, len(asked), self.rule.needs_client_state),
+            cost=cost_of(
+                stored,
+                head.state,
+                len(asked),
+                corrected=self.rule.needs_client_state,
+                private=self.config.privacy.unit != "none",
+            ),
             seconds=round(time.monotonic() - since, 3),
         )
         self._warn_of_skipped(stored)
@@ -193,10 +200,12 @@ class Federation:
         asked = [client for client in selected if client not in unavailable]
         size = self.config.train.cohort
         cohorts = form_cohorts(asked, self.sizes, 1 if size == "auto" else size)  # a run's config is resolved
-        charged = {}
+        charged: dict[str, int] = {}
         if self.config.privacy.unit != "none":
             branch = self.ledger.branch(info.branch)
-            charged = {client: max(1, self.sizes[client] - len(branch.excluded(client))) for client in asked}
+            samples = {client: max(1, self.sizes[client] - len(branch.excluded(client))) for client in asked}
+            others = len(selected) < len(info.population)
+            charged = charge(self.config.privacy.unit, samples, selected, asked, others)
         cohorts = servable(cohorts, self.serves)
         selection = Selection(branch=info.branch, round=info.round, selected=selected, cohorts=cohorts, charged=charged)
         self.ledger.begin(selection)
@@ -373,7 +382,7 @@ class Federation:
             selected=(client,),
             accepted=(client,),
             loss=mean_loss(outcome.updates),
-            cost=cost_of(outcome.updates, head.state, 1, corrected=False),
+            cost=cost_of(outcome.updates, head.state, 1, corrected=False, private=False),  # it is refused with privacy
             seconds=round(time.monotonic() - since, 3),
             unlearned=True,
         )

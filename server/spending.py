@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from oblivion.config import RunConfig
 from oblivion.data.corpus import FederatedData
 from oblivion.errors import ConfigError, PlanRefusedError
 from oblivion.ledger.budget import Budget, budget_of, expected_rounds, statement
-from oblivion.ledger.rounds import Charge
 from oblivion.ledger.store import StoredLedger
 from oblivion.removal.plan import RemovalPlan, learning_rounds
+from server.planning import oracle_seeds
 
 
 def check_learning(config: RunConfig, data: FederatedData) -> Budget | None:
@@ -26,7 +26,8 @@ def check_learning(config: RunConfig, data: FederatedData) -> Budget | None:
     if budget is None:
         return None
     samples = {client: len(rows) for client, rows in data.clients.items()}
-    rounds = expected_rounds(samples, federation.joins, federation.clients_per_round, config.seed, 1, federation.rounds)
+    where = (config.privacy.unit, samples, federation.joins, federation.clients_per_round)
+    rounds = expected_rounds(*where, config.seed, 1, federation.rounds)
     excess = budget.excess(rounds)
     if excess:
         raise ConfigError(
@@ -43,7 +44,11 @@ def spent(config: RunConfig, ledger: StoredLedger) -> Budget | None:
 
 
 def check_removals(
-    budget: Budget | None, config: RunConfig, samples: Charge, oracles: Sequence[str], plans: Sequence[RemovalPlan]
+    budget: Budget | None,
+    config: RunConfig,
+    samples: Mapping[str, int],
+    oracles: Sequence[str],
+    plans: Sequence[RemovalPlan],
 ) -> None:
     """Refuse removals, and the oracles that they are compared with, that the budget has no room for.
 
@@ -56,7 +61,7 @@ def check_removals(
     samples : mapping of str to int
         The clients that are left, with their number of samples.
     oracles : sequence of str
-        The names of those that are still to be trained.
+        The names of those that are still to be trained, of `oracle_seeds`.
     plans : sequence of RemovalPlan
         Those that are still to be carried out, in order.
 
@@ -68,9 +73,10 @@ def check_removals(
     if budget is None:
         return
     federation = config.federation
-    where = (samples, federation.joins, federation.clients_per_round, config.seed)
-    wanted = [(name, expected_rounds(*where, 1, federation.rounds)) for name in oracles]
-    wanted += [(plan.label, learning_rounds(plan, *where)) for plan in plans]
+    where = (config.privacy.unit, samples, federation.joins, federation.clients_per_round)
+    seeds = oracle_seeds(config)
+    wanted = [(f"the {name}", expected_rounds(*where, seeds[name], 1, federation.rounds)) for name in oracles]
+    wanted += [(plan.label, learning_rounds(plan, *where, config.seed)) for plan in plans]
     for label, rounds in wanted:
         excess = budget.excess(rounds)
         if excess:

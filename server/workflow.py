@@ -25,13 +25,13 @@ from oblivion.metrics.evaluation import to_open_unlearning
 from oblivion.models.loading import locate
 from oblivion.models.resident import load_resident
 from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, from_round
-from oblivion.seeding import derive_seed
 from oblivion.training.fused import fusible
 from oblivion.types import ClientTask, Cost, ForgetRequest, GlobalState
+from server.accounting import in_units
 from server.events import Observer, round_entry
 from server.hosts import Hosts
 from server.measure import measure_centrally, measure_clients, summary
-from server.planning import make_plan, make_situation, plan_values, present
+from server.planning import make_plan, make_situation, oracle_seeds, plan_values, present
 from server.rounds import Federation
 from server.run_directory import RunDirectory, to_json
 from server.spending import check_removals, privacy_values, spent
@@ -49,10 +49,8 @@ class Trained:
         Its key in ``metrics.json``, and where its adapter lies in the run directory.
     state : GlobalState
         The model: adapter and residual.
-    cost : Cost
-        What it took.
-    fraction : float or None
-        The same in units of retraining; None for the original.
+    cost : dict
+        What it took, and the same in units of retraining; see `server.accounting.in_units`.
     plan : RemovalPlan or None
         For a trial, what was carried out.
     """
@@ -60,8 +58,7 @@ class Trained:
     name: str
     state: GlobalState
     folder: str
-    cost: Cost
-    fraction: float | None = None
+    cost: dict[str, Any]
     plan: RemovalPlan | None = None
 
 
@@ -201,7 +198,7 @@ class Workflow:
         entry = self._request_entry(request)
         names = {method: self._trial_name(entry, plan) for method, plan in plans.items()}
         new = [plan for method, plan in plans.items() if names[method] not in entry["models"]]
-        self.check_budget(request, new, [name for name in self._oracle_names() if name not in entry["models"]])
+        self.check_budget(request, new, [name for name in oracle_seeds(self.config) if name not in entry["models"]])
         if plans and asked.state == "received":
             self.register.move(request.id, "planned")
         self._measure_oracles(request, entry)
@@ -215,7 +212,7 @@ class Workflow:
     def _original(self) -> Trained:
         """The model of the run's head, as it is before a request is answered."""
         state = self.federation.head(self.head).state
-        return Trained(name="original", state=state, folder=self.head_folder, cost=self._cost(self.head))
+        return Trained(name="original", state=state, folder=self.head_folder, cost=in_units(self._cost(self.head)))
 
     @property
     def head_folder(self) -> str:
@@ -262,17 +259,13 @@ class Workflow:
         while self.federation.head(branch).round < last:
             self.federation.run_round(branch, replayed.get(self.federation.head(branch).round + 1))
 
-    def _oracle_names(self) -> list[str]:
-        return ["oracle" if n == 1 else f"oracle-{n}" for n in range(1, self.config.evaluate.oracle_seeds + 1)]
-
     def _measure_oracles(self, request: ForgetRequest, entry: dict[str, Any]) -> None:
         """Train the federation that never saw the data, once per seed; the first seed is the run's own."""
         rounds = self.config.federation.rounds
-        for index, name in enumerate(self._oracle_names()):
+        for index, (name, seed) in enumerate(oracle_seeds(self.config).items()):
             branch = f"{request.id}/{name}"
             if name not in entry["models"]:
                 self.observer.event("phase", text=f"training the {name}: the federation without the data to forget")
-                seed = self.config.seed if index == 0 else derive_seed(self.config.seed, "oracle", index)
                 start = self.initial if index == 0 else self.resident.initial_adapter(seed)
                 absent = self._absent(request)
                 self.federation.begin(
@@ -280,10 +273,10 @@ class Workflow:
                 )
                 self._rounds(branch, rounds, self._records_to_replay() if index == 0 else {})
                 state, cost = self.federation.head(branch).state, self._cost(branch)
+                units = in_units(cost, dataclasses.asdict(cost))
                 folder = f"adapters/{name}-{request.id}"
                 self._save_adapter(folder, state)
-                oracle = Trained(name=name, state=state, folder=folder, cost=cost, fraction=1)
-                self._measure(oracle, request, entry)
+                self._measure(Trained(name=name, state=state, folder=folder, cost=units), request, entry)
             if self.federation.has(branch):
                 self.federation.forget_branch(branch)
 
@@ -298,10 +291,9 @@ class Workflow:
         self.run.write_json(f"{where}/plan.json", content)
         self._run_phases(branch, request, plan)
         state, cost = self.federation.head(branch).state, self._branch_cost(branch)
-        oracle = entry["models"].get("oracle")
-        fraction = cost.client_steps / oracle["cost"]["client_steps"] if oracle else plan.fraction
+        units = in_units(cost, entry["models"].get("oracle", {}).get("cost"), plan.fraction)
         self._save_adapter(f"{where}/adapters", state)
-        trial = Trained(name=name, state=state, folder=f"{where}/adapters", cost=cost, fraction=fraction, plan=plan)
+        trial = Trained(name=name, state=state, folder=f"{where}/adapters", cost=units, plan=plan)
         entry["models"][name] = self._entry_of(trial, request)
         self.run.write_json(f"{where}/metrics.json", entry["models"][name])
         self.federation.replay.check(branch)
@@ -366,7 +358,7 @@ class Workflow:
             "adapter": model.folder,
             "central": central,
             "clients": measure_clients(model.state, self.federation, self._client_tasks(request)),
-            "cost": {**dataclasses.asdict(model.cost), "fraction": model.fraction},
+            "cost": model.cost,
             "touches": [dataclasses.asdict(touch) for touch in model.plan.touches] if model.plan else [],
         }
 

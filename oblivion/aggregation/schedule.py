@@ -1,9 +1,10 @@
 """How a server learning rate changes over the rounds of a branch.
 
-The factor depends on the number of the round and on nothing else, so that a replay from the middle finds the same
-one. In round r of R, with ``p = (r - 1) / R``: ``constant`` 1, ``linear`` ``1 - p``, ``cosine`` ``(1 + cos(pi p)) / 2``
-(Loshchilov and Hutter, 2017, "SGDR", equation 5, without restarts and with a minimum of 0). The first round has the
-full rate, and the last one still moves.
+The factor depends on the number of the round, and with ``linear`` and ``cosine`` on the last round R of its branch, on
+nothing else: a replay that ends where the original ended finds the same one from any round on; a branch that goes on
+for longer has other factors. In round r of R, with ``p = (r - 1) / R``: ``constant`` 1, ``linear`` ``1 - p``,
+``cosine`` ``(1 + cos(pi p)) / 2`` (Loshchilov and Hutter, 2017, "SGDR", equation 5, without restarts and with a minimum
+of 0). The first round has the full rate, and the last one still moves.
 """
 
 from __future__ import annotations

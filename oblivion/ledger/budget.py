@@ -3,15 +3,21 @@
 Worst case over clients. A client pays for every round in which it was asked, on every branch: also those of oracles and
 of removals that were tried and dropped, since each made a model from its data.
 
-- Unit sample: a visit is as many steps of DP-SGD as its number of samples makes, added up as Rényi divergences. A
-  sample belongs to one client, so the other clients' visits cost it nothing.
-- Unit client: a visit is one Gaussian mechanism with noise multiplier sigma; T of them are one with sigma / sqrt(T).
+- Unit sample: neighbours are two federations of which one has, in the place of one row of a client, a null row, which
+  is drawn and trains nothing. Numbers of rows, steps and who is asked are the same in both. A visit is as many steps of
+  DP-SGD as its number of samples makes, added up as Rényi divergences. A row belongs to one client, so the other
+  clients' visits cost it nothing; what stands in k rows, at one client or several, is protected as a group of k.
+- Unit client: neighbours are a federation and the same without one of its clients. Where a round's population is no
+  larger than ``federation.clients-per-round``, all are asked, and the sum of the clipped updates moves by at most C.
+  Where it is larger, the next client takes the place of the one that is gone, and the sum moves by up to 2 C. A round
+  is one Gaussian mechanism with noise multiplier sigma, or sigma / 2; several make mu^2 = the sum of (1 or 2)^2 /
+  sigma^2. The clients that there are pay; of one that never was there nothing is said.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -41,7 +47,7 @@ class Budget:
         Batch size and epochs.
     spent : mapping of str to array
         Per client the sum of its visits: Rényi divergences at `oblivion.accountant.ORDERS`, or (unit client) the
-        1 / sigma^2 of each.
+        (1 or 2)^2 / sigma^2 of each.
     """
 
     privacy: PrivacyConfig
@@ -51,27 +57,31 @@ class Budget:
     def after(self, *rounds: Charge) -> Budget:
         """The budget after some more rounds."""
         spent = dict(self.spent)
-        for client, samples in (visit for clients in rounds for visit in clients.items()):
-            spent[client] = spent.get(client, 0.0) + self._visit(samples)
+        for client, charged in (visit for clients in rounds for visit in clients.items()):
+            spent[client] = spent.get(client, 0.0) + self._visit(charged)
         return replace(self, spent=spent)
 
-    def _visit(self, samples: int) -> Loss:
+    def _visit(self, charged: int) -> Loss:
         import numpy as np
 
         noise = self.privacy.noise_multiplier
         if self.privacy.unit == "client":
-            return np.array([1 / noise**2 if noise else np.inf])
+            return np.array([charged**2 / noise**2 if noise else np.inf])
         batch = self.train.batch_size
-        steps = steps_per_visit(samples, batch, self.train.local_epochs)
-        return steps * sampled_gaussian_rdp(sampling_rate(samples, batch), noise)
+        steps = steps_per_visit(charged, batch, self.train.local_epochs)
+        return steps * sampled_gaussian_rdp(sampling_rate(charged, batch), noise)
+
+    @property
+    def distance(self) -> float:
+        """With unit client mu: how far models with and without a client can be apart, in deviations of the noise."""
+        return math.sqrt(max((float(loss[0]) for loss in self.spent.values()), default=0.0))
 
     @property
     def epsilon(self) -> float:
         """The largest epsilon of any client, at ``privacy.delta``."""
         delta = self.privacy.delta
         if self.privacy.unit == "client":
-            largest = max((float(loss[0]) for loss in self.spent.values()), default=0.0)
-            return gaussian_epsilon(math.sqrt(largest), delta)
+            return gaussian_epsilon(self.distance, delta)
         return max((epsilon_of_rdp(loss, delta) for loss in self.spent.values()), default=0.0)
 
     def trail(self, rounds: Sequence[Charge]) -> list[float]:
@@ -100,13 +110,44 @@ def budget_of(config: RunConfig) -> Budget | None:
     return None if config.privacy.unit == "none" else Budget(config.privacy, config.train)
 
 
-def expected_rounds(
-    samples: Charge, joins: Mapping[str, int], per_round: int, seed: int, first: int, last: int
-) -> list[dict[str, int]]:
-    """Who would pay for rounds `first` to `last` if everybody is available.
+def charge(
+    unit: str, samples: Mapping[str, int], selected: Collection[str], asked: Collection[str], others: bool
+) -> dict[str, int]:
+    """Who pays for a round from the privacy budget, and for what.
 
     Parameters
     ----------
+    unit : str
+        ``"sample"`` or ``"client"``.
+    samples : mapping of str to int
+        Number of samples of each client that is asked.
+    selected, asked : collection of str
+        The clients that the selection chose, and those of them that are asked; the others were unavailable.
+    others : bool
+        Whether the round's population has clients that were not selected, so that one takes the place of any that goes.
+
+    Returns
+    -------
+    dict
+        Unit sample: the samples of who is asked. Unit client: by how many clipping bounds the sum can move without the
+        client: 1 for its own update if it is asked, 1 for the update of who takes its place if somebody does (also the
+        place of one that was unavailable). Who was not selected changes nothing by going, and pays nothing.
+    """
+    if unit == "sample":
+        return {client: samples[client] for client in asked}
+    moved = {client: (client in asked) + others for client in selected}
+    return {client: bounds for client, bounds in moved.items() if bounds}
+
+
+def expected_rounds(
+    unit: str, samples: Mapping[str, int], joins: Mapping[str, int], per_round: int, seed: int, first: int, last: int
+) -> list[dict[str, int]]:
+    """Who would pay for rounds `first` to `last`, and for what, if everybody is available.
+
+    Parameters
+    ----------
+    unit : str
+        Of privacy.
     samples : mapping of str to int
         The clients that take part, with their number of samples.
     joins, per_round, seed
@@ -114,10 +155,12 @@ def expected_rounds(
     first, last : int
         Rounds, both included.
     """
-    return [
-        {client: samples[client] for client in select_clients(population(tuple(samples), joins, r), per_round, seed, r)}
-        for r in range(first, last + 1)
-    ]
+    rounds = []
+    for r in range(first, last + 1):
+        there = population(tuple(samples), joins, r)
+        selected = select_clients(there, per_round, seed, r)
+        rounds.append(charge(unit, samples, selected, selected, len(there) > per_round))
+    return rounds
 
 
 def statement(config: RunConfig, charged: Sequence[Charged], line: Sequence[tuple[int, int, int]]) -> dict[str, Any]:
@@ -162,10 +205,10 @@ def statement(config: RunConfig, charged: Sequence[Charged], line: Sequence[tupl
 
 
 def forgetting_bounds(config: RunConfig, rounds: Sequence[Charge]) -> list[dict[str, Any]]:
-    """How far a model can be from one in which some clients' updates were left out, nothing else being done.
+    """How far a model can be from one that some clients took no part in, nothing else being done.
 
-    Where more clients are there than are asked, another one takes the place of one that is gone: the sum of the clipped
-    updates then moves by up to 2 C in place of C.
+    For one client it is the epsilon of `Budget` over the same rounds. For k clients the sum of a round moves by at most
+    as much as for each of them in turn, so k times the distance of the one that moves most bounds it.
 
     Returns
     -------
@@ -173,19 +216,10 @@ def forgetting_bounds(config: RunConfig, rounds: Sequence[Charge]) -> list[dict[
         For 1, 2 and 3 clients: ``clients``; ``epsilon`` and ``delta`` by group privacy; ``gaussian_epsilon``, exact at
         ``privacy.delta``.
     """
-    privacy, per_round = config.privacy, config.federation.clients_per_round
-    times: dict[str, int] = {}
-    for clients in rounds:
-        for client in clients:
-            times[client] = times.get(client, 0) + 1
-    moved = 2.0 if len(times) > per_round else 1.0
-    largest = max(times.values(), default=0)
-    noise = privacy.noise_multiplier
-    distance = moved * math.sqrt(largest) / noise if noise else math.inf
-    one = gaussian_epsilon(distance, privacy.delta)
+    budget, wanted = Budget(config.privacy, config.train).after(*rounds), config.privacy.delta
     bounds = []
     for size in range(1, _LARGEST_GROUP + 1):
-        epsilon, delta = group(one, privacy.delta, size)
-        exact = gaussian_epsilon(size * distance, privacy.delta)
+        epsilon, delta = group(budget.epsilon, wanted, size)
+        exact = gaussian_epsilon(size * budget.distance, wanted)
         bounds.append({"clients": size, "epsilon": epsilon, "delta": delta, "gaussian_epsilon": exact})
     return bounds

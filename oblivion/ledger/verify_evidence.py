@@ -47,7 +47,7 @@ _SUBJECT = {"name": re.compile("(before|after)(/[A-Za-z0-9_][A-Za-z0-9._-]*)+"),
 _TIMES = ("issued_at", "received_at", "due_at", "committed_at")
 _REQUEST = {"id": _TEXT, "client": _TEXT, "key_id": _TEXT, "scope": re.compile("client|samples"), "samples": (int,)}
 _ITEM = {"item": _TEXT, "status": re.compile("cleaned|unaffected|not covered"), "why": _TEXT}
-_ROUNDS = {"from_round": int, "restored_round": (int,), "cost": {"client_steps": int, "fraction": float}}
+_ROUNDS = {"from_round": int, "restored_round": (int,), "cost": {"client_steps": int, "fraction": (float,)}}
 _PLAN = {"method": _TEXT, "label": _TEXT, "guarantee": re.compile("|".join(GUARANTEES)), "phases": [dict]}
 _PREDICATE = {
     "request": _REQUEST | dict.fromkeys(_TIMES, _TIME),
@@ -282,6 +282,7 @@ def check_predicate(predicate: Any) -> None:
     removals = [model for model in measured if not re.fullmatch("original|oracle(-[0-9]+)?", model)]
     if not {"original", "oracle"} <= set(measured) or len(removals) != 1 or not measured[removals[0]]:
         raise ValueError("measured does not hold original, oracle and the one committed removal with its metrics")
+    _fit(predicate["plan"]["cost"].get("token_fraction"), (float,), "plan.cost.token_fraction")
     intervals = [metric["interval"] for metrics in measured.values() for metric in metrics.values()]
     if any(i is not None and (len(i) != 2 or i[0] > i[1]) for i in intervals):
         raise ValueError("an interval in measured is not [low, high]")
@@ -323,17 +324,24 @@ def _file(path: Path, digest: str) -> str:
     return f"sha256 {digest}"
 
 
+def _share(value: float | None) -> str:
+    return "an unknown part" if value is None else f"{value:.2g}"
+
+
 def in_words(predicate: dict[str, Any]) -> list[str]:
     """A predicate that passed its checks, for people."""
     request, plan, erased = predicate["request"], predicate["plan"], predicate["erased"]
     what = "everything" if request["scope"] == "client" else f"{request['samples']} samples"
+    shares = _share(plan["cost"]["fraction"])
+    if plan["cost"].get("token_fraction") is not None:
+        shares += f" (in tokens {_share(plan['cost']['token_fraction'])})"
     start = "no state restored" if plan["restored_round"] is None else f"state {plan['restored_round']} restored"
     lines = [
         f"Asked: that {what} of {request['client']} be forgotten (request {request['id']}, key {request['key_id']})",
         *(f"  {name}: {request[f'{name}_at']}" for name in ("issued", "received", "due", "committed")),
         f"Done: {plan['label']} ({plan['method']}); undone from round {plan['from_round']} on, {start}",
         *("  phase: " + ", ".join(f"{k} {reprlib.repr(v)}" for k, v in phase.items()) for phase in plan["phases"]),
-        f"  cost: {plan['cost']['client_steps']} client-steps, {plan['cost']['fraction']:.2g} of retraining",
+        f"  cost: {plan['cost']['client_steps']} client-steps, {shares} of retraining",
         *(f"  {item['status']}: {item['item']} ({item['why']})" for item in plan["checklist"]),
         "Erased: " + ", ".join(f"{erased[kind]} {kind}" for kind in ERASED),
         *(f"  no longer valid: {name}" for name in erased["invalidated"]),

@@ -10,7 +10,7 @@ from oblivion.aggregation.fit import short_round
 from oblivion.aggregation.rule import Aggregator, LoraScheme
 from oblivion.errors import PlanRefusedError
 from oblivion.ledger.budget import Budget, expected_rounds
-from oblivion.ledger.rounds import Charge, RoundRecord, first_selected
+from oblivion.ledger.rounds import RoundRecord, first_selected
 from oblivion.selection import client_steps, population, select_clients
 from oblivion.types import ForgetRequest, Guarantee
 
@@ -153,7 +153,7 @@ class Situation:
     steps: Mapping[str, int] = field(default_factory=dict)
     unlearn_steps: int = 0
     available: frozenset[str] = frozenset()
-    samples: Charge = field(default_factory=dict)
+    samples: Mapping[str, int] = field(default_factory=dict)
     budget: Budget | None = None
 
     def rounds_cost(self, first: int, last: int) -> int:
@@ -196,14 +196,14 @@ def plan_removal(removal: Removal, method: str, request: ForgetRequest, situatio
 
 
 def learning_rounds(
-    plan: RemovalPlan, samples: Charge, joins: Mapping[str, int], per_round: int, seed: int
+    plan: RemovalPlan, unit: str, samples: Mapping[str, int], joins: Mapping[str, int], per_round: int, seed: int
 ) -> list[dict[str, int]]:
     """Who pays for a plan's rounds from the privacy budget; the arguments are those of `expected_rounds`."""
     phases = (phase for phase in plan.phases if isinstance(phase, LearnPhase))
     return [
         charge
         for phase in phases
-        for charge in expected_rounds(samples, joins, per_round, seed, phase.first, phase.last)
+        for charge in expected_rounds(unit, samples, joins, per_round, seed, phase.first, phase.last)
     ]
 
 
@@ -211,7 +211,8 @@ def _budget_touch(plan: RemovalPlan, situation: Situation) -> Touch:
     """What the plan spends by itself; not what was spent before, so that the same plan is the same again."""
     if situation.budget is None:
         return Touch("privacy budget", "unaffected", "privacy.unit is none: there is no budget")
-    rounds = learning_rounds(plan, situation.samples, situation.joins, situation.clients_per_round, situation.seed)
+    who = (situation.samples, situation.joins, situation.clients_per_round, situation.seed)
+    rounds = learning_rounds(plan, situation.budget.privacy.unit, *who)
     if not rounds:
         return Touch("privacy budget", "unaffected", "no client is asked again")
     epsilon = situation.budget.trail(rounds)[-1]
@@ -303,7 +304,11 @@ def checklist(
         Touch("residual beside the base model", *of_residual),
         Touch("server rule state", *on_server),
         Touch("aggregation weights, population count", "cleaned", "over who is left"),
-        Touch("learning-rate schedule", "unaffected", "depends on the number of the round only"),
+        Touch(
+            "learning-rate schedule",
+            "unaffected",
+            "depends on the round and on the branch's last, on no client",
+        ),
         Touch("clients that the rule needs", "unaffected", "every round still has enough, or the plan is refused"),
         Touch("selection", "unaffected", "each client's hash is its own; rounds that had selected it fill the place"),
         Touch("other clients' later updates", *updates),

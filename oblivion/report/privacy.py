@@ -9,6 +9,11 @@ from oblivion.report.reading import PrivacyRecord, PrivacyRound
 
 _NO_BOUND = "no bound"
 _UNITS = {"sample": "one sample of a client", "client": "everything that one client sends"}
+_NEIGHBOURS = {
+    "sample": "Compared are models that saw a row and models that had a null row in its place.",
+    "client": "Compared are models with and without a client. Where others are left to take its place in a round, that "
+    "round counts twice its clipping bound.",
+}
 _NOISE = {
     "sample": "DP-SGD on every client: gradients of single samples are clipped and noised, before anything leaves it.",
     "client": "Noise on the sum of clipped updates, by the server, which itself sees the updates.",
@@ -33,9 +38,10 @@ def privacy_view(record: PrivacyRecord | None) -> dict[str, Any] | None:
     said = [
         f"Unit of privacy: {unit}. Epsilon {_epsilon(record.epsilon)} at delta {delta}, over all models of this run "
         f"together and for the client that took part most ({settings}{bound}).",
+        _NEIGHBOURS.get(record.unit, ""),
         _NOISE.get(record.unit, ""),
-        "Not covered: the measurements on this page, which are taken on the clients’ rows without noise, and who took "
-        "part, with how many rows.",
+        "Not covered, since told without noise: the measurements on this page, which are taken on the clients’ rows, "
+        "who took part, with how many rows, how long it took, and what else docs/privacy.md lists.",
     ]
     return {
         "said": [sentence for sentence in said if sentence],

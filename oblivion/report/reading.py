@@ -54,13 +54,14 @@ class Measure(_Record):
 
 
 class ModelCost(_Record):
-    """What it took to make a model; `fraction` is in units of retraining (None for the original)."""
+    """What it took to make a model; `fraction` (of client-steps) and `token_fraction` are in units of retraining."""
 
     client_steps: Number = None
     tokens: Number = None
     bytes_up: Number = None
     bytes_down: Number = None
     fraction: Number = None
+    token_fraction: Number = None
 
 
 class Touch(_Record):

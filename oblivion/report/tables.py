@@ -104,7 +104,7 @@ MEASURES = (
     Column(
         metric=COST,
         title="Cost",
-        meaning="client-steps in units of training again without the data. Low is good.",
+        meaning="client-steps in units of training again without the data, then tokens. Low is good.",
     ),
     Column(
         metric=GUARANTEE,
@@ -140,12 +140,20 @@ def _measure(standing: Standing, column: Column) -> Measure:
     return standing.model.central.get(column.metric, Measure())
 
 
+def cost_share(standing: Standing) -> str:
+    """What a model cost in client-steps, and where it is told in tokens, as parts of retraining."""
+    cost = standing.model.cost
+    if cost.fraction is None:
+        return "–"
+    tokens = "" if cost.token_fraction is None else f" steps, {number(cost.token_fraction)}\u00a0× tokens"
+    return f"{number(cost.fraction)}\u00a0×{tokens}"
+
+
 def _cell(standing: Standing, column: Column, comparison: Comparison) -> Cell:
     if column.metric == GUARANTEE:
         return Cell(value=standing.model.guarantee or "–")
     if column.metric == COST:
-        fraction = standing.model.cost.fraction
-        return Cell(value="–" if fraction is None else f"{number(fraction)}\u00a0×")
+        return Cell(value=cost_share(standing))
     measure = _measure(standing, column)
     if measure.value is None:
         relative = standing is comparison.oracle and column.metric in RELATIVE
@@ -240,7 +248,6 @@ def runs_table(runs: Sequence[tuple[str, Sequence[Comparison]]]) -> tuple[RunRow
             for standing in comparison.standings:
                 closed = standing.closed if standing in comparison.methods else None
                 off = "–" if standing is comparison.oracle or standing.distance is None else signed(standing.distance)
-                fraction = standing.model.cost.fraction
                 note = " (collapsed)" if standing.collapsed else ""
                 cells = (
                     number(standing.forget.value),
@@ -248,7 +255,7 @@ def runs_table(runs: Sequence[tuple[str, Sequence[Comparison]]]) -> tuple[RunRow
                     "–" if closed is None else "went below" if standing.below else percent(min(closed, 1.0)),
                     number(standing.utility) + note,
                     number(standing.others),
-                    "–" if fraction is None else f"{number(fraction)}\u00a0×",
+                    cost_share(standing),
                     standing.model.guarantee or "–",
                 )
                 rows.append(

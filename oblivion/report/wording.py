@@ -68,7 +68,9 @@ def _moved(standing: Standing, comparison: Comparison, note: str = "") -> Markup
     if fraction is not None and abs(fraction - 1) < LEVEL:
         said += Markup(" (at the full cost of retraining)")
     elif fraction:
-        said += Markup(" (at {} of the cost of retraining)").format(number(fraction))
+        tokens = standing.model.cost.token_fraction
+        more = "" if tokens is None else f" in client-steps, {number(tokens)} in tokens"
+        said += Markup(" (at {} of the cost of retraining{})").format(number(fraction), more)
     if standing.collapsed:
         said += Markup(" <strong>but its utility collapsed</strong> ({} {}").format(
             comparison.utility_name, number(standing.utility)

@@ -66,6 +66,10 @@ def test_what_each_model_cost(trained: RunResult) -> None:
     assert models["oracle"]["cost"]["fraction"] == models["retrain"]["cost"]["fraction"] == 1.0
     oracle, exclude = (models[name]["cost"]["client_steps"] for name in ("oracle", "exclude"))
     assert models["exclude"]["cost"]["fraction"] == pytest.approx(exclude / oracle)
+    tokens = {name: model["cost"]["tokens"] for name, model in models.items()}
+    assert models["original"]["cost"]["token_fraction"] is None and models["oracle"]["cost"]["token_fraction"] == 1
+    for name in ("exclude", "local"):
+        assert models[name]["cost"]["token_fraction"] == pytest.approx(tokens[name] / tokens["oracle"])
     assert 3 * exclude == oracle  # one round of the same three clients, against three
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from oblivion.ledger.replay import verify_head
 from oblivion.ledger.store import StoredLedger
 from oblivion.ledger.verify import verify_ledger
 from oblivion.noise import derive_key
+from oblivion.report.formatting import number
+from oblivion.selection import select_clients
 from oblivion.types import Adapter, HostRequest
 from simulations import RunResult, simulate
 from simulations.inline import InlineHosts
@@ -133,6 +136,10 @@ def test_metrics_and_report_say_what_was_spent(private: Private) -> None:
     assert "Differential privacy" in page and f"Epsilon {said['epsilon']:.2f}"[:11] in page
     assert ("one sample of a client" if unit == "sample" else "everything that one client sends") in page
     assert all(entry["loss"] is None for entry in result.history)
+    (entry,) = result.metrics["requests"]
+    costs = [model["cost"] for model in entry["models"].values()]
+    assert len(costs) == 3 and all(c["tokens"] is None and c["token_fraction"] is None for c in costs)
+    assert "tokens" not in re.findall(r"<figcaption>.*?What it cost.*?</figure>", page, re.S)[0]
     assert "one by one" in (result.directory / "events.jsonl").read_text() or unit == "client"
 
 
@@ -254,6 +261,22 @@ class TestBudget:
             result.forget(LATE, method="rollback")
         again = result.forget(LATE, method="exclude")  # it exists, and costs nothing more
         assert again.model.endswith("/exclude")
+
+    def test_where_another_takes_the_place_one_number_is_refused_told_and_bounds_forgetting(
+        self, micro_scenario: Path, tmp_path: Path
+    ) -> None:
+        """Two of three clients are asked, then two of four: without one of them the sum moves by up to 2 C."""
+        changes = {**LEARN, **UNITS["client"], "federation.clients-per-round": 2}
+        clients = [f"client-{n}" for n in range(4)]
+        asked = [select_clients([c for c in clients if (c, r) != (LATE, 1)], 2, 0, r) for r in (1, 2, 3)]
+        times = max(sum(client in one for one in asked) for client in clients)
+        right = gaussian_epsilon(2 * math.sqrt(times) / 2, 1e-5)
+        with pytest.raises(ConfigError, match=f"would become {right:.3g}"):
+            run(micro_scenario, tmp_path / "run", {**changes, "privacy.max-epsilon": right - 0.01})
+        done = run(micro_scenario, tmp_path / "run", {**changes, "privacy.max-epsilon": right + 0.01})
+        said = done.metrics["privacy"]
+        assert said["epsilon"] == said["forgetting"][0]["epsilon"] == pytest.approx(right)
+        assert f"Epsilon {number(right)}" in (done.directory / "report.html").read_text()
 
     def test_oracles_pay_too(self, micro_scenario: Path, tmp_path: Path) -> None:
         bound = gaussian_epsilon(math.sqrt(5) / 2, 1e-5) + 1e-9

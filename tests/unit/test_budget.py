@@ -16,7 +16,7 @@ from oblivion.accountant import epsilon_of_rdp, gaussian_epsilon, group, sampled
 from oblivion.aggregation.gate import GateState
 from oblivion.config import LedgerConfig, load_config
 from oblivion.errors import IntegrityError
-from oblivion.ledger.budget import Budget, budget_of, expected_rounds, forgetting_bounds, statement
+from oblivion.ledger.budget import Budget, budget_of, charge, expected_rounds, forgetting_bounds, statement
 from oblivion.ledger.memory import MemoryLedger
 from oblivion.ledger.opening import open_ledger
 from oblivion.ledger.rounds import Branch, Charged, Ledger, RoundRecord, RoundState, Selection
@@ -38,8 +38,19 @@ class TestBudget:
 
     def test_clients_by_hand(self) -> None:
         # a is asked three times, b once; at sigma = 2 the three are one Gaussian with sigma = 2 / sqrt(3).
-        spent = budget("client", noise_multiplier=2).trail([{"a": 8, "b": 100}, {"a": 8}, {"a": 8}])
+        spent = budget("client", noise_multiplier=2).trail([{"a": 1, "b": 1}, {"a": 1}, {"a": 1}])
         assert spent == pytest.approx([gaussian_epsilon(math.sqrt(t) / 2, 1e-5) for t in (1, 2, 3)])
+
+    def test_a_round_in_which_another_takes_the_place_counts_twice(self) -> None:
+        # b: one round of C, two of 2 C; a: two of C. mu^2 = (1 + 4 + 4) / 2^2.
+        spent = budget("client", noise_multiplier=2).trail([{"a": 1, "b": 1}, {"b": 2, "a": 1}, {"b": 2}])
+        assert spent == pytest.approx([gaussian_epsilon(mu / 2, 1e-5) for mu in (1, math.sqrt(5), 3)])
+
+    def test_who_pays_for_what(self) -> None:
+        samples, chosen = {"a": 7, "b": 9}, ("a", "b", "c")  # c was chosen and is unavailable
+        assert charge("sample", samples, chosen, ("a", "b"), True) == samples
+        assert charge("client", samples, chosen, ("a", "b"), False) == {"a": 1, "b": 1}
+        assert charge("client", samples, chosen, ("a", "b"), True) == {"a": 2, "b": 2, "c": 1}
 
     def test_samples_by_hand(self) -> None:
         # 10 samples, batch 4, 2 epochs: rate 0.4 and 2 * ceil(10 / 4) = 6 steps. 3 samples: rate 1 and 2 steps.
@@ -72,9 +83,14 @@ class TestBudget:
             assert budget(unit).trail(rounds[::-1])[-1] == pytest.approx(trail[-1])
 
     def test_expected_rounds(self) -> None:
-        rounds = expected_rounds({"a": 3, "b": 4, "c": 5}, {"c": 3}, 8, 0, 2, 3)
+        sizes = {"a": 3, "b": 4, "c": 5}
+        rounds = expected_rounds("sample", sizes, {"c": 3}, 8, 0, 2, 3)
         assert rounds == [{"a": 3, "b": 4}, {"a": 3, "b": 4, "c": 5}]
-        assert all(len(one) == 2 for one in expected_rounds({"a": 3, "b": 4, "c": 5}, {}, 2, 0, 1, 9))
+        assert all(len(one) == 2 for one in expected_rounds("sample", sizes, {}, 2, 0, 1, 9))
+        before, after = expected_rounds(
+            "client", sizes, {"c": 3}, 2, 0, 2, 3
+        )  # two of two are asked, then two of three
+        assert before == {"a": 1, "b": 1} and list(after.values()) == [2, 2]
 
 
 class TestForgetting:
@@ -88,9 +104,31 @@ class TestForgetting:
             assert bound["gaussian_epsilon"] == pytest.approx(gaussian_epsilon(size * math.sqrt(2) / 4, 1e-5))
 
     def test_a_place_that_another_fills_counts_twice(self) -> None:
-        few = {"privacy.unit": "client", "privacy.noise-multiplier": 4, "federation.clients-per-round": 2}
-        (bound, *_) = forgetting_bounds(load_config(None, few), [{"a": 1, "b": 1}, {"b": 1, "c": 1}])
+        config = load_config(None, {"privacy.unit": "client", "privacy.noise-multiplier": 4})
+        (bound, *_) = forgetting_bounds(config, [{"a": 2, "b": 2}, {"b": 2, "c": 2}])
         assert bound["epsilon"] == pytest.approx(gaussian_epsilon(2 * math.sqrt(2) / 4, 1e-5))
+
+    @pytest.mark.parametrize(
+        ("clients", "asked", "rounds", "epsilon"), [(12, 4, 10, 28.37), (9, 8, 1, 10.0), (8, 8, 10, 17.86)]
+    )
+    def test_one_definition_and_one_number(self, clients: int, asked: int, rounds: int, epsilon: float) -> None:
+        """What a plan expects, the budget tells, the bound refuses and the forgetting bound says: the same."""
+        samples = {f"client-{n}": 20 for n in range(clients)}
+        for seed in range(100):  # a seed whose busiest client is asked in five of ten rounds, as in the audit
+            expected = expected_rounds("client", samples, {}, asked, seed, 1, rounds)
+            times = max(sum(client in one for one in expected) for client in samples)
+            if clients == asked or rounds == 1 or times == 5:
+                break
+        one = {"privacy.unit": "client", "privacy.max-epsilon": epsilon + 0.01}
+        config = load_config(None, {**one, "federation.clients-per-round": asked})
+        charged = [Charged(number=1, branch="main", round=r, clients=c) for r, c in enumerate(expected, start=1)]
+        said = statement(config, charged, [(1, 0, rounds)])
+        assert said["epsilon"] == said["rounds"][-1]["epsilon"] == pytest.approx(epsilon, abs=0.005)
+        assert said["forgetting"][0]["epsilon"] == said["forgetting"][0]["gaussian_epsilon"] == said["epsilon"]
+        made = budget_of(config)
+        assert made is not None and not made.excess(expected)
+        low = budget_of(load_config(None, {**one, "privacy.max-epsilon": epsilon - 0.01}))
+        assert low is not None and f"would become {epsilon:.3g}" in low.excess(expected)
 
     def test_statement_bounds_the_line_of_the_head_alone(self) -> None:
         config = load_config(None, {"privacy.unit": "client"})

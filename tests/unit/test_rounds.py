@@ -481,7 +481,8 @@ def test_privacy_of_clients_tells_nothing_without_noise_and_makes_the_same_bits_
     assert made.replay.check("main") == 3
     records = ledger.records("main")
     assert all(math.isnan(record.loss) and math.isnan(record.scheme_error) for record in records)
-    assert [dict(one.clients) for one in ledger.charged()] == [SIZES] * 3
+    assert all(record.cost.tokens is None and record.cost.client_steps > 0 for record in records)
+    assert [dict(one.clients) for one in ledger.charged()] == [dict.fromkeys(SIZES, 1)] * 3  # all are asked
     assert all(not task.noise_key for r in hosts.asked for cohort in r.cohorts for task in cohort)
     # resumed in another process: the same secret, the same bits; on a branch of the same rounds other noise
     again, _, _ = federation(hosts, settings, ledger=ledger)
@@ -490,6 +491,23 @@ def test_privacy_of_clients_tells_nothing_without_noise_and_makes_the_same_bits_
     made.run_round("other")
     assert bits(made, "other")[0] != ledger.last_state("main", 1).state.adapter["x.lora_A"].numpy().tobytes()
     assert ledger.noise_secret("other") != ledger.noise_secret("main")
+
+
+def test_who_has_a_substitute_pays_for_it_too() -> None:
+    """Three of four are asked; without one of them the fourth would be: the sum moves by two clipping bounds."""
+    hosts = FakeHosts()
+    made, ledger, _ = federation(hosts, config(privacy__unit="client", federation__clients_per_round=3))
+    first, second = made.run_round("main"), made.run_round("main")
+    lost = dataclasses.replace(first, failed={first.selected[0]: "it crashed"})
+    for name in ("again", "without"):
+        absent = (Absence(client=first.selected[2]),) if name == "without" else ()
+        made.begin(Branch(name=name, seed=0, rounds=3, absent=absent), INITIAL)
+    made.run_round("again", lost)
+    made.run_round("without")
+    charges = [dict(one.clients) for one in ledger.charged()]
+    assert charges[:2] == [dict.fromkeys(first.selected, 2), dict.fromkeys(second.selected, 2)]
+    assert charges[2] == {first.selected[0]: 1, first.selected[1]: 2, first.selected[2]: 2}  # its place alone
+    assert set(charges[3].values()) == {1} and len(charges[3]) == 3  # all three that are left
 
 
 def test_privacy_of_samples_gives_every_visit_a_key_of_its_own() -> None:
