@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from oblivion.aggregation import rule_of, scheme_of
@@ -22,6 +22,7 @@ from oblivion.models.factors import Factor, start_of
 from oblivion.models.resident import ResidentModel, load_resident
 from oblivion.noise import KEY_BYTES, derive_key
 from oblivion.objectives.terms import Role, objective_from
+from oblivion.parts import run_fingerprint
 from oblivion.training.batches import Tokens, tokenize
 from oblivion.training.cohort import train_cohort
 from oblivion.training.local import LocalTask
@@ -66,6 +67,7 @@ class Host:
         settings = unlearning_settings(config) if request.kind == "train.unlearn" else config.train
         terms = _Terms(rule_of(config).proximal_mu, scheme_of(config).trained(request.info.round))
         private = config.privacy if config.privacy.unit == "sample" and request.kind == "train" else None
+        fingerprint = run_fingerprint(config)
         updates: list[ClientUpdate] = []
         failures: dict[str, str] = {}
         with resident.over(request.state.residual):
@@ -74,7 +76,7 @@ class Host:
                 done, failed = train_cohort(
                     resident, request.state.adapter, tasks, objective, settings, request.info, private
                 )
-                updates += done
+                updates += [replace(update, fingerprint=fingerprint) for update in done]
                 failures |= failed
         return HostReply(host=request.host, updates=tuple(updates), failures=failures)
 

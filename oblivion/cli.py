@@ -95,9 +95,10 @@ def _resume(out: Path | None, as_json: bool, others: dict[str, Any]) -> None:
     if out is None or given:
         what = f"takes everything from the run, not {given[0]}" if given else "needs the run directory, with --out"
         raise typer.BadParameter(f"--resume {what}")
+    ended: dict[str, Any] = {}
     with Display() as display:
-        result = resume(out, sinks=[display])
-    _finish(result.directory, as_json, {})
+        result = resume(out, sinks=[display, lambda event: ended.update(event)])
+    _finish(result.directory, as_json, {"finished": "already"} if ended.get("already") else {})
 
 
 def _finish(directory: Path, as_json: bool, more: dict[str, str]) -> None:
@@ -106,7 +107,7 @@ def _finish(directory: Path, as_json: bool, more: dict[str, str]) -> None:
         _say(json.dumps({"run": str(directory), "report": str(report), **more}))
     else:
         for key, value in more.items():
-            _say(f"{key}: {value}")
+            _say("finished already: nothing was left to do" if key == "finished" else f"{key}: {value}")
         _say(f"report: {report}")
 
 
@@ -268,16 +269,10 @@ def list_parts(
     as_json: Json = False,
 ) -> None:
     """List the parts of one kind, with what each is."""
-    from oblivion.aggregation import aggregators, schemes
-    from oblivion.data import datasets, partitions, templates
     from oblivion.errors import ConfigError, nearest
-    from oblivion.metrics import metrics, suites
-    from oblivion.models import models
-    from oblivion.objectives import objectives
-    from oblivion.removal import removals
+    from oblivion.parts import REGISTRIES
 
-    registries = (aggregators, schemes, datasets, partitions, templates, metrics, suites, models, objectives, removals)
-    tables = {registry.kind + "s": registry for registry in registries}
+    tables = {registry.kind + "s": registry for registry in REGISTRIES}
     if kind not in tables:
         raise ConfigError(f"there are no '{kind}' to list; {nearest(kind, tables)}")
     described = tables[kind].describe()

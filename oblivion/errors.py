@@ -43,6 +43,11 @@ class FederationError(OblivionError):
     """A round that could not be completed: too few clients answered, or a host failed for good."""
 
 
+def plural(number: int, noun: str) -> str:
+    """``1 client``, ``8 clients``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Say which names are known, the most similar one first.
 

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from oblivion.errors import ConfigError, nearest
+from oblivion.errors import ConfigError, InputError, nearest
 from oblivion.registry import Registry
 
 
@@ -28,14 +28,23 @@ def build(registry: Registry, name: str, parameters: Mapping[str, Any], key: str
     ------
     ConfigError
         If the name or a parameter is unknown, or a value is refused.
+    InputError
+        If the part comes from another package and cannot be loaded, or lacks what such a part has.
     """
     part = registry.get(name)
-    known = list(inspect.signature(part).parameters)
+    try:
+        known = list(inspect.signature(part).parameters)
+    except ValueError:  # written in C: it will say itself what it takes
+        known = list(parameters)
     arguments = {parameter.replace("-", "_"): value for parameter, value in parameters.items()}
     for parameter in arguments:
         if parameter not in known:
             raise ConfigError(f"{key}: '{name}' has no parameter '{parameter}'; {nearest(parameter, known)}")
     try:
-        return part(**arguments)
+        made = part(**arguments)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{key}: '{name}' with {dict(parameters)}: {error}") from None
+    lacks = [attribute for attribute in registry.needs if not hasattr(made, attribute)]
+    if lacks:
+        raise InputError(f"{registry.kind} '{name}' is not one: it has no {', no '.join(lacks)}")
+    return made

@@ -7,12 +7,16 @@ so that listing names costs nothing.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
 from functools import cached_property
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from oblivion.errors import ConfigError, nearest
+from oblivion.errors import ConfigError, InputError, nearest
+
+_NAME = re.compile(r"\w[\w.-]{0,63}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 
 class Registry:
@@ -24,48 +28,117 @@ class Registry:
         What the table holds, in the singular ("objective"), for error messages.
     table : mapping of str to str
         Name to ``"module:attribute"``.
+    needs : tuple of str, optional
+        Attributes that whatever an implementation makes must have; see `oblivion.parameters.build`.
 
     Notes
     -----
-    Other distributions add to a table through the entry point group ``oblivion.<kind>s``. A name that is
-    already taken is refused, so that installing a package can never change what a scenario means.
+    Other distributions add to a table through the entry point group ``oblivion.<kind>s``. A name that two of them
+    give, or that is built in, cannot be used until one is uninstalled, so that installing a package can never change
+    what a scenario means. All other names can: what is wrong with one part is said when that part is asked for.
     """
 
-    def __init__(self, kind: str, table: Mapping[str, str]) -> None:
+    def __init__(self, kind: str, table: Mapping[str, str], needs: tuple[str, ...] = ()) -> None:
         self.kind = kind
         self._builtin = dict(table)
+        self.needs = needs
 
     @cached_property
-    def _table(self) -> Mapping[str, str]:
+    def _outside(self) -> Mapping[str, list[EntryPoint]]:
         """Installed packages are looked through once: parts are asked for in every message."""
-        table = dict(self._builtin)
+        found: dict[str, list[EntryPoint]] = {}
         for entry in entry_points(group=f"oblivion.{self.kind}s"):
-            if entry.name in table:
-                raise ConfigError(
-                    f"{self.kind} '{entry.name}' is registered twice: by {table[entry.name]} and by "
-                    f"{entry.value}; uninstall one of the two packages"
-                )
-            table[entry.name] = entry.value
-        return table
+            found.setdefault(entry.name, []).append(entry)
+        return found
 
     def names(self) -> list[str]:
         """All known names, sorted."""
-        return sorted(self._table)
+        return sorted({*self._builtin, *self._outside})
 
-    def get(self, name: str) -> Any:
-        """Import and return the implementation called `name`.
+    def outside(self) -> list[EntryPoint]:
+        """Every part that another package brings, sorted by name."""
+        return [entry for _, entries in sorted(self._outside.items()) for entry in entries]
+
+    def check(self, name: str) -> None:
+        """Check that `get` can give the implementation called `name`, without importing one that is built in.
 
         Raises
         ------
         ConfigError
-            If there is no such name; the message lists the known ones and the nearest.
+            If there is no such name; the message lists the known ones and the nearest. Also if two packages give it.
+        InputError
+            If it comes from another package and cannot be loaded, or is no such part.
         """
-        table = self._table
-        if name not in table:
-            raise ConfigError(f"unknown {self.kind} '{name}'; {nearest(name, table)}")
-        module, _, attribute = table[name].partition(":")
+        if name not in self._builtin and name not in self._outside:
+            raise ConfigError(f"unknown {self.kind} '{name}'; {nearest(name, self.names())}")
+        entries = self._outside.get(name, [])
+        if not entries:
+            return
+        self._check_name(name, entries)
+        try:
+            part = entries[0].load()
+        except (Exception, SystemExit) as error:  # whatever the code of another package does when it is imported
+            raise InputError(
+                f"{self.kind} '{name}' cannot be loaded: {_one_line(error)}, from {package_of(entries[0])}"
+            ) from error
+        if not callable(part):
+            raise InputError(
+                f"{self.kind} '{name}' is not one: {_printable(entries[0].value)} is no class and no function, "
+                f"from {package_of(entries[0])}"
+            )
+
+    def get(self, name: str) -> Any:
+        """Import and return the implementation called `name`; raises as `check` does."""
+        self.check(name)
+        if name in self._outside:
+            return self._outside[name][0].load()
+        module, _, attribute = self._builtin[name].partition(":")
         return getattr(importlib.import_module(module), attribute)
 
+    def _check_name(self, name: str, entries: list[EntryPoint]) -> None:
+        by = [package_of(entry) for entry in entries]
+        if name in self._builtin:
+            by.insert(0, "this distribution")
+        if len(by) > 1:
+            raise ConfigError(
+                f"{self.kind} '{name}' is registered twice, by {' and by '.join(by)}; uninstall one of the packages"
+            )
+        if not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"{self.kind} {name!a} of {by[0]}: a name is up to 64 letters, digits, '_', '-' and '.', "
+                "and begins with a letter, a digit or '_'"
+            )
+
     def describe(self) -> dict[str, str]:
-        """Name to the first line of the implementation's docstring, for ``oblivion list``."""
-        return {name: (self.get(name).__doc__ or "").strip().split("\n")[0] for name in self.names()}
+        """Name to the first line of the implementation's docstring, for ``oblivion list``; where there is none, why."""
+        described = {}
+        for name in self.names():
+            try:
+                said = _first_line(str(self.get(name).__doc__ or ""))
+            except (ConfigError, InputError) as error:
+                said = f"cannot be used: {error}" if isinstance(error, ConfigError) else str(error)
+            else:
+                entries = self._outside.get(name)
+                said = f"{said} (from {package_of(entries[0])})".strip() if entries else said
+            described[_printable(name)] = said
+        return described
+
+
+def package_of(entry: EntryPoint) -> str:
+    """The distribution that brings an entry point, with its version, for messages."""
+    if entry.dist is None:
+        return _printable(f"an unnamed package with {entry.value}")
+    return _printable(f"package {entry.dist.name} {entry.dist.version}")
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {_first_line(str(error))}".removesuffix(": ")
+
+
+def _first_line(text: str) -> str:
+    return _printable((text.strip().splitlines() or [""])[0])
+
+
+def _printable(text: str) -> str:
+    """Text of another package as a terminal may show it."""
+    return _CONTROL.sub("\ufffd", text)

@@ -29,7 +29,8 @@ from server.planning import present
 from server.workflow import Workflow
 
 PUBLIC_KEY = "public-key.pem"
-_ENVIRONMENT = ("versions", "commit", "code_fingerprint", "model", "model_digest", "seed", "engine", "machine")
+_CODE = ("versions", "commit", "code_fingerprint", "packages", "packages_added")
+_ENVIRONMENT = (*_CODE, "model", "model_digest", "seed", "engine", "machine")
 """What of the manifest goes into evidence: nothing of who else takes part, or of their data."""
 
 
@@ -197,7 +198,7 @@ def _evidence(workflow: Workflow, removal: Record) -> dict[str, Any]:
             "invalidated": plan["invalidates"],
         },
         log=_log_proof(workflow, removal),
-        environment={name: manifest[name] for name in _ENVIRONMENT},
+        environment={name: manifest[name] for name in _ENVIRONMENT if name in manifest},
         limits=LIMITS,
     )
     return seal(statement(said["before"], said["after"], content), signing)

@@ -10,8 +10,11 @@ import socket
 from pathlib import Path
 
 import oblivion
+from oblivion.errors import OblivionError
 from oblivion.fingerprint import code_fingerprint
 from oblivion.models.loading import TINY
+from oblivion.parts import REGISTRIES
+from oblivion.registry import package_of
 from server.manifest import package_version
 
 _NEEDED = ("flwr", "ray", "torch", "transformers", "peft", "numpy", "scipy", "sklearn", "rouge_score", "safetensors")
@@ -29,6 +32,7 @@ def examine() -> dict[str, str]:
         **{name: package_version(name) for name in names},
         "code": str(Path(oblivion.__file__).parent),
         "fingerprint": code_fingerprint(),
+        "parts of others": _outside() or "none",
         "cores": str(len(os.sched_getaffinity(0))),
         "device": "unknown" if "torch" in missing else _device(),
         "free disk": f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB",
@@ -36,6 +40,20 @@ def examine() -> dict[str, str]:
         f"port {_SUPERLINK_PORT}": _port(_SUPERLINK_PORT),
         "missing": ", ".join(missing) or "nothing",
     }
+
+
+def _outside() -> str:
+    """The parts that other packages bring, by package; of one that cannot be used, why."""
+    brought: dict[str, list[str]] = {}
+    for registry in REGISTRIES:
+        for entry in registry.outside():
+            said = f"{registry.kind} {entry.name}"
+            try:
+                registry.check(entry.name)
+            except OblivionError as error:
+                said = str(error)
+            brought.setdefault(package_of(entry), []).append(said)
+    return "; ".join(f"{package}: {', '.join(dict.fromkeys(parts))}" for package, parts in sorted(brought.items()))
 
 
 def _device() -> str:

@@ -6,11 +6,14 @@ from contextlib import closing
 from typing import Any
 
 from oblivion.config import RunConfig
+from oblivion.errors import plural
+from oblivion.ledger.register import MAIN
 from oblivion.report import write_report
 from oblivion.types import ForgetRequest
 from server.committing import commit_trial, finish_commits
 from server.events import Observer
 from server.hosts import Hosts
+from server.manifest import note_code
 from server.planning import make_request, plan_values
 from server.run_directory import RunDirectory
 from server.workflow import Workflow
@@ -22,14 +25,25 @@ BUSY_SECONDS = 24 * 3600.0
 def run_scenario(config: RunConfig, hosts: Hosts, run: RunDirectory, observer: Observer) -> None:
     """Learn; answer the scenario's request, if it has one; write the report. What is done already is not repeated."""
     with closing(Workflow(config, hosts, run, observer)) as workflow:
-        finish_commits(workflow)
-        observer.event(
-            "phase", text=f"learning: {len(workflow.federation.sizes)} clients, {config.federation.rounds} rounds"
-        )
+        note_code(run, config, observer)
+        before = run.read_json("metrics.json", None) if (run.root / "report.html").is_file() else None
+        committed = finish_commits(workflow)
+        if _rounds_left(workflow):
+            clients, rounds = len(workflow.federation.sizes), config.federation.rounds
+            observer.event("phase", text=f"learning: {plural(clients, 'client')}, {plural(rounds, 'round')}")
         workflow.learn()
         if not workflow.register.removals():  # else what the scenario asked for has been answered
             _answer_scenario(workflow)
-        _report(run, observer)
+        already = not committed and before is not None and before == run.read_json("metrics.json", None)
+        _report(run, observer, already)
+
+
+def _rounds_left(workflow: Workflow) -> int:
+    """How many rounds of learning are still to be done; a removal that was committed has ended it."""
+    if workflow.head != MAIN:
+        return 0
+    records = workflow.ledger.records(MAIN) if workflow.federation.has(MAIN) else ()
+    return workflow.config.federation.rounds - (records[-1].round if records else 0)
 
 
 def _answer_scenario(workflow: Workflow) -> None:
@@ -41,9 +55,9 @@ def _answer_scenario(workflow: Workflow) -> None:
         workflow.measure_learned()
 
 
-def _report(run: RunDirectory, observer: Observer) -> None:
+def _report(run: RunDirectory, observer: Observer, already: bool = False) -> None:
     write_report([run.root], run.root / "report.html")
-    observer.event("finished", report=str(run.root / "report.html"))
+    observer.event("finished", report=str(run.root / "report.html"), already=already)
 
 
 def run_plan(
@@ -77,6 +91,7 @@ def run_forget(
         ``{"request": id, method: trial name}``.
     """
     with closing(Workflow(config, hosts, run, observer, BUSY_SECONDS)) as workflow:
+        note_code(run, config, observer)
         finish_commits(workflow)
         workflow.check_learned()
         request = signed or make_request(workflow.data, config.forget.client, config.forget.samples)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ from typing import Any
 from oblivion.config import RunConfig
 from oblivion.data.corpus import FederatedData
 from oblivion.data.federation import client_digests
-from oblivion.fingerprint import code_fingerprint
+from oblivion.fingerprint import Package, code_fingerprint
 from oblivion.models.loading import model_digest
+from oblivion.parts import outside_packages, run_fingerprint
+from server.events import Observer
+from server.run_directory import RunDirectory
 
 _PACKAGES = ("oblivion-fl", "flwr", "ray", "torch", "transformers", "peft", "opacus", "numpy", "scipy", "scikit-learn")
 
@@ -49,20 +53,44 @@ def describe_clients(data: FederatedData) -> dict[str, dict[str, Any]]:
     }
 
 
+def note_code(run: RunDirectory, config: RunConfig, observer: Observer) -> None:
+    """Compare the code with what a run began with, before it goes on.
+
+    What a removal takes from other packages than the run did is added to the manifest, as ``packages_added``.
+    Where code is another than it was, a warning says so: the rounds before and after are then not of one make.
+    """
+    manifest = run.read_json("manifest.json", {})
+    began = [Package(**package) for package in manifest.get("packages", [])]
+    added = [Package(**package) for package in manifest.get("packages_added", [])]
+    before, now = manifest.get("code_fingerprint"), code_fingerprint(began)
+    if before != now:
+        observer.event("warning", text=f"the code is not what this run began with: {before} then, {now} now")
+    new = [package for package in outside_packages(config) if package not in (*began, *added)]
+    for package in new:
+        other = [known for known in (*began, *added) if known.name == package.name]
+        if other:
+            told = " then, ".join(f"{one.version} ({one.digest[:16]})" for one in (other[-1], package))
+            observer.event("warning", text=f"package {package.name} is not what this run used before: {told} now")
+    if new:
+        run.write_json("manifest.json", {**manifest, "packages_added": [asdict(one) for one in (*added, *new)]})
+
+
 def make_manifest(config: RunConfig, data: FederatedData) -> dict[str, Any]:
     """Describe a run so that somebody else can repeat it.
 
     Returns
     -------
     dict
-        Versions, commit, code fingerprint, digests of data and base model, seed, rows per client, kind of machine.
+        Versions, commit, fingerprint of the code, other packages that parts come from (`oblivion.fingerprint.Package`),
+        digests of data and base model, seed, rows per client, kind of machine.
     """
     import torch
 
     return {
         "versions": {"python": platform.python_version(), **{name: package_version(name) for name in _PACKAGES}},
         "commit": _commit(),
-        "code_fingerprint": code_fingerprint(),
+        "code_fingerprint": run_fingerprint(config),
+        "packages": [asdict(package) for package in outside_packages(config)],
         "data_digest": data.digest,
         "model": config.model.name,
         "model_digest": model_digest(config.model),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from oblivion.aggregation import aggregators, rule_of, scheme_of, schemes
+from oblivion.aggregation import rule_of, scheme_of
 from oblivion.aggregation.client_privacy import check_privacy
 from oblivion.aggregation.fit import check_number, check_scheme, check_training
 from oblivion.config import ForgetConfig, RunConfig
-from oblivion.data import datasets, partitions, templates
+from oblivion.data import templates
 from oblivion.data.corpus import FederatedData
 from oblivion.data.federation import client_digests, for_source, resolve
 from oblivion.data.tokens import encode_prompt
@@ -17,13 +18,11 @@ from oblivion.errors import ConfigError, IntegrityError, PlanRefusedError, neare
 from oblivion.ledger.register import EXCLUSIONS, absences
 from oblivion.ledger.rounds import Absence
 from oblivion.ledger.schema import refuse_network
-from oblivion.metrics import suites
 from oblivion.models.loading import gpu_count, locate, model_digest, resolve_dtype
 from oblivion.models.resident import load_resident
-from oblivion.objectives import objectives
 from oblivion.objectives.terms import objective_from
-from oblivion.registry import Registry
-from oblivion.removal import removals
+from oblivion.parameters import build
+from oblivion.parts import parts_of
 from oblivion.removal.plan import Situation
 from oblivion.training.fused import fusible
 from oblivion.training.slots import slots_for
@@ -43,19 +42,11 @@ def check_names(config: RunConfig) -> None:
     ConfigError
         Naming the key, the value and what is known.
     """
-    named: list[tuple[str, str, Registry]] = [
-        ("data.name", config.data.name, datasets),
-        ("data.partition", config.data.partition, partitions),
-        ("data.template", config.data.template, templates),
-        ("lora.scheme", config.lora.scheme, schemes),
-        ("federation.aggregator", config.federation.aggregator, aggregators),
-        ("forget.objective", config.forget.objective, objectives),
-        ("evaluate.suite", config.evaluate.suite, suites),
-        *(("forget.methods", method, removals) for method in config.forget.methods),
-    ]
-    for key, name, registry in named:
+    for key, name, registry in parts_of(config):
         if name not in registry.names():
             raise ConfigError(f"{key} = '{name}': unknown {registry.kind}; {nearest(name, registry.names())}")
+        registry.check(name)
+    build(templates, config.data.template, {}, "data.template")
     check_training(rule_of(config), config)
     check_scheme(rule_of(config), scheme_of(config), config)
     check_privacy(config)
@@ -93,7 +84,7 @@ def _hosts(clients: int) -> int:
     return max(1, min(gpu_count() or len(os.sched_getaffinity(0)), clients))
 
 
-def check(config: RunConfig, fresh: bool = True) -> tuple[RunConfig, FederatedData]:
+def check(config: RunConfig, fresh: bool = True, forgotten: Sequence[Absence] = ()) -> tuple[RunConfig, FederatedData]:
     """Validate a config against its data, which is quick; what needs the base model in memory is left to `load`.
 
     Parameters
@@ -102,13 +93,15 @@ def check(config: RunConfig, fresh: bool = True) -> tuple[RunConfig, FederatedDa
         Not resolved yet.
     fresh : bool, default True
         Whether nothing of the run was done yet, so that all of it must fit the privacy budget.
+    forgotten : sequence of Absence, optional
+        Who and what the run has forgotten for good: nobody of them can ask for anything, or be named.
 
     Returns
     -------
     RunConfig
         With absolute paths and the number of hosts resolved.
     FederatedData
-        The clients' rows.
+        The clients' rows, as their source has them.
 
     Raises
     ------
@@ -122,8 +115,9 @@ def check(config: RunConfig, fresh: bool = True) -> tuple[RunConfig, FederatedDa
     check_number(rule_of(config), config, tuple(data.clients))
     budget = check_learning(config, data) if fresh else None
     if config.forget.client:
-        request = make_request(data, config.forget.client, config.forget.samples)
-        situation = make_situation(config, data, request)
+        left = present(data, forgotten)
+        request = make_request(left, config.forget.client, config.forget.samples)
+        situation = make_situation(config, left, request)
         # A refusal must not come after hours of learning.
         plans = [make_plan(config, request, situation, method) for method in config.forget.methods]
         check_removals(budget, config, situation.samples, list(oracle_seeds(config)), plans)
@@ -208,7 +202,7 @@ def check_again(run: RunDirectory, config: RunConfig) -> RunConfig:
     gone = {absence.client for absence in forgotten if absence.samples is None}
     if config.forget.client in gone:  # what the scenario asked for was done
         config = config.model_copy(update={"forget": ForgetConfig()})
-    config, data = check(for_source(config, gone), fresh=False)
+    config, data = check(for_source(config, gone), fresh=False, forgotten=forgotten)
     manifest = run.read_json("manifest.json", {})
     what = "" if manifest.get("model_digest") == model_digest(config.model) else f"the base model {config.model.name}"
     if manifest.get("data_digest") != data.digest:

@@ -14,12 +14,12 @@ from oblivion.aggregation.control import ControlRule
 from oblivion.aggregation.gate import Gate, GateState
 from oblivion.config import RunConfig
 from oblivion.errors import FederationError
-from oblivion.fingerprint import code_fingerprint
 from oblivion.ledger.budget import charge
 from oblivion.ledger.replay import replay_of
 from oblivion.ledger.rounds import Branch, CohortOutcome, Ledger, RoundRecord, RoundState, Selection
 from oblivion.models.factors import only
 from oblivion.noise import derive_key
+from oblivion.parts import run_fingerprint
 from oblivion.removal.local import apply_unlearning
 from oblivion.removal.plan import UnlearnPhase
 from oblivion.selection import assign, form_cohorts, select_clients, servable
@@ -67,7 +67,7 @@ class Federation:
         self.gate = Gate(
             initial,
             config.federation.max_update_norm,
-            code_fingerprint(),
+            run_fingerprint(config),
             lambda examples: steps_per_visit(examples, train.batch_size, train.local_epochs),
         )
         self.serves: dict[str, list[str]] = {}

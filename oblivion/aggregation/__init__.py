@@ -32,6 +32,7 @@ aggregators = Registry(
         "scaffold": "oblivion.aggregation.scaffold:Scaffold",
         "trimmed_mean": "oblivion.aggregation.trimmed_mean:TrimmedMean",
     },
+    needs=("init", "apply", "min_clients", "state_fields", "needs_client_state", "plain_sgd", "proximal_mu"),
 )
 schemes = Registry(
     "scheme",
@@ -43,6 +44,7 @@ schemes = Registry(
         "flora": "oblivion.aggregation.scheme_flora:FLoRA",
         "rolora": "oblivion.aggregation.scheme_rolora:RoLoRA",
     },
+    needs=("ranks", "trained", "check", "init", "combine", "space", "state_fields", "mixed_ranks"),
 )
 
 

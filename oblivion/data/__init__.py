@@ -22,4 +22,5 @@ partitions = Registry(
 templates = Registry(
     "template",
     {"chat": "oblivion.data.template_chat:ChatTemplate", "plain": "oblivion.data.template_plain:PlainTemplate"},
+    needs=("special_tokens", "prompt", "full"),
 )

@@ -11,6 +11,7 @@ objectives = Registry(
         "npo": "oblivion.objectives.npo:NPO",
         "simnpo": "oblivion.objectives.simnpo:SimNPO",
     },
+    needs=("loss", "needs", "accepts_retain", "reduction"),
 )
 get = objectives.get
 names = objectives.names

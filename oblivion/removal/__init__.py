@@ -13,6 +13,7 @@ removals = Registry(
         "retrain": "oblivion.removal.retrain:Retrain",
         "rollback": "oblivion.removal.rollback:Rollback",
     },
+    needs=("plan", "requires"),
 )
 
 

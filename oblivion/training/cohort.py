@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from oblivion.config import PrivacyConfig, TrainConfig
 from oblivion.errors import OblivionError
-from oblivion.fingerprint import code_fingerprint
 from oblivion.models.resident import ResidentModel
 from oblivion.objectives.terms import Objective
 from oblivion.training.dp_sgd import train_client_privately
@@ -54,7 +53,7 @@ def train_cohort(
     else:
         updates, failed = _one_by_one(resident, start, ready, objective, settings, info, privacy)
         failures |= failed
-    return [replace(update, fingerprint=code_fingerprint()) for update in updates], failures
+    return updates, failures
 
 
 def _one_by_one(

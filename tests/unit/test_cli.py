@@ -192,7 +192,7 @@ def test_progress_goes_to_standard_error(scenario: Path, elsewhere: Path) -> Non
         "run", scenario, "--out", "one", "--set", "federation.rounds=1", "--set", "forget.methods="
     )
     assert code == 0 and out == "report: one/report.html\n"
-    assert "learning: 3 clients, 1 rounds" in err and "main: round 1/1, 3 clients" in err
+    assert "learning: 3 clients, 1 round\n" in err and "main: round 1/1, 3 clients" in err
     assert not list(elsewhere.rglob("*.partial"))
 
 
@@ -335,8 +335,26 @@ def test_a_finished_run_that_is_resumed_changes_no_bit(copy: Path) -> None:
 
     before = adapters()
     answer = strict_json(good("run", "--resume", "--out", copy, "--json"))
-    assert answer == {"run": str(copy), "report": str(copy / "report.html")}
+    assert answer == {"run": str(copy), "report": str(copy / "report.html"), "finished": "already"}
+    code, out, err = oblivion("run", "--resume", "--out", copy)
+    assert code == 0 and out.startswith("finished already: nothing was left to do\n") and "learning" not in err
     assert adapters() == before
+    good("forget", copy, "--commit", f"{request_of(copy)}/exclude")
+    assert good("run", "--resume", "--out", copy).startswith("finished already")
+
+
+def test_a_run_that_is_not_finished_is_not_called_so(copy: Path) -> None:
+    metrics = strict_json((copy / "metrics.json").read_text())
+    del metrics["requests"][0]["models"]["original"]
+    (copy / "metrics.json").write_text(json.dumps(metrics))
+    answer = strict_json(good("run", "--resume", "--out", copy, "--json"))
+    assert "finished" not in answer
+
+
+def test_who_was_erased_is_not_among_the_known(copy: Path) -> None:
+    good("forget", copy, "--commit", f"{request_of(copy)}/exclude")
+    code, _, err = oblivion("forget", copy, "--client", "client-7", "--method", "exclude")
+    assert code == 2 and err.endswith("Known: client-0, client-1\n")
 
 
 def test_the_ledger_is_shown_verified_and_exported(run: Path, elsewhere: Path) -> None:

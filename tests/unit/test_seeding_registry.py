@@ -119,8 +119,12 @@ class TestRegistry:
 
     def test_a_name_cannot_be_taken_over(self, monkeypatch: pytest.MonkeyPatch) -> None:
         install(monkeypatch, EntryPoint("first", "evil:Part", "oblivion.parts"))
+        table = Registry("part", ROWS)
+        assert table.get("second") is Part, "who does not use the name is not hurt"
+        with pytest.raises(ConfigError, match=r"part 'first' is registered twice, by this distribution and by .*evil"):
+            table.get("first")
         with pytest.raises(ConfigError, match="part 'first' is registered twice"):
-            Registry("part", ROWS).get("second")
+            table.check("first")
 
     def test_the_table_that_was_passed_is_copied(self) -> None:
         rows = {"a": f"{__name__}:Part"}

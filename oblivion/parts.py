@@ -1,0 +1,60 @@
+"""Which registered parts a run is made of, and which other packages bring them."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint
+
+from oblivion.aggregation import aggregators, schemes
+from oblivion.config import RunConfig
+from oblivion.data import datasets, partitions, templates
+from oblivion.fingerprint import Package, code_fingerprint, packages_of
+from oblivion.metrics import metrics, suites
+from oblivion.models import models
+from oblivion.objectives import objectives
+from oblivion.registry import Registry
+from oblivion.removal import removals
+
+REGISTRIES = (aggregators, schemes, datasets, partitions, templates, metrics, suites, models, objectives, removals)
+"""Every table of parts."""
+
+
+def parts_of(config: RunConfig) -> list[tuple[str, str, Registry]]:
+    """Setting, name and table of every part that a config names."""
+    return [
+        ("data.name", config.data.name, datasets),
+        ("data.partition", config.data.partition, partitions),
+        ("data.template", config.data.template, templates),
+        ("lora.scheme", config.lora.scheme, schemes),
+        ("federation.aggregator", config.federation.aggregator, aggregators),
+        ("forget.objective", config.forget.objective, objectives),
+        ("evaluate.suite", config.evaluate.suite, suites),
+        *(("forget.methods", method, removals) for method in config.forget.methods),
+    ]
+
+
+def outside_packages(config: RunConfig) -> tuple[Package, ...]:
+    """The other distributions that a run takes parts from: what its settings name, and the metrics of its suite.
+
+    Raises
+    ------
+    OblivionError
+        If a part cannot be loaded.
+    """
+    entries: list[EntryPoint] = []
+    for _, name, registry in parts_of(config):
+        registry.check(name)
+        entries += [entry for entry in registry.outside() if entry.name == name]
+    return packages_of([*entries, *_metrics_of(config.evaluate.suite)])
+
+
+def _metrics_of(suite: str) -> list[EntryPoint]:
+    """The metrics of other packages in a suite; a built-in suite has none, and is not made for it."""
+    if suite not in [entry.name for entry in suites.outside()]:
+        return []
+    used = {type(metric).__module__ for metric in suites.get(suite)().values()}
+    return [entry for entry in metrics.outside() if entry.module in used]
+
+
+def run_fingerprint(config: RunConfig) -> str:
+    """The fingerprint of all code that a run is made with."""
+    return code_fingerprint(outside_packages(config))
