@@ -18,6 +18,7 @@ from clients.host import Host, unlearning_settings
 from oblivion.config import RunConfig, load_config
 from oblivion.data.federation import resolve
 from oblivion.errors import ConfigError
+from oblivion.fingerprint import code_fingerprint
 from oblivion.models.resident import load_resident
 from oblivion.training.local import LocalTask
 from oblivion.types import ClientTask, GlobalState, HostReply, HostRequest, RoundInfo, Sample
@@ -85,6 +86,7 @@ def test_training_answers_for_every_client(config: RunConfig) -> None:
     reply = Host().answer(request(config, ANN, BOB))
     assert reply.host == "h" and not reply.failures
     ann, bob = reply.updates
+    assert {ann.fingerprint, bob.fingerprint} == {code_fingerprint()} and len(code_fingerprint()) == 16
     assert (ann.client_id, ann.num_examples, ann.steps, ann.metrics["skipped"]) == ("ann", 5, 3, 0)
     assert (bob.client_id, bob.num_examples, bob.steps, bob.metrics["skipped"]) == ("bob", 3, 2, 1)
 
