@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from oblivion.data.tokens import TokenRow
 from oblivion.errors import InputError
 from oblivion.metrics.context import AnswerScore
-from oblivion.metrics.trees import Tree, plant, takes_trees, tree_logits
+from oblivion.metrics.trees import LONGEST, Tree, plant, takes_trees, tree_logits
+from oblivion.models.attention import changes_with_length
+from oblivion.models.loading import context_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,12 +66,14 @@ def score_rows(
         return []
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
     scores: list[AnswerScore | None] = [None] * len(rows)
-    trees = plant(rows, share=takes_trees(model))
+    trees, alone = _trees(model, rows, pad_id)
     if model.device.type == "cpu":
         max_tokens = min(max_tokens, _CPU_TOKENS)
+    if alone:
+        max_tokens = 1
     with torch.inference_mode():
         for batch in _batches(trees, max_tokens, max(1, _MAX_LOGITS // vocabulary)):
-            logits, labels = tree_logits(model, batch, pad_id)
+            logits, labels = tree_logits(model, batch, pad_id, room=int(alone))
             answers = [index for tree in batch for index in tree.rows]
             numbers = _statistics(logits, labels, any(index in moments for index in answers))
             start = 0
@@ -78,6 +82,17 @@ def score_rows(
                 scores[index] = _slice(numbers, slice(start, stop), index in moments)
                 start = stop
     return [score for score in scores if score is not None]
+
+
+def _trees(model: Any, rows: Sequence[TokenRow], pad_id: int) -> tuple[list[Tree], bool]:
+    """The rows as trees, and whether each has to be forwarded alone and whole."""
+    if changes_with_length(model, max(len(row.ids) for row in rows)):
+        return plant(rows, share=False), True
+    for longest in (LONGEST, min(LONGEST, context_of(model.config))):  # some have no mask for more than their context
+        trees = plant(rows, share=True, longest=longest)
+        if takes_trees(model, trees, pad_id):
+            return trees, False
+    return plant(rows, share=False), False
 
 
 def _batches(trees: Sequence[Tree], max_tokens: int, max_answers: int) -> Iterator[list[Tree]]:

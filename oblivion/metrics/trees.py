@@ -13,15 +13,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from oblivion.data.tokens import TokenRow
+from oblivion.models.attention import sees_all_before
 from oblivion.models.forward import answer_logits
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_LONGEST = 1024
+LONGEST = 1024
 """Tokens of a tree: beyond, the mask grows with the square of what the shared prompt saves."""
-_PROBE = (TokenRow((1, 2, 3, 4, 5), 2), TokenRow((1, 2, 6, 7, 8, 9), 2))
-_PROBE_TOLERANCE = {"bfloat16": 3e-2, "float16": 3e-3}
+_TOLERANCE = 1e-4
+"""Nats, of a label's log-probability in fp32 and above."""
+_LOW_PRECISION = {"bfloat16": 3e-2, "float16": 3e-3}
+"""Of the largest log-probability."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ class Tree:
         return len(self.prompt) + sum(len(answer) - 1 for answer in self.answers)
 
 
-def plant(rows: Sequence[TokenRow], share: bool) -> list[Tree]:
-    """Put rows with the same prompt into one tree, or each into its own if `share` is false."""
+def plant(rows: Sequence[TokenRow], share: bool, longest: int = LONGEST) -> list[Tree]:
+    """Put rows with the same prompt into one tree of at most `longest` tokens, or each into its own."""
     by_prompt: dict[Any, list[int]] = {}
     for index, row in enumerate(rows):
         by_prompt.setdefault(row.ids[: row.prompt_length] if share else index, []).append(index)
@@ -60,7 +63,7 @@ def plant(rows: Sequence[TokenRow], share: bool) -> list[Tree]:
         length = len(prompt)
         for index in group:
             more = len(rows[index].labels) - 1
-            if taken and length + more > _LONGEST:
+            if taken and length + more > longest:
                 trees.append(Tree(prompt, tuple(rows[i].labels for i in taken), tuple(taken)))
                 taken, length = [], len(prompt)
             taken.append(index)
@@ -69,7 +72,7 @@ def plant(rows: Sequence[TokenRow], share: bool) -> list[Tree]:
     return trees
 
 
-def tree_logits(model: Any, trees: Sequence[Tree], pad_id: int) -> tuple[Tensor, Tensor]:
+def tree_logits(model: Any, trees: Sequence[Tree], pad_id: int, room: int = 0) -> tuple[Tensor, Tensor]:
     """Logits of every label of some trees, and the labels.
 
     Parameters
@@ -80,6 +83,8 @@ def tree_logits(model: Any, trees: Sequence[Tree], pad_id: int) -> tuple[Tensor,
         Padded to the longest of them.
     pad_id : int
         Any id of the vocabulary; no token can see the padding.
+    room : int, default 0
+        Padding beyond the longest tree; with 1 a single row is as long as with its last token.
 
     Returns
     -------
@@ -90,7 +95,7 @@ def tree_logits(model: Any, trees: Sequence[Tree], pad_id: int) -> tuple[Tensor,
     """
     import torch
 
-    longest = max(tree.length for tree in trees)
+    longest = max(tree.length for tree in trees) + room
     ids = torch.full((len(trees), longest), pad_id)
     places = torch.zeros_like(ids)
     branch = torch.full_like(ids, -1)
@@ -135,20 +140,42 @@ def _mask(branch: Tensor, dtype: Any) -> Tensor:
     ]
 
 
-def takes_trees(model: Any) -> bool:
-    """Whether a model gives the same logits in a tree, seen by trying once; some know neither masks nor positions."""
+def takes_trees(model: Any, trees: Sequence[Tree], pad_id: int) -> bool:
+    """Whether a model gives the same logits in these trees as row by row.
+
+    It does not where attention ends at a window that is shorter than the longest row (a mask of one's own takes the
+    place of the window's), or a state runs from token to token; the model's config tells. For what it does not tell,
+    two trees are tried: the longest one, and the one with the longest row, since what a shorter one shows need not hold
+    for them.
+    """
     import torch
 
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    known = getattr(plain, "_oblivion_takes_trees", None)
-    if known is None:
-        tolerance = _PROBE_TOLERANCE.get(str(plain.dtype).removeprefix("torch."), 1e-4)
+    several = [tree for tree in trees if len(tree.answers) > 1]
+    if not several:
+        return True
+    longest = max(several, key=lambda tree: tree.length)
+    deepest = max(several, key=_depth)
+    if not sees_all_before(plain, _depth(deepest)):
+        return False
+    tolerance = _LOW_PRECISION.get(str(plain.dtype).removeprefix("torch."))
+    for tree in (longest, deepest) if deepest is not longest else (longest,):
+        alone = [Tree(tree.prompt, (answer,), (row,)) for answer, row in zip(tree.answers, tree.rows, strict=True)]
         try:
             with torch.no_grad():
-                together, _ = tree_logits(plain, plant(_PROBE, share=True), 0)
-                apart, _ = tree_logits(plain, plant(_PROBE, share=False), 0)
-            known = bool((together - apart).abs().max() <= tolerance * apart.abs().max())
+                together, apart = (_log_probs(*tree_logits(plain, some, pad_id)) for some in ([tree], alone))
         except (RuntimeError, TypeError, ValueError):
-            known = False
-        plain._oblivion_takes_trees = known
-    return bool(known)
+            return False
+        allowed = _TOLERANCE if tolerance is None else tolerance * float(apart.abs().max())
+        if not float((together - apart).abs().max()) <= allowed:
+            return False
+    return True
+
+
+def _depth(tree: Tree) -> int:
+    """Tokens of the longest row of a tree."""
+    return len(tree.prompt) + max(map(len, tree.answers))
+
+
+def _log_probs(logits: Tensor, labels: Tensor) -> Tensor:
+    return logits.log_softmax(-1).gather(-1, labels[:, None])

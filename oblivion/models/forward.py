@@ -19,22 +19,43 @@ def _plain(model: Any) -> Any:
 
 
 def head_is_linear(model: Any) -> bool:
-    """Whether head(decoder(x)) is the model's logits, seen by trying once; models that scale or cap them say no."""
+    """Whether head(decoder(x)) is the model's logits, seen by trying once; models that scale or cap them say no.
+
+    While it is tried the head gives out numbers from -1000 to 1000: whatever a model does to logits shows on them, also
+    a cap that leaves the small ones alone. A head with an adapter of its own says no: it belongs to whole sequences.
+    """
     import torch
 
     model = _plain(model)
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    if decoder is None or decoder is model or decoder is head or head is None or hasattr(head, "lora_A"):
+        return False
     known = getattr(model, "_oblivion_linear_head", None)
     if known is None:
-        decoder, head = model.get_decoder(), model.get_output_embeddings()
-        known = decoder is not None and decoder is not model and head is not None
-        if known:
-            ids = torch.tensor([_PROBE_IDS], device=model.device)
-            training = model.training
-            model.eval()  # with dropout the two passes would differ, and would draw from the visit's randomness
-            with torch.no_grad():
+        ids = torch.tensor([_PROBE_IDS], device=model.device)
+        seen: list[Tensor] = []
+        given: list[Tensor] = []
+
+        def swap(_: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            seen.append(inputs[0])
+            given.append(torch.linspace(-1000, 1000, output.numel()).to(output).view_as(output))
+            return given[-1]
+
+        training = model.training
+        model.eval()  # with dropout the two passes would differ, and would draw from the visit's randomness
+        with torch.no_grad():
+            hook = head.register_forward_hook(swap)
+            try:
                 logits = model(input_ids=ids, use_cache=False).logits
-                known = torch.equal(head(decoder(input_ids=ids, use_cache=False).last_hidden_state), logits)
-            model.train(training)
+            finally:
+                hook.remove()
+            known = (
+                len(seen) == 1
+                and logits.dtype == given[0].dtype
+                and torch.equal(logits, given[0])
+                and torch.equal(seen[0], decoder(input_ids=ids, use_cache=False).last_hidden_state)
+            )
+        model.train(training)
         model._oblivion_linear_head = known
     return bool(known)
 

@@ -12,7 +12,7 @@ import torch
 
 from oblivion.data.tokens import TokenRow
 from oblivion.errors import InputError
-from oblivion.metrics import scoring, trees
+from oblivion.metrics import scoring
 from oblivion.metrics.context import AnswerScore
 from oblivion.metrics.generation import generate
 from oblivion.metrics.scoring import score_rows
@@ -106,8 +106,8 @@ def same_prompts(groups: int, answers: int) -> list[TokenRow]:
 
 @pytest.mark.parametrize("max_tokens", [1, 70, 4096])
 def test_answers_that_share_a_prompt_share_a_sequence(model: Any, max_tokens: int) -> None:
-    assert takes_trees(model)
     rows = same_prompts(3, 6)
+    assert takes_trees(model, plant(rows, share=True), 0)
     assert len(plant(rows, share=True)) == 3
     for score, row in zip(
         score_rows(model, rows, pad_id=0, max_tokens=max_tokens, moments=range(18)), rows, strict=True
@@ -118,10 +118,9 @@ def test_answers_that_share_a_prompt_share_a_sequence(model: Any, max_tokens: in
         np.testing.assert_allclose(score.mean, expected.mean, atol=1e-5)
 
 
-def test_a_tree_has_a_longest_length_and_every_row_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tree_has_a_longest_length_and_every_row_once() -> None:
     rows = same_prompts(3, 6)
-    monkeypatch.setattr(trees, "_LONGEST", 30)
-    planted = plant(rows, share=True)
+    planted = plant(rows, share=True, longest=30)
     assert len(planted) > 3
     assert sorted(row for tree in planted for row in tree.rows) == list(range(18))
     assert all(len(tree.rows) == 1 or tree.length <= 30 for tree in planted)
@@ -140,7 +139,7 @@ def test_a_model_that_does_not_heed_masks_scores_rows_one_by_one(micro_model: Pa
 
     decoder.forward = ignoring
     rows = same_prompts(2, 3)
-    assert not takes_trees(deaf)
+    assert not takes_trees(deaf, plant(rows, share=True), 0)
     for score, row in zip(score_rows(deaf, rows, pad_id=0), rows, strict=True):
         np.testing.assert_allclose(score.log_probs, by_loop(deaf, row).log_probs, atol=1e-5)
 
