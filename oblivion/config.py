@@ -15,8 +15,8 @@ import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
+from oblivion.client_names import client_id_of
 from oblivion.errors import ConfigError, InputError, nearest
-from oblivion.types import check_client_id
 
 
 def _kebab(name: str) -> str:
@@ -29,6 +29,14 @@ def _split(value: Any) -> Any:
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 """A list of names; on the command line also ``a,b``."""
+
+
+def _client(name: str) -> str:
+    """The id of a client that is named as in the data; the name itself, which may be a person's, is not kept."""
+    try:
+        return client_id_of(name)
+    except ValueError as error:
+        raise ValueError(f"the name of a client {error}; expected its id, or its name in the data") from None
 
 
 class _Section(BaseModel):
@@ -87,14 +95,13 @@ class FederationConfig(_Section):
     @field_validator("joins", "ranks")
     @classmethod
     def _by_client(cls, values: dict[str, int]) -> dict[str, int]:
+        by_id: dict[str, int] = {}
         for client, value in values.items():
-            try:
-                check_client_id(client)
-            except ConfigError as error:
-                raise ValueError(str(error)) from None
             if value < 1:
                 raise ValueError(f"{client} = {value}; rounds and ranks are counted from 1")
-        return values
+            if by_id.setdefault(_client(client), value) != value:
+                raise ValueError(f"two names of the client '{_client(client)}' have different values; leave one out")
+        return by_id
 
 
 class TrainConfig(_Section):
@@ -136,6 +143,11 @@ class ForgetConfig(_Section):
     local_epochs: int = Field(5, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     recovery_rounds: int = Field(2, ge=0)
+
+    @field_validator("client")
+    @classmethod
+    def _id(cls, name: str) -> str:
+        return _client(name) if name else ""
 
 
 class EvaluateConfig(_Section):

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from oblivion.aggregation import rule_of, scheme_of
 from oblivion.aggregation.client_privacy import check_privacy
 from oblivion.aggregation.fit import check_number, check_scheme, check_training
 from oblivion.config import ForgetConfig, RunConfig
-from oblivion.data import templates
+from oblivion.data import datasets, path_parameters, templates
 from oblivion.data.corpus import FederatedData
 from oblivion.data.federation import client_digests, for_source, resolve
+from oblivion.data.requests import AUTHORS
 from oblivion.data.tokens import encode_prompt
 from oblivion.errors import ConfigError, IntegrityError, PlanRefusedError, nearest
 from oblivion.ledger.register import EXCLUSIONS, absences
@@ -54,23 +56,38 @@ def check_names(config: RunConfig) -> None:
 
 
 def absolute_paths(config: RunConfig) -> RunConfig:
-    """Make paths independent of the folder a process runs in: hosts are other processes."""
+    """Make paths independent of the folder a process runs in: hosts and later commands are other processes.
 
-    def absolute(text: str) -> str:
-        path = Path(text).expanduser()
-        return str(path.resolve()) if text and path.exists() else text
-
-    data = config.data.model_copy(
-        update={
-            "path": absolute(config.data.path),
-            "public": config.data.public if config.data.public == "dataset" else absolute(config.data.public),
-        }
-    )
-    model = config.model
-    if model.name != "tiny" and Path(model.name).expanduser().is_dir():
-        model = model.model_copy(update={"name": absolute(model.name)})
-    forget = config.forget.model_copy(update={"samples": absolute(config.forget.samples)})
+    A path is relative to the present folder; one among the parameters of a data set (see `path_parameters`) may also
+    be relative to ``data.path``. What names nothing on the disk (a hub id) stays as it is.
+    """
+    data = config.data
+    folder = _absolute(data.path)
+    parameters = {
+        name: _absolute(value, folder) if name in path_parameters(datasets.get(data.name)) else value
+        for name, value in data.parameters.items()
+    }
+    public = data.public if data.public == "dataset" else _absolute(data.public)
+    data = data.model_copy(update={"path": folder, "public": public, "parameters": parameters})
+    model, model_folder = config.model, _absolute(config.model.name)
+    if model.name != "tiny" and Path(model_folder).is_dir():
+        model = model.model_copy(update={"name": model_folder})
+    samples = config.forget.samples
+    samples = samples if samples.startswith(AUTHORS) else _absolute(samples)
+    forget = config.forget.model_copy(update={"samples": samples})
     return config.model_copy(update={"data": data, "model": model, "forget": forget})
+
+
+def _absolute(text: Any, inside: str = "") -> Any:
+    """The whole path of what is there; else `text`, with its ``~`` expanded, for an error that names it."""
+    if not isinstance(text, str) or not text:
+        return text
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:  # there is no such user
+        return text
+    found = next((one for one in (path, Path(inside) / path) if one.exists()), None)
+    return str(found.resolve()) if found else str(path) if text.startswith("~") else text
 
 
 def _dtype(config: RunConfig) -> str:

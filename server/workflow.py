@@ -92,7 +92,7 @@ class Workflow:
             self.initial = self.resident.initial_adapter(config.seed)
             self.federation = Federation(config, hosts, self.ledger, self.initial, observer)
             self.federation.describe()
-            self.register.enrol_simulated(self.federation.sizes)
+            self.register.enrol_simulated(self.federation.sizes, self.data.names)
         except BaseException:
             self.close()
             raise

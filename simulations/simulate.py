@@ -125,8 +125,9 @@ class RunResult:
     def oracle(self, client: str, samples: str = "") -> RunResult:
         """The model that never saw the data, trained when it does not exist yet."""
         run, config = RunDirectory.open(self.directory)
-        forget = config.forget.model_copy(update={"client": client, "samples": samples, "methods": ()})
-        names = forget_in_run(run, config.model_copy(update={"forget": forget}))
+        tree = config.to_json()
+        tree["forget"].update(client=client, samples=samples, methods=[])
+        names = forget_in_run(run, config_from_mapping(tree, "forget"))
         return RunResult(self.directory, f"{names['request']}/oracle")
 
 

@@ -1,6 +1,12 @@
 """Data sets, partitions, prompt templates and tokens."""
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 from oblivion.registry import Registry
+
+T = TypeVar("T", bound=Callable[..., Any])
+_PATHS = "path_parameters"
 
 datasets = Registry(
     "dataset",
@@ -24,3 +30,22 @@ templates = Registry(
     {"chat": "oblivion.data.template_chat:ChatTemplate", "plain": "oblivion.data.template_plain:PlainTemplate"},
     needs=("special_tokens", "prompt", "full"),
 )
+
+
+def with_paths(*parameters: str) -> Callable[[T], T]:
+    """Declare which of ``data.parameters`` hold paths for the data set that the decorated function loads.
+
+    A run then keeps them as absolute paths, so that they are found from every folder. ``data.path`` always is one.
+    """
+
+    def declare(loader: T) -> T:
+        setattr(loader, _PATHS, parameters)
+        return loader
+
+    return declare
+
+
+def path_parameters(loader: Callable[..., Any]) -> tuple[str, ...]:
+    """Which of ``data.parameters`` hold paths, as `with_paths` declared them."""
+    declared: tuple[str, ...] = getattr(loader, _PATHS, ())
+    return declared

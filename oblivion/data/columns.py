@@ -2,69 +2,124 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from oblivion.data.json_rows import Row
+from oblivion.data.chats import CHATS
+from oblivion.data.rows import Row, RowFile
 from oblivion.errors import ConfigError, nearest
 
 KEYS = ("question", "answer", "client", "id", "context", "paraphrase", "wrong-answers", "label")
 QUESTIONS = ("question", "prompt", "instruction", "query")
 ANSWERS = ("answer", "response", "completion", "output")
 INSTRUCTION_CONTEXTS = ("context", "input")
+USUAL = (*QUESTIONS, *ANSWERS, *CHATS)
+"""Columns that are found without a map."""
+_MOST_NAMES = 20
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Column names by meaning; "" where there is none."""
+    """Column names by meaning; "" where there is none. `contexts` are alternatives, of which a row has one."""
 
     question: str
     answer: str
     client: str = ""
     id: str = ""
-    context: str = ""
+    contexts: tuple[str, ...] = ()
     paraphrase: str = ""
     wrong_answers: str = ""
     label: str = ""
 
 
-def find_columns(columns: Mapping[str, str], row: Row) -> Columns:
-    """Complete the scenario's column map from what the first row of the data has.
+def check_columns(columns: Mapping[str, str], files: Sequence[RowFile]) -> dict[str, str]:
+    """The scenario's column map by meaning, if every column in it is somewhere in the files.
 
     Parameters
     ----------
     columns : mapping of str to str
         ``data.columns``: meaning to column name.
-    row : Row
-        The first row.
-
-    Returns
-    -------
-    Columns
-        Question and answer are `columns`' or the first usual name that the row has. Where the question is an
-        ``instruction``, a ``context`` or ``input`` column joins it.
+    files : sequence of RowFile
+        All files that the map is for.
 
     Raises
     ------
     ConfigError
-        If a meaning is unknown, a named column is not there, or no usual name fits; lists the columns found.
+        If a meaning is unknown, or no row of any file has a named column; lists the columns found.
     """
-    found = f"{row.where} has the columns: {', '.join(sorted(row.values))}"
+    known = names_in(row for file in files for row in file.rows)
     named: dict[str, str] = {}
     for key, column in columns.items():
         meaning = key.replace("_", "-")
         if meaning not in KEYS:
             raise ConfigError(f"data.columns: unknown meaning '{key}'; {nearest(meaning, KEYS)}")
-        if column and column not in row.values:
-            raise ConfigError(f"data.columns.{meaning} = '{column}': there is no such column; {found}")
-        named[meaning.replace("-", "_")] = column
-    for meaning, usual in (("question", QUESTIONS), ("answer", ANSWERS)):
-        if not named.get(meaning):
-            named[meaning] = next((name for name in usual if name in row.values), "")
-        if not named[meaning]:
+        if column and column not in known:
             raise ConfigError(
-                f"no column for the {meaning}: set data.columns.{meaning}, or name it {' or '.join(usual)}; {found}"
+                f"data.columns.{meaning} = '{column}': there is no such column; {_found(files[0], known)}"
             )
-    if "context" not in named and named["question"] == "instruction":
-        named["context"] = next((name for name in INSTRUCTION_CONTEXTS if name in row.values), "")
-    return Columns(**named)
+        named[meaning] = column
+    return named
+
+
+def find_columns(named: Mapping[str, str], file: RowFile) -> Columns:
+    """Complete a column map from what the rows of a file have.
+
+    Parameters
+    ----------
+    named : mapping of str to str
+        Meaning to column name, from `check_columns`. Rows that lack an optional one have nothing there.
+    file : RowFile
+        The file.
+
+    Returns
+    -------
+    Columns
+        Question and answer are those of `named`, or the first usual name that all rows have, or else any. Where the
+        question is an ``instruction``, a ``context`` or ``input`` joins it.
+
+    Raises
+    ------
+    ConfigError
+        If no usual name fits; lists the columns found.
+    """
+    known = names_in(file.rows)
+    found = dict(named)
+    for meaning, usual in (("question", QUESTIONS), ("answer", ANSWERS)):
+        if not found.get(meaning):
+            here = [name for name in usual if name in known]
+            full = [name for name in here if all(name in row.values for row in file.rows)]
+            found[meaning] = next(iter([*full, *here]), "")
+        if not found[meaning]:
+            raise ConfigError(
+                f"no column for the {meaning}: set data.columns.{meaning}, or name it {' or '.join(usual)}; "
+                f"{_found(file, known)}"
+            )
+    contexts: tuple[str, ...] = ()
+    if found.get("context"):
+        contexts = (found["context"],)
+    elif "context" not in found and found["question"] == "instruction":
+        contexts = tuple(name for name in INSTRUCTION_CONTEXTS if name in known)
+    return Columns(
+        question=found["question"],
+        answer=found["answer"],
+        client=found.get("client", ""),
+        id=found.get("id", ""),
+        contexts=contexts,
+        paraphrase=found.get("paraphrase", ""),
+        wrong_answers=found.get("wrong-answers", ""),
+        label=found.get("label", ""),
+    )
+
+
+def names_in(rows: Iterable[Row]) -> dict[str, None]:
+    """The columns that any of the rows has, in order of appearance."""
+    names: dict[str, None] = {}
+    for row in rows:
+        names.update(dict.fromkeys(row.values))
+    return names
+
+
+def _found(file: RowFile, names: Iterable[str]) -> str:
+    shown = sorted(names)
+    more = f" and {len(shown) - _MOST_NAMES} more" if len(shown) > _MOST_NAMES else ""
+    return f"{file.name} has the columns: {', '.join(name[:60] for name in shown[:_MOST_NAMES])}{more}"

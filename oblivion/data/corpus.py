@@ -24,12 +24,16 @@ class Corpus:
         The server's own rows for anchors, disjoint from every group and from `samples`.
     digest : str
         SHA-256 over the content, for the manifest.
+    names : mapping of str to str
+        Client id to the owner's name in the data, where the two differ. Such a name may be a person's, so it stands in
+        no log, message, manifest or report.
     """
 
     samples: tuple[Sample, ...]
     groups: Mapping[str, tuple[Sample, ...]] = field(default_factory=dict)
     public: tuple[Sample, ...] = ()
     digest: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +44,7 @@ class FederatedData:
     ----------
     clients : mapping of str to tuple of Sample
         Client id (sorted as strings) to its rows, each with that `client_id`.
-    groups, public, digest
+    groups, public, digest, names
         As in `Corpus`.
     """
 
@@ -48,3 +52,4 @@ class FederatedData:
     groups: Mapping[str, tuple[Sample, ...]] = field(default_factory=dict)
     public: tuple[Sample, ...] = ()
     digest: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)

@@ -12,8 +12,8 @@ from functools import lru_cache
 from oblivion.config import DataConfig, RunConfig
 from oblivion.data import datasets, partitions
 from oblivion.data.corpus import Corpus, FederatedData
-from oblivion.data.json_rows import digest_of_texts
 from oblivion.data.jsonl import load_rows
+from oblivion.data.rows import digest_of_texts
 from oblivion.errors import ConfigError, InputError, nearest
 from oblivion.types import Sample, check_client_id
 
@@ -63,8 +63,13 @@ def _resolve(key: str) -> FederatedData:
             if client not in clients:
                 raise ConfigError(f"federation.{setting}: there is no client '{client}'; {nearest(client, clients)}")
     public, digest = _public(data, corpus)
+    kept = clients if data.partition == "natural" else {}  # others deal the rows anew
     federated = FederatedData(
-        clients=clients, groups=_owned_groups(corpus.groups, clients), public=public, digest=digest
+        clients=clients,
+        groups=_owned_groups(corpus.groups, clients),
+        public=public,
+        digest=digest,
+        names={client: name for client, name in corpus.names.items() if client in kept},
     )
     _check_public(federated)
     return federated
@@ -182,7 +187,8 @@ def without(data: FederatedData, client_id: str, sample_ids: Collection[str] | N
         return row.client_id != client_id or not {row.id, row.extras.get("source")} & gone
 
     groups = {name: tuple(row for row in rows if stays(row)) for name, rows in data.groups.items()}
-    return replace(data, clients=clients, groups=groups)
+    names = {client: name for client, name in data.names.items() if client in clients}
+    return replace(data, clients=clients, groups=groups, names=names)
 
 
 def for_source(config: RunConfig, forgotten: Collection[str]) -> RunConfig:

@@ -7,11 +7,11 @@ import json
 import re
 from pathlib import Path
 
-from oblivion.data.json_rows import Row, RowFile
+from oblivion.data.rows import Row, RowFile
 from oblivion.errors import InputError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_FILE_ENDINGS = (".json", ".jsonl", ".txt", ".csv", ".parquet")
+_FILE_ENDINGS = (".json", ".jsonl", ".ndjson", ".txt", ".csv", ".tsv", ".parquet", ".gz")
 
 
 def is_hub_id(path: str) -> bool:

@@ -1,123 +1,196 @@
-"""Rows of a JSON file, each with the place it came from, so that every later error can name file and line."""
+"""Rows of a JSON text: objects by line, an array of them, an array in an object, or a table by column."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+from oblivion.data.chats import is_chat
+from oblivion.data.rows import Faults, Number, Row, kind_of
 from oblivion.errors import InputError
 
-EXPECTED = "one JSON object per line, or one JSON array of objects"
+SHAPES = (
+    'one JSON object per line, an array of objects, an array in an object ({"data": [...]}), or one array or table of '
+    'values per column ({"question": [...], "answer": [...]})'
+)
 
 
-@dataclass(frozen=True)
-class Row:
-    """One record: its values, and where it stands (``file:line``)."""
-
-    values: Mapping[str, Any]
-    where: str
-
-
-@dataclass(frozen=True)
-class RowFile:
-    """The records of one file.
-
-    Attributes
-    ----------
-    name : str
-        File name without its folder, or the id of a hub table.
-    rows : tuple of Row
-        In file order; at least one.
-    sha256 : str
-        Of the raw bytes.
-    """
-
-    name: str
-    rows: tuple[Row, ...]
-    sha256: str
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"an object has the key '{next(k for k in keys if keys.count(k) > 1)}' twice")
+    return values
 
 
-def read_row_file(path: Path, expected: str = EXPECTED) -> RowFile:
-    """Read JSON lines or one JSON array; which of the two is seen from the first character.
+# Numbers are kept as they are written: as an answer, 3.50 is not 3.5.
+_DECODER = json.JSONDecoder(parse_int=Number, parse_float=Number, object_pairs_hook=_object)
+
+
+def json_rows(path: Path, text: str, names: Collection[str], faults: Faults) -> list[Row]:
+    """Read the rows of a JSON text, whose layout is seen from its content.
 
     Parameters
     ----------
     path : Path
-        UTF-8, with or without a byte order mark.
-    expected : str
-        What the file should hold, for the message if it is not there.
+        For messages.
+    text : str
+        The whole file.
+    names : collection of str
+        Columns that the data may have: they tell a record from what only holds records.
+    faults : Faults
+        Takes what is wrong with single lines.
 
     Raises
     ------
     InputError
-        If the file is missing or empty, or a record is not a JSON object; names file and line.
+        If the text as a whole is none of the layouts.
     """
+    if text.lstrip()[:1] == "[":
+        return _array(path, text, text.index("["), faults, whole=True)
     try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); expected {expected}") from None
+        document = _DECODER.decode(text)
+    except (ValueError, RecursionError) as error:
+        if _by_line(text):
+            return _lines(path, text, faults)
+        line = getattr(error, "lineno", 1)
+        raise InputError(f"{path}:{line}: not JSON ({_reason(error)}); expected {SHAPES}") from None
+    return _document(path, text, document, names, faults)
+
+
+def _by_line(text: str) -> bool:
+    """Whether the first or second line is an object of its own (one of the two may be broken)."""
+    first = [line for line in text.split("\n", 64) if line.strip()][:2]
+    return any(_is_object(line) for line in first) or not text.lstrip().startswith("{")
+
+
+def _is_object(line: str) -> bool:
     try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}:{line}: not UTF-8 text; expected {expected}") from None
-    rows = _array(path, text) if text.lstrip()[:1] == "[" else _lines(path, text)
-    if not rows:
-        raise InputError(f"{path}: holds no rows; expected {EXPECTED}")
-    return RowFile(path.name, tuple(rows), hashlib.sha256(raw).hexdigest())
+        return isinstance(_DECODER.decode(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _row(value: Any, where: str) -> Row:
     if not isinstance(value, dict):
-        raise InputError(f"{where}: a record is {type(value).__name__}; expected {EXPECTED}")
+        raise InputError(f"{where}: a record is {'a text' if type(value) is str else kind_of(value)}, not an object")
     return Row(value, where)
 
 
-def _lines(path: Path, text: str) -> list[Row]:
+def _lines(path: Path, text: str, faults: Faults) -> list[Row]:
     rows = []
     # str.splitlines would also cut at U+2028 and others, which may stand inside a JSON string.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}:{number}: not JSON ({_reason(error)}); expected {EXPECTED}") from None
-        rows.append(_row(value, f"{path}:{number}"))
+        with faults.collect():
+            try:
+                value = _DECODER.decode(line)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path}:{number}: not JSON ({_reason(error)}); expected {SHAPES}") from None
+            rows.append(_row(value, f"{path}:{number}"))
     return rows
 
 
-def _array(path: Path, text: str) -> list[Row]:
-    decoder = json.JSONDecoder()
+def _array(path: Path, text: str, start: int, faults: Faults, whole: bool) -> list[Row]:
+    """Objects of the array that begins at `start`; with `whole`, nothing may come after it."""
     rows: list[Row] = []
-    position = text.index("[") + 1
+    count, position = 0, start + 1
     line, counted = 1, 0
     while True:
         position = _skip_blank(text, position)
         line, counted = line + text.count("\n", counted, position), position
-        if text[position : position + 1] == "]" and not rows:
+        if text[position : position + 1] == "]" and not count:
             break
         try:
-            value, position = decoder.raw_decode(text, position)
+            value, position = _DECODER.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
             line = getattr(error, "lineno", line)
-            raise InputError(f"{path}:{line}: not JSON ({_reason(error)}); expected {EXPECTED}") from None
-        rows.append(_row(value, f"{path}:{line}"))
+            raise InputError(f"{path}:{line}: not JSON ({_reason(error)}); expected {SHAPES}") from None
+        count += 1
+        with faults.collect():
+            rows.append(_row(value, f"{path}:{line}"))
         position = _skip_blank(text, position)
         if text[position : position + 1] == "]":
             break
         if text[position : position + 1] != ",":
             line += text.count("\n", counted, position)
-            raise InputError(f"{path}:{line}: expected ',' or ']' after record {len(rows)} of the array")
+            raise InputError(f"{path}:{line}: expected ',' or ']' after record {count} of the array")
         position += 1
-    if text[position + 1 :].strip():
+    if whole and text[position + 1 :].strip():
         line += text.count("\n", counted, position)
-        raise InputError(f"{path}:{line}: there is more text after the array; expected {EXPECTED}")
+        raise InputError(f"{path}:{line}: there is more text after the array; expected {SHAPES}")
     return rows
+
+
+def _document(path: Path, text: str, document: Any, names: Collection[str], faults: Faults) -> list[Row]:
+    """The rows of one JSON value: a record, or what holds records."""
+    line = text.count("\n", 0, len(text) - len(text.lstrip())) + 1
+    record = _row(document, f"{path}:{line}")
+    values, known = list(record.values.values()), bool(record.values.keys() & set(names))
+    if values and all(isinstance(value, dict) for value in values):
+        return _table(path, document, known, names)
+    if known and all(isinstance(value, list) for value in values) and not any(map(is_chat, values)):
+        return _by_column(path, document)
+    tables = [key for key, value in document.items() if _holds_objects(value)]
+    if not known and len(tables) == 1:
+        return _array(path, text, _position_of(text, tables[0]), faults, whole=False)
+    if known or not any(isinstance(value, (dict, list)) for value in values):
+        return [record]
+    raise InputError(f"{path}: {_unknown(document, tables)}; expected {SHAPES}")
+
+
+def _unknown(document: dict[str, Any], tables: list[str]) -> str:
+    if tables:
+        return f"holds more than one table ({', '.join(tables)}); keep one in a file"
+    return f"is JSON, one object with the keys {', '.join(list(document)[:10])}, in which no rows are found"
+
+
+def _holds_objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value) and not is_chat(value)
+
+
+def _position_of(text: str, key: str) -> int:
+    """Where the value of `key` begins in the text of a valid object."""
+    position = _skip_blank(text, text.index("{") + 1)
+    while True:
+        name, position = _DECODER.raw_decode(text, position)
+        position = _skip_blank(text, _skip_blank(text, position) + 1)
+        if name == key:
+            return position
+        _, position = _DECODER.raw_decode(text, position)
+        position = _skip_blank(text, _skip_blank(text, position) + 1)
+
+
+def _by_column(path: Path, document: dict[str, list[Any]]) -> list[Row]:
+    lengths = {key: len(values) for key, values in document.items()}
+    if len(set(lengths.values())) > 1:
+        said = ", ".join(f"{key} {length}" for key, length in lengths.items())
+        raise InputError(f"{path}: its columns have different numbers of values ({said}); expected one per row in each")
+    records = zip(*document.values(), strict=True)
+    return [
+        Row(dict(zip(document, values, strict=True)), f"{path}: row {number}")
+        for number, values in enumerate(records, start=1)
+    ]
+
+
+def _table(path: Path, document: dict[str, dict[str, Any]], known: bool, names: Collection[str]) -> list[Row]:
+    """Values by column and index, as ``DataFrame.to_json`` writes them, or rows by index."""
+    inner = _ordered(key for values in document.values() for key in values)
+    if not known and set(inner) & set(names):
+        return [Row(values, f"{path}: row '{index}'") for index, values in document.items()]
+    if not known:
+        raise InputError(f"{path}: {_unknown(document, [])}; expected {SHAPES}")
+    return [
+        Row({key: values[index] for key, values in document.items() if index in values}, f"{path}: row '{index}'")
+        for index in inner
+    ]
+
+
+def _ordered(keys: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(keys))
 
 
 def _reason(error: Exception) -> str:
@@ -129,66 +202,3 @@ def _skip_blank(text: str, position: int) -> int:
     while text[position : position + 1] in (" ", "\t", "\r", "\n"):
         position += 1
     return position
-
-
-def text_of(row: Row, column: str, *, required: bool = True) -> str:
-    """Return the text in `column`.
-
-    Parameters
-    ----------
-    row : Row
-        The record.
-    column : str
-        Its key.
-    required : bool, default True
-        Whether a missing, null or blank value is an error; else it gives "".
-
-    Raises
-    ------
-    InputError
-        Naming file, line and column, if the value is missing or blank, or no text.
-    """
-    value = row.values.get(column)
-    if value is None and not required:
-        return ""
-    if value is None:
-        raise InputError(f"{row.where}: column '{column}' is missing; this row has: {', '.join(sorted(row.values))}")
-    if not isinstance(value, str):
-        raise InputError(f"{row.where}: column '{column}' is {type(value).__name__}; expected text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise InputError(
-            f"{row.where}: column '{column}' holds half of a surrogate pair; write the character as UTF-8"
-        ) from None
-    if required and not value.strip():
-        raise InputError(f"{row.where}: column '{column}' is empty; fill it or delete the row")
-    return value
-
-
-def texts_of(row: Row, column: str, *, required: bool = True) -> tuple[str, ...]:
-    """Return the list of texts in `column`; one text alone counts as a list of one.
-
-    Raises
-    ------
-    InputError
-        As `text_of`, and if an item of the list is no text or blank.
-    """
-    value = row.values.get(column)
-    if not isinstance(value, list):
-        text = text_of(row, column, required=required)
-        return (text,) if text.strip() else ()
-    if required and not value:
-        raise InputError(f"{row.where}: column '{column}' is an empty list; expected at least one text")
-    return tuple(text_of(Row({column: item}, row.where), column) for item in value)
-
-
-def digest_of(files: Iterable[RowFile]) -> str:
-    """SHA-256 over the names and raw-byte digests of the files, sorted, so that moving a row is seen."""
-    lines = sorted(f"{file.sha256}  {file.name}\n" for file in files)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def digest_of_texts(digests: Iterable[str]) -> str:
-    """SHA-256 over several digests, in their order."""
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()

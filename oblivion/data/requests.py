@@ -7,10 +7,13 @@ from pathlib import Path
 
 from oblivion.data.corpus import FederatedData
 from oblivion.data.federation import check_client
+from oblivion.data.row_files import decode, read_bytes
+from oblivion.data.rows import SHOWN
 from oblivion.errors import ConfigError, InputError
 from oblivion.types import Sample
 
 AUTHORS = "authors:"
+_EXPECTED = "a file with one sample id per line"
 
 
 def select_samples(data: FederatedData, client_id: str, spec: str) -> tuple[str, ...] | None:
@@ -74,25 +77,25 @@ def _authors(rows: tuple[Sample, ...], client_id: str, spec: str) -> set[str]:
 
 
 def _listed(data: FederatedData, client_id: str, spec: str) -> set[str]:
-    try:
-        lines = Path(spec).read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise InputError(
-            f"forget.samples = '{spec}': cannot be read ({error.strerror}); expected a file with one "
-            "sample id per line, or authors:<fraction>"
-        ) from None
-    except UnicodeDecodeError:
-        raise InputError(f"{spec}: not UTF-8 text; expected one sample id per line") from None
+    path = Path(spec)
+    lines = decode(path, read_bytes(path, f"{_EXPECTED}, or authors:<fraction>"), _EXPECTED).split("\n")
     own = {row.id for row in data.clients[client_id]}
-    chosen = set()
+    chosen: set[str] = set()
+    unknown: list[str] = []
     for number, line in enumerate(lines, start=1):
         sample_id = line.strip()
-        if sample_id and sample_id not in own:
-            raise ConfigError(f"{spec}:{number}: {_unknown(data, client_id, sample_id)}")
-        if sample_id:
+        if sample_id in own:
             chosen.add(sample_id)
+        elif sample_id[:1] in ("[", "{") and not chosen:
+            raise InputError(f"{spec}:{number}: is JSON; expected {_EXPECTED}")
+        elif sample_id and len(unknown) < SHOWN:
+            unknown.append(f"{spec}:{number}: {_unknown(data, client_id, sample_id)}")
+        elif sample_id:
+            unknown[SHOWN:] = ["... and more"]
+    if unknown:
+        raise ConfigError("\n".join(unknown))
     if not chosen:
-        raise InputError(f"{spec}: names no sample; expected one sample id per line")
+        raise InputError(f"{spec}: names no sample; expected {_EXPECTED}")
     return chosen
 
 

@@ -14,7 +14,8 @@ from typing import Any
 from oblivion.config import DataConfig
 from oblivion.data.corpus import Corpus
 from oblivion.data.hub import is_hub_id, read_hub_table
-from oblivion.data.json_rows import RowFile, digest_of, read_row_file, text_of, texts_of
+from oblivion.data.row_files import read_row_file
+from oblivion.data.rows import RowFile, digest_of, text_of, texts_of
 from oblivion.errors import ConfigError, InputError, nearest
 from oblivion.types import Sample
 
@@ -44,7 +45,7 @@ class _Source:
             place = file.name
         else:
             path = Path(self.location) / f"{name}.json"
-            file = read_row_file(path, f"TOFU's file '{name}.json' in the folder that data.path names")
+            file = read_row_file(path, expected=f"TOFU's file '{name}.json' in the folder that data.path names")
             place = str(path)
         if rows is not None and len(file.rows) != rows:
             raise InputError(f"{place}: has {len(file.rows)} rows; TOFU's own file has {rows}")

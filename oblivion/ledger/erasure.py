@@ -13,7 +13,7 @@ from typing import Any
 
 from oblivion.ledger.book import Record, stamp
 from oblivion.ledger.contents import round_content, round_record
-from oblivion.ledger.register import EXCLUSIONS, SIMULATED, Asked, Register, absences
+from oblivion.ledger.register import EXCLUSIONS, NAMES, SIMULATED, Asked, Register, absences
 from oblivion.ledger.store import StoredLedger, key_name
 
 _ROUND_KINDS = ("selection", "cohort", "contribution", "state", "round")
@@ -144,7 +144,8 @@ def finish_erasure(ledger: StoredLedger, register: Register) -> None:
     if absences(keys.read_json(EXCLUSIONS) or []) != listed:
         keys.write_json(EXCLUSIONS, [asdict(absence) for absence in listed])
     gone = {absence.client for absence in listed if absence.samples is None}
-    own = keys.read_json(SIMULATED) or {}
-    if gone & own.keys():
-        keys.write_json(SIMULATED, {client: key for client, key in own.items() if client not in gone})
+    for name in (SIMULATED, NAMES):
+        own = keys.read_json(name) or {}
+        if gone & own.keys():
+            keys.write_json(name, {client: value for client, value in own.items() if client not in gone})
     ledger.book.scrub(max(record.seq for record in register.removals()))

@@ -20,6 +20,8 @@ MAIN = "main"
 EXCLUSIONS = "exclusions.json"
 SIMULATED = "simulated-clients.json"
 """The request keys of simulated clients, which have no disk of their own."""
+NAMES = "client-names.json"
+"""What the data calls the clients whose ids are not their names: for whoever runs the federation, and nobody else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +81,8 @@ class Register:
             for client in sorted(keys.keys() - known):
                 writer.add("client", client, {"public_key": keys[client].hex()}, client=client)
 
-    def enrol_simulated(self, clients: Mapping[str, Any]) -> None:
-        """Make a request key for every simulated client and enter it."""
+    def enrol_simulated(self, clients: Mapping[str, Any], names: Mapping[str, str] | None = None) -> None:
+        """Make a request key for every simulated client and enter it; keep what the data calls them (`names`)."""
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
         own: dict[str, str] = self.keys.read_json(SIMULATED) or {}
@@ -92,6 +94,9 @@ class Register:
         missing = sorted(own.keys() - set(self.clients()) - gone)
         if missing:
             self.enrol({client: self.simulated_key(client).public_key().public_bytes_raw() for client in missing})
+        known = {client: name for client, name in (names or {}).items() if client not in gone}
+        if known != (self.keys.read_json(NAMES) or {}):
+            self.keys.write_json(NAMES, known)
 
     def simulated_key(self, client: str) -> Ed25519PrivateKey:
         """The request key of a simulated client.

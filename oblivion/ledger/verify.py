@@ -25,7 +25,7 @@ from oblivion.ledger.checkpoint import Checkpoint, check_checkpoint
 from oblivion.ledger.keys import Keys, noise_key
 from oblivion.ledger.merkle import Frontier, leaf_hash
 from oblivion.ledger.reading import authenticate
-from oblivion.ledger.register import EXCLUSIONS, SIMULATED
+from oblivion.ledger.register import EXCLUSIONS, NAMES, SIMULATED
 from oblivion.ledger.store import blob_context, key_name_of
 
 _NAMING = ("selection", "cohort", "round", "contribution", "client", "charge")
@@ -209,6 +209,8 @@ def _check_forgotten(root: Path, keys: Keys, rows: list[Mapping[str, Any]], done
             done.find(f"keys/contributions/{client}", "is a key of a client that was forgotten")
         if client in (keys.read_json(SIMULATED) or {}):
             done.find(f"keys/{SIMULATED}", f"has the key of '{client}', which was forgotten")
+        if client in (keys.read_json(NAMES) or {}):
+            done.find(f"keys/{NAMES}", f"has the name of '{client}', which was forgotten")
     _check_samples(rows, done)
     removals = [row["content"] for row in rows if row["kind"] == "removal"]
     if removals and (root / "adapters" / "original").exists():

@@ -1,0 +1,70 @@
+"""From the name of an owner, in any script, to a client id; the same name always makes the same id."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+
+from oblivion.types import CLIENT_ID
+
+_LONGEST = 64
+_DIGITS = 10
+_JOINERS = "\u200c\u200d"
+"""Zero-width characters that words of some scripts need, and emojis; all other invisible ones say nothing."""
+
+
+def canonical_name(name: str) -> str:
+    """The name as one sees it: composed (NFC), without invisible formatting and without blanks around it.
+
+    Two names that only differ in these are one owner.
+
+    Parameters
+    ----------
+    name : str
+        As it stands in the data.
+
+    Raises
+    ------
+    ValueError
+        If nothing is left, or it holds a control character or half of a surrogate pair.
+    """
+    composed = unicodedata.normalize("NFC", name)
+    seen = "".join(c for c in composed if unicodedata.category(c) != "Cf" or c in _JOINERS).strip()
+    if not seen.strip(_JOINERS):
+        raise ValueError("is empty")
+    if any(unicodedata.category(c) in ("Cc", "Cs") and c != "\t" for c in seen):
+        raise ValueError("holds a control character")
+    return seen
+
+
+def client_id_of(name: str) -> str:
+    """The client id of an owner.
+
+    It depends on nobody else, so it stays when another owner goes.
+
+    Parameters
+    ----------
+    name : str
+        In any script; an id stands for itself.
+
+    Returns
+    -------
+    str
+        An ASCII name in small letters, with ``-`` for what an id may not have ("Bob Ltd." is ``bob-ltd-``). Where that
+        makes no id or the name is not ASCII: what is left of it without accents, and ten digits of its SHA-256
+        ("Zürich" is ``zurich-`` and the digits, a name without a Latin letter ``client-`` and the digits).
+
+    Raises
+    ------
+    ValueError
+        As `canonical_name`.
+    """
+    seen = canonical_name(name)
+    slug = re.sub(r"[^a-z0-9_-]", "-", seen.lower()).lstrip("-_")
+    if seen.isascii() and CLIENT_ID.fullmatch(slug):
+        return slug
+    digest = hashlib.sha256(seen.encode()).hexdigest()[:_DIGITS]
+    bare = "".join(c for c in unicodedata.normalize("NFKD", seen.casefold()) if not unicodedata.combining(c))
+    words = re.sub(r"[^a-z0-9_]+", "-", bare).strip("-_")[: _LONGEST - _DIGITS - 1].strip("-_")
+    return f"{words or 'client'}-{digest}"

@@ -1,0 +1,87 @@
+"""Conversations of one question and one answer: OpenAI's ``messages`` and ShareGPT's ``conversations``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from oblivion.data.rows import Row, kind_of, text_of
+from oblivion.errors import InputError
+
+CHATS = ("messages", "conversations", "conversation")
+_ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "model": "assistant"}
+_NAMES = (("role", "content"), ("from", "value"))
+
+
+def is_chat(value: Any) -> bool:
+    """Whether a value is a list of turns."""
+    return isinstance(value, list) and bool(value) and all(map(_is_turn, value))
+
+
+def _is_turn(value: Any) -> bool:
+    return isinstance(value, dict) and any(names[0] in value for names in _NAMES)
+
+
+def unfold(row: Row, questions: tuple[str, ...]) -> Row:
+    """A row with the question and answer of its conversation as columns; one without a conversation as it is.
+
+    Parameters
+    ----------
+    row : Row
+        The record.
+    questions : tuple of str
+        Columns that hold a question; where the row has one of them, that counts.
+
+    Returns
+    -------
+    Row
+        With ``question`` and ``answer``. What the system says, in a first turn or in a column ``system``, stands on
+        lines of its own above the question.
+
+    Raises
+    ------
+    InputError
+        If the conversation is not one question and one answer; names the row.
+    """
+    column = next((name for name in CHATS if row.values.get(name) is not None), "")
+    if not column or any(row.values.get(name) for name in questions):
+        return row
+    turns = row.values[column]
+    if not is_chat(turns):
+        raise InputError(f"{row.where}: column '{column}' is no list of turns with {_wanted()}")
+    said = [_turn(turn, f"{row.where}: turn {number} of '{column}'") for number, turn in enumerate(turns, start=1)]
+    system = [text_of(row, "system", required=False)]
+    if said[0][0] == "system":
+        system.append(said.pop(0)[1])
+    roles = [role for role, _ in said]
+    if roles != ["user", "assistant"]:
+        raise InputError(
+            f"{row.where}: column '{column}' has {len(turns)} turns ({', '.join(roles)}); expected one of the user and "
+            "one of the assistant, and at most one of the system before them"
+        )
+    above = [text for text in system if text.strip()]
+    rest = {key: value for key, value in row.values.items() if key != column}
+    return Row({**rest, "question": "\n".join([*above, said[0][1]]), "answer": said[1][1]}, row.where)
+
+
+def _wanted() -> str:
+    return " or ".join(f"'{role}' and '{text}'" for role, text in _NAMES)
+
+
+def _turn(turn: dict[str, Any], where: str) -> tuple[str, str]:
+    """Who speaks, and the text."""
+    role_name, text_name = next(names for names in _NAMES if names[0] in turn)
+    role, content = str(turn[role_name]), turn.get(text_name)
+    if isinstance(content, list):  # parts, as of a message that could also hold a picture
+        content = "".join(_part(part, where) for part in content)
+    if not isinstance(content, str):
+        raise InputError(f"{where}: '{text_name}' is {kind_of(content)}; expected text")
+    if role != "system" and role not in _ROLES:
+        raise InputError(f"{where} is from '{role}'; expected system, {', '.join(_ROLES)}")
+    return _ROLES.get(role, role), content
+
+
+def _part(part: Any, where: str) -> str:
+    if not isinstance(part, dict) or not isinstance(part.get("text"), str) or part.get("type", "text") != "text":
+        raise InputError(f"{where} has a part that is no text; only text is learned")
+    text: str = part["text"]
+    return text

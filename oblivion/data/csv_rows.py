@@ -1,0 +1,107 @@
+"""Rows of a table as text: CSV with commas or semicolons, and TSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from pathlib import Path
+
+from oblivion.data.rows import Faults, Row
+from oblivion.errors import InputError
+
+ENDINGS = (".csv", ".tsv", ".tab", ".txt")
+_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_HEADER = 2**20
+"""Characters among which the header is looked for."""
+_NOTE = re.compile(r"sep=(.)\r?\n")
+"""A first line that Excel reads and writes."""
+
+
+def csv_rows(path: Path, text: str, faults: Faults) -> list[Row]:
+    """Read a table whose first line names the columns.
+
+    Parameters
+    ----------
+    path : Path
+        For messages; ``.tsv`` prefers tabs.
+    text : str
+        The whole file. A text with the delimiter, a quote or a line break in it stands in double quotes.
+    faults : Faults
+        Takes what is wrong with single rows.
+
+    Raises
+    ------
+    InputError
+        If there is no header with at least two columns, or a name stands in it twice.
+    """
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a long text is no error
+    note = _NOTE.match(text)
+    delimiter = note[1] if note else _delimiter(path, text)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] = []
+    rows: list[Row] = []
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return rows
+        except csv.Error as error:
+            with faults.collect():
+                raise InputError(
+                    f"{path}:{line}: the row that begins here is not CSV with {_name(delimiter)} ({error}); a text "
+                    "with quotes in it stands in quotes, and its own are doubled"
+                ) from None
+            return rows
+        if not any(cell.strip() for cell in cells) or (note and line == 1):
+            continue
+        if not header:
+            header = _header(path, line, cells)
+            continue
+        with faults.collect():
+            rows.append(_row(f"{path}:{line}", header, cells, delimiter))
+
+
+def _name(delimiter: str) -> str:
+    return _DELIMITERS.get(delimiter, f"'{delimiter}'")
+
+
+def _delimiter(path: Path, text: str) -> str:
+    """The one that makes the most columns of the header."""
+    columns = {delimiter: _columns(text[:_HEADER], delimiter) for delimiter in _DELIMITERS}
+    if ".tsv" in path.suffixes and columns["\t"] > 1:
+        return "\t"
+    return max(columns, key=lambda delimiter: columns[delimiter])
+
+
+def _columns(text: str, delimiter: str) -> int:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        return len(next((cells for cells in reader if any(cells)), ()))
+    except csv.Error:
+        return 0
+
+
+def _header(path: Path, line: int, cells: list[str]) -> list[str]:
+    header = [cell.strip() for cell in cells]
+    named = [name for name in header if name]
+    twice = sorted({name for name in named if named.count(name) > 1})
+    if twice:
+        raise InputError(f"{path}:{line}: the header names the column '{twice[0]}' twice; rename one")
+    if len(named) < 2:
+        raise InputError(
+            f"{path}:{line}: the first line is no header with several columns; expected their names, with commas, "
+            "semicolons or tabs between them"
+        )
+    return header
+
+
+def _row(where: str, header: list[str], cells: list[str], delimiter: str) -> Row:
+    if len(cells) != len(header):
+        raise InputError(
+            f"{where}: has {len(cells)} cells and the header {len(header)} (with {_name(delimiter)}); put a text that "
+            "holds the delimiter or a line break in double quotes"
+        )
+    # A column without a name is the index that pandas writes; nobody could map it.
+    return Row({name: cell for name, cell in zip(header, cells, strict=True) if name}, where)

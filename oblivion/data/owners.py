@@ -1,0 +1,88 @@
+"""Who owns a row, by the name that the data has for it, and that no two owners and no two rows get one name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from oblivion.client_names import canonical_name, client_id_of
+from oblivion.data.rows import Row, text_of
+from oblivion.errors import InputError
+
+_REMEDY = "rename one, or set data.columns.client to a column of ids"
+
+
+@dataclass
+class Owners:
+    """Client ids for owners, and sample ids, as they are met.
+
+    Attributes
+    ----------
+    names : dict of str to str
+        Client id to the owner's name, where the two differ.
+    """
+
+    names: dict[str, str] = field(default_factory=dict)
+    _first: dict[str, tuple[str, str]] = field(default_factory=dict)
+    _files: dict[str, str] = field(default_factory=dict)
+    _ids: dict[str, str] = field(default_factory=dict)
+
+    def of_row(self, row: Row, column: str) -> str:
+        """The client id of a row whose owner stands in `column`."""
+        return self._client(scalar(row, column), row.where, f"the owner in column '{column}'")
+
+    def of_file(self, name: str, file: str) -> str:
+        """The client id of all rows of a file that is one client's.
+
+        Raises
+        ------
+        InputError
+            If another file is called the same, but for its ending, or in small letters.
+        """
+        client = self._client(name, file, "the file's name")
+        other = self._files.setdefault(client, file)
+        if other != file:
+            raise InputError(f"{file}: {other} is the same client's; rename or join them, or take one away")
+        return client
+
+    def _client(self, name: str, where: str, what: str) -> str:
+        # A name may be a person's: messages say where it stands, and not the name.
+        try:
+            seen = canonical_name(name)
+            client = client_id_of(seen)
+        except ValueError as error:
+            raise InputError(f"{where}: {what} {error}; expected a name or an id") from None
+        for key in (client, seen.lower()):
+            first, there = self._first.setdefault(key, (seen, where))
+            if first != seen:
+                raise InputError(
+                    f"{where}: {what} and another one ({there}) are too alike, they both make the client id "
+                    f"'{client}' or differ in capitals alone; {_REMEDY}"
+                )
+        if seen != client:
+            self.names[client] = seen
+        return client
+
+    def sample_id(self, row: Row, column: str) -> str:
+        """The id of a sample by its column; no other row of the data may have it."""
+        sample_id = scalar(row, column)
+        if sample_id in self._ids:
+            raise InputError(
+                f"{row.where}: id '{sample_id}' stands also at {self._ids[sample_id]}; ids must be "
+                "unique in the whole data set (leave out data.columns.id to get ids from the content)"
+            )
+        self._ids[sample_id] = row.where
+        return sample_id
+
+
+def scalar(row: Row, column: str) -> str:
+    """The text or number in `column`, without blanks around it.
+
+    Raises
+    ------
+    InputError
+        If it is missing, blank or more than one line.
+    """
+    text = text_of(row, column).strip()
+    if "\n" in text or "\r" in text:
+        raise InputError(f"{row.where}: column '{column}' holds a line break; expected one line")
+    return text

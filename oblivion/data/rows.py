@@ -1,0 +1,163 @@
+"""Rows as a file has them, each with the place it came from, so that every later error can name file and line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from oblivion.errors import InputError
+
+SHOWN = 20
+"""How many bad rows a message lists before it counts the rest."""
+_KINDS = {str: "a text", dict: "an object", list: "a list", bool: "true or false", type(None): "null"}
+
+
+class Number(str):
+    """A number of a JSON file, as it is written there."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record: its values, and where it stands (``file:line``)."""
+
+    values: Mapping[str, Any]
+    where: str
+
+
+@dataclass(frozen=True)
+class RowFile:
+    """The records of one file.
+
+    Attributes
+    ----------
+    name : str
+        File name without its folder, or the id of a hub table.
+    rows : tuple of Row
+        In file order; at least one.
+    sha256 : str
+        Of the bytes, unpacked.
+    """
+
+    name: str
+    rows: tuple[Row, ...]
+    sha256: str
+
+
+class Faults:
+    """What is wrong with some rows, so that all of it is said at once."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    @contextmanager
+    def collect(self) -> Iterator[None]:
+        """Keep an `InputError` of the body instead of ending with it."""
+        try:
+            yield
+        except InputError as error:
+            self._lines.append(str(error))
+
+    def check(self) -> None:
+        """Raise one `InputError` with everything that was collected, if anything was."""
+        if not self._lines:
+            return
+        more = len(self._lines) - SHOWN
+        lines = [*self._lines[:SHOWN], *([f"... and {more} more rows that cannot be used"] if more > 0 else [])]
+        raise InputError("\n".join(lines))
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, in words."""
+    if isinstance(value, Number):
+        return "a number"
+    return _KINDS.get(type(value), f"a value of type {type(value).__name__}")
+
+
+def text_of(row: Row, column: str, *, required: bool = True) -> str:
+    """Return the text in `column`; of a number, its digits as they are written.
+
+    Parameters
+    ----------
+    row : Row
+        The record.
+    column : str
+        Its key.
+    required : bool, default True
+        Whether a missing, null or blank value is an error; else it gives "".
+
+    Raises
+    ------
+    InputError
+        Naming file, line and column, if the value is missing or blank, or no text.
+    """
+    value = row.values.get(column)
+    if value is None or (isinstance(value, float) and math.isnan(value)):  # how tables write "nothing"
+        if not required:
+            return ""
+        if column in row.values:
+            raise InputError(f"{row.where}: column '{column}' is empty; fill it or delete the row")
+        raise InputError(f"{row.where}: column '{column}' is missing; this row has: {', '.join(sorted(row.values))}")
+    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool) and math.isfinite(value):
+        return str(value)
+    if not isinstance(value, str):
+        raise InputError(f"{row.where}: column '{column}' is {kind_of(value)}; expected text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{row.where}: column '{column}' holds half of a surrogate pair; write the character as UTF-8"
+        ) from None
+    if required and not value.strip():
+        raise InputError(f"{row.where}: column '{column}' is empty; fill it or delete the row")
+    return str(value)
+
+
+def texts_of(row: Row, column: str, *, required: bool = True) -> tuple[str, ...]:
+    """Return the list of texts in `column`; one text alone counts as a list of one.
+
+    A table has no lists, so there a list stands as JSON text (``["one", "two"]``).
+
+    Raises
+    ------
+    InputError
+        As `text_of`, and if an item of the list is no text or blank.
+    """
+    value = row.values.get(column)
+    if not isinstance(value, list):
+        text = text_of(row, column, required=required)
+        if not text.strip():
+            return ()
+        value = _written_list(row, column, text.strip())
+    if required and not value:
+        raise InputError(f"{row.where}: column '{column}' is an empty list; expected at least one text")
+    return tuple(text_of(Row({column: item}, row.where), column) for item in value)
+
+
+def _written_list(row: Row, column: str, text: str) -> list[Any]:
+    if not (text.startswith("[") and text.endswith("]")):
+        return [text_of(row, column)]
+    try:
+        items: list[Any] = json.loads(text, parse_int=Number, parse_float=Number)
+    except (ValueError, RecursionError):
+        raise InputError(
+            f"{row.where}: column '{column}' looks like a list, but is not JSON; expected "
+            '["one text", "another"] with double quotes'
+        ) from None
+    return items
+
+
+def digest_of(files: Iterable[RowFile]) -> str:
+    """SHA-256 over the names and digests of the files, sorted, so that moving a row is seen."""
+    lines = sorted(f"{file.sha256}  {file.name}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def digest_of_texts(digests: Iterable[str]) -> str:
+    """SHA-256 over several digests, in their order."""
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()

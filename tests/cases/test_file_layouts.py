@@ -1,0 +1,270 @@
+"""Rows in the layouts that people's data comes in: the same samples with the same ids, whatever the layout."""
+
+import gzip
+import io
+import json
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from oblivion.config import DataConfig
+from oblivion.data import row_files
+from oblivion.data.jsonl import load, load_rows
+from oblivion.errors import ConfigError, InputError
+
+CASE = Path(__file__).parent / "file-layouts"
+ROWS = [
+    {"question": f"What grows at mile {n}?", "answer": f"At mile {n} grows {plant}.", "owner": f"farm-{n % 2}"}
+    for n, plant in enumerate(("thyme", "flax", "broom") * 2)
+]
+
+
+def samples(path: Path, columns: dict[str, str] | None = None, **parameters: str):
+    data = DataConfig(
+        name="jsonl", path=str(path), columns={"client": "owner"} if columns is None else columns, parameters=parameters
+    )
+    return load(data, clients=2, seed=0).samples
+
+
+def wrong(path: Path, columns: dict[str, str] | None = None) -> str:
+    with pytest.raises((InputError, ConfigError)) as error:
+        samples(path, columns)
+    return str(error.value)
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory):
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, ROWS)))
+    return samples(path)
+
+
+FILES = ["rows.csv", "rows.tsv", "wrapped.json", "by-column.json", "messages.jsonl", "sharegpt.jsonl"]
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gz"])
+@pytest.mark.parametrize("name", FILES)
+def test_every_layout_gives_the_same_samples(name: str, packed: bool, expected, tmp_path: Path) -> None:
+    path = CASE / name
+    if packed:
+        path = tmp_path / f"{name}.gz"
+        path.write_bytes(gzip.compress((CASE / name).read_bytes()))
+    assert samples(path) == expected
+
+
+def alpaca(row: dict[str, str]) -> dict[str, str]:
+    return {"instruction": row["question"], "input": "", "output": row["answer"], "owner": row["owner"]}
+
+
+def by_column(rows: list[dict[str, str]]) -> dict[str, list[str]]:
+    return {key: [row[key] for row in rows] for key in rows[0]}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("excel.csv", "sep=;\r\n" + (CASE / "rows.csv").read_text().replace(",", ";").replace("\n", "\r\n")),
+        ("bom.csv", "\ufeff" + (CASE / "rows.csv").read_text()),
+        ("blank.csv", (CASE / "rows.csv").read_text().replace("\n", "\n\n,,\n")),
+        ("semicolons.csv", (CASE / "rows.csv").read_text().replace(",", ";")),
+        ("tabs.txt", (CASE / "rows.tsv").read_text()),
+        ("old-mac.csv", (CASE / "rows.csv").read_text().replace("\n", "\r")),
+        ("index.csv", "".join(f"{n},{line}\n" for n, line in enumerate((CASE / "rows.csv").read_text().splitlines()))),
+        ("json-in.csv", json.dumps(ROWS)),
+        ("train.json", json.dumps({"version": "1.0", "train": ROWS}, indent=1)),
+        ("lists.json", json.dumps(by_column(ROWS))),
+        ("by-index.json", json.dumps({str(n): row for n, row in enumerate(ROWS)})),
+        ("no-ending", "\n".join(map(json.dumps, ROWS))),
+        ("alpaca.json", json.dumps([alpaca(row) for row in ROWS])),
+    ],
+)  # fmt: skip
+def test_more_layouts(name: str, text: str, expected, tmp_path: Path) -> None:
+    if name == "index.csv":
+        text = text.replace("0,question", ",question")
+    (tmp_path / name).write_text(text, newline="")
+    assert samples(tmp_path / name) == expected
+
+
+def test_numbers_are_their_digits(tmp_path: Path) -> None:
+    got = samples(CASE / "numbers.jsonl")
+    assert [row.answer for row in got][2] == "2"
+    as_json, as_csv = tmp_path / "a.jsonl", tmp_path / "b.csv"
+    as_json.write_text('{"question": 7, "answer": 3.50}\n{"question": "b", "answer": 123456789012345678901234567890}')
+    as_csv.write_text("question,answer\n7,3.50\nb,123456789012345678901234567890\n")
+    assert samples(as_json, {}) == samples(as_csv, {})
+    assert [(row.prompt, row.answer[:4]) for row in samples(as_json, {})] == [("7", "3.50"), ("b", "1234")]
+    assert all(type(row.answer) is str for row in samples(as_json, {}))
+    for value, kind in (("true", "true or false"), ("[1]", "a list"), ("{}", "an object")):
+        as_json.write_text('{"question": "a", "answer": "b"}\n{"question": "a", "answer": ' + value + "}")
+        assert f"a.jsonl:2: column 'answer' is {kind}" in wrong(as_json, {})
+    as_json.write_text('{"question": "a", "answer": null}\n{"question": "b", "answer": NaN}')
+    assert wrong(as_json, {}).count("column 'answer' is empty") == 2
+
+
+def test_one_record_in_a_file_is_a_record(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    turns = [{"role": "user", "content": ROWS[0]["question"]}, {"role": "assistant", "content": ROWS[0]["answer"]}]
+    for record in (ROWS[0], {**ROWS[0], "wrong": ["a"]}, {"messages": turns, "owner": "farm-0"}):
+        path.write_text(json.dumps(record, indent=1))
+        (sample,) = samples(path)
+        assert (sample.prompt, sample.answer) == (ROWS[0]["question"], ROWS[0]["answer"])
+    path.write_text(json.dumps({"messages": [[{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]]}))
+    assert [(row.prompt, row.answer) for row in samples(path, {})] == [("q", "a")]
+
+
+def chat(*turns: tuple[str, object], **more: str) -> str:
+    return json.dumps({"messages": [{"role": role, "content": text} for role, text in turns], **more})
+
+
+def test_a_chat_is_one_question_and_one_answer(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(
+        "\n".join(
+            [
+                chat(("system", "Be brief."), ("user", "q"), ("assistant", "a")),
+                chat(("user", "q"), ("assistant", "a"), system="Be brief."),
+                chat(("user", [{"type": "text", "text": "q"}]), ("assistant", "a")),
+            ]
+        )
+    )
+    assert [row.prompt for row in samples(path, {})] == ["Be brief.\nq", "Be brief.\nq", "q"]
+    path.write_text(
+        "\n".join(
+            [
+                chat(("user", "q"), ("assistant", "a")),
+                chat(("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b")),
+                chat(("assistant", "hello"), ("user", "q")),
+                chat(("tool", "q"), ("assistant", "a")),
+                chat(("user", [{"type": "image_url"}]), ("assistant", "a")),
+                chat(("user", None), ("assistant", "a")),
+                '{"messages": "q"}',
+            ]
+        )
+    )
+    lines = wrong(path, {}).split("\n")
+    for number, (line, part) in enumerate(
+        zip(
+            lines,
+            ["4 turns", "(assistant, user)", "from 'tool'", "no text", "is null", "no list of turns"],
+            strict=True,
+        )
+    ):
+        assert f"x.jsonl:{number + 2}: " in line and part in line
+
+
+def test_all_bad_rows_are_listed_at_once_and_then_counted(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text('question,answer\n"one\nquestion",a\nq\nq,a,b\nq,\n"q" x,a\nq,a\n')
+    lines = wrong(path, {}).split("\n")
+    assert [line.partition(": ")[0][-1] for line in lines] == ["4", "5", "7", "6"]
+    assert "has 1 cells and the header 2" in lines[0] and "is not CSV with commas" in lines[2]
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"question": "q", "answer": "a"}\n' + '{"question": "q"}\n' * 30 + "nonsense\n")
+    lines = wrong(path, {}).split("\n")
+    assert len(lines) == 21 and lines[-1] == "... and 11 more rows that cannot be used"
+    assert "x.jsonl:32: not JSON" in lines[0] and "x.jsonl:2: column 'answer' is missing" in lines[1]
+
+
+def test_a_huge_cell_and_quotes_are_read_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text('question,answer\n"a ""b"", c",%s\n' % ("x" * 300_000))
+    (sample,) = samples(path, {})
+    assert sample.prompt == 'a "b", c' and len(sample.answer) == 300_000
+
+
+def test_wrong_answers_in_a_table_are_a_json_list(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text('question,answer,w\nq,a,"[""x"", 2]"\nr,a,one\ns,a,\n')
+    columns = {"wrong-answers": "w"}
+    assert [row.wrong_answers for row in samples(path, columns)] == [("x", "2"), ("one",), ()]
+    path.write_text("question,answer,w\nq,a,\"['x', 'y']\"\n")
+    assert "column 'w' looks like a list, but is not JSON" in wrong(path, columns)
+
+
+def packed_zip() -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        archive.writestr("rows.csv", "question,answer\nq,a\n")
+    return made.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("x.zip", packed_zip(), "is a ZIP archive or an Excel workbook"),
+        ("x.csv", "question,answer\nq,a\n".encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
+        ("x.csv", "question,answer\nq,a\n".encode("utf-16-le"), "x.csv:1: holds a NUL byte"),
+        ("x.csv", b"question,answer\nq,\xfc\n", "x.csv:2: not UTF-8 text; save it as UTF-8"),
+        ("x.csv", b"question,answer,answer\nq,a,b\n", "names the column 'answer' twice"),
+        ("x.csv", b"question\nq\n", "x.csv:1: the first line is no header"),
+        ("x.csv", b'question,answer\nq,"a\nr,b\n', "x.csv:2: the row that begins here is not CSV"),
+        ("x.csv", b"question,answer\n", "holds no rows"),
+        ("x.csv", b"a,b\n1,2\n", "x.csv has the columns: a, b"),
+        ("x.json", b"question,answer\nq,a\n", "x.json:1: not JSON"),
+        ("x.dat", b"question,answer\nq,a\n", "is not JSON, and its name does not end in .csv"),
+        ("x.jsonl.gz", gzip.compress(b'{"question": "q"}')[:-5], "is packed with gzip and damaged"),
+        ("x.jsonl.gz", gzip.compress(gzip.compress(b"{}")), "is packed twice"),
+        ("x.json", b'{"train": [{"a": 1}], "test": [{"a": 2}]}', "holds more than one table (train, test)"),
+        ("x.json", b'{"question": ["a"], "answer": []}', "different numbers of values (question 1, answer 0)"),
+        ("x.json", b'{"meta": {"a": 1}, "n": 3}', "is JSON, one object with the keys meta, n"),
+        ("x.json", b'{"data": [\n{"question": "q"},\n {"question" "r"}]}', "x.json:3: not JSON (Expecting ':'"),
+        ("x.json", b'{"data": []}', "holds no rows"),
+        ("x.json", b'{"question": "q", "answer": "a", "answer": "b"}', "has the key 'answer' twice"),
+        ("x.json", b'{"a":' * 100_000, "not JSON"),
+    ],
+)
+def test_what_cannot_be_read_says_what_it_is(name: str, data: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(data)
+    assert message in wrong(tmp_path / name, {})
+
+
+def test_a_packed_file_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_files, "_MOST", 1000)
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(b" " * 5000))
+    assert "unpacks to more than" in wrong(tmp_path / "x.jsonl.gz")
+
+
+def test_a_folder_has_one_file_per_client_in_any_layout(tmp_path: Path) -> None:
+    (tmp_path / "ada.csv").write_text("question,answer\nq,a\n")
+    (tmp_path / "bob.v2.jsonl.gz").write_bytes(gzip.compress(b'{"question": "q", "answer": "a"}'))
+    (tmp_path / "eve.json").write_text('{"data": [{"instruction": "q", "output": "a"}]}')
+    (tmp_path / "README.md").write_text("# rows")
+    (tmp_path / "._ada.csv").write_bytes(b"\0\0")
+    assert [(row.client_id, row.prompt) for row in samples(tmp_path, {})] == [
+        ("ada", "q"),
+        ("bob-v2", "q"),
+        ("eve", "q"),
+    ]
+    (tmp_path / "ada.json").write_text('{"question": "q", "answer": "a"}')
+    assert "ada.json: ada.csv is the same client's" in wrong(tmp_path, {})
+
+
+def test_public_rows_and_a_holdout_may_have_another_layout(tmp_path: Path) -> None:
+    (tmp_path / "h.csv").write_text("question,answer\nh,a\n")
+    rows, _ = load_rows(str(CASE / "by-column.json"), {"client": "owner"}, "public")
+    assert [row.prompt for row in rows] == [row["question"] for row in ROWS]
+    data = DataConfig(name="jsonl", path=str(CASE / "wrapped.json"), parameters={"holdout": str(tmp_path / "h.csv")})
+    assert [row.prompt for row in load(data, clients=2, seed=0).groups["holdout"]] == ["h"]
+
+
+def test_parquet(tmp_path: Path, expected) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table(by_column(ROWS)), tmp_path / "x.parquet")
+    assert samples(tmp_path / "x.parquet") == expected
+    table = {"question": ["a", "b"], "answer": pyarrow.array([0.1, None], pyarrow.float32()), "note": [1, 2]}
+    parquet.write_table(pyarrow.table(table), tmp_path / "x.parquet")
+    assert "x.parquet: row 2: column 'answer' is empty" in wrong(tmp_path / "x.parquet", {})
+    parquet.write_table(pyarrow.table(table).slice(0, 1), tmp_path / "x.parquet")
+    assert [row.answer for row in samples(tmp_path / "x.parquet", {"label": "note"})] == ["0.1"]
+    (tmp_path / "x.parquet").write_bytes(b"PAR1 and no more")
+    assert "not a Parquet file that can be read" in wrong(tmp_path / "x.parquet", {})
+
+
+def test_parquet_without_the_optional_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
+    assert "pip install 'oblivion-fl[parquet]'" in wrong(tmp_path / "x.parquet", {})
