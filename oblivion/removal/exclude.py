@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from oblivion.errors import plural
 from oblivion.removal.plan import (
     LearnPhase,
     RemovalPlan,
@@ -41,7 +42,7 @@ class Exclude:
         steps = situation.rounds_cost(first, last)
         return RemovalPlan(
             method="exclude",
-            label=f"exclude + {self.recovery_rounds} rounds",
+            label=f"exclude + {plural(self.recovery_rounds, 'round')}",
             guarantee="none",
             from_round=from_round(request, situation),
             phases=(LearnPhase(start="continue", first=first, last=last),),

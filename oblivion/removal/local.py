@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from oblivion.aggregation.gate import update_norm
-from oblivion.errors import ConfigError, PlanRefusedError
+from oblivion.errors import ConfigError, PlanRefusedError, plural
 from oblivion.ledger.rounds import RoundState
 from oblivion.objectives.terms import objective_from
 from oblivion.removal.plan import (
@@ -91,7 +91,7 @@ class Local:
         steps = situation.unlearn_steps + situation.rounds_cost(round + 1, round + self.recovery_rounds)
         return RemovalPlan(
             method="local",
-            label=f"local {self.objective} + {self.recovery_rounds} rounds",
+            label=f"local {self.objective} + {plural(self.recovery_rounds, 'round')}",
             guarantee="approximate",
             from_round=from_round(request, situation),
             phases=phases,

@@ -118,10 +118,15 @@ def client_names(request: RequestRecord) -> list[str]:
     return [name for name in own if name in names] + sorted(names - set(own), key=natural)
 
 
+def others_probabilities(request: RequestRecord, model: ModelRecord) -> list[float]:
+    """The probability of every client that stays and was measured."""
+    values = [client_probability(model, name) for name in sorted(set(model.clients) - set(own_entries(request)))]
+    return [value for value in values if value is not None]
+
+
 def others_probability(request: RequestRecord, model: ModelRecord) -> float | None:
     """Mean probability over the clients that stay; every client counts the same, however much data it has."""
-    values = [client_probability(model, name) for name in sorted(set(model.clients) - set(own_entries(request)))]
-    measured = [value for value in values if value is not None]
+    measured = others_probabilities(request, model)
     return sum(measured) / len(measured) if measured else None
 
 

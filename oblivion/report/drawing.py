@@ -18,6 +18,7 @@ from oblivion.report.formatting import shorten
 WIDTH = 400.0
 """Width of every picture in user units: about a phone's, so that text keeps its size there."""
 FONT = 12.0
+SMALL = 11.0
 _GLYPH = 0.56
 _SHAPES = ("square", "up", "down", "cross", "hexagon", "plus")
 _COLOURS = 6
@@ -89,6 +90,11 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 def tick_label(value: float) -> str:
     """A tick without digits that say nothing."""
     return f"{value:.6g}".replace("-", "−")
+
+
+def left_margin(values: Sequence[float], least: float = 40.0) -> float:
+    """Where a plot begins, so that the numbers along its upright axis have room on its left."""
+    return max(least, 12 + max(text_width(tick_label(value), SMALL) for value in values))
 
 
 @dataclass(frozen=True)

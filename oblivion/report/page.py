@@ -15,7 +15,7 @@ from oblivion.errors import InputError
 from oblivion.files import write_atomically
 from oblivion.report.comparison import Comparison, Standing, compare
 from oblivion.report.drawing import icon, marks
-from oblivion.report.formatting import count, percent, plural
+from oblivion.report.formatting import count, percent, plural, shorten
 from oblivion.report.picture_clients import clients_picture, shown_clients
 from oblivion.report.picture_costs import costs_picture
 from oblivion.report.picture_curves import branches, curves_picture
@@ -30,9 +30,21 @@ from oblivion.report.tables import (
     methods_table,
     runs_table,
 )
-from oblivion.report.wording import answer, committed, hurt, learned, noise, opening, request_facts, request_title
+from oblivion.report.wording import (
+    answer,
+    committed,
+    hurt,
+    learned,
+    made_of,
+    noise,
+    opening,
+    opening_of_several,
+    request_facts,
+    request_title,
+)
 
 MOST_WARNINGS = 30
+LONGEST_TITLE = 80
 _HERE = Path(__file__).parent
 
 
@@ -58,7 +70,7 @@ def _request_view(comparison: Comparison, anchor: str) -> dict[str, Any]:
         "committed": committed(comparison.request),
         "title": request_title(request),
         "id": request.id,
-        "facts": request_facts(request),
+        "facts": request_facts(comparison),
         "head": [
             {
                 "label": standing.label,
@@ -112,6 +124,7 @@ def _run_view(run: Run, comparisons: Sequence[Comparison], name: str, anchor: st
     return {
         "anchor": anchor,
         "name": name,
+        "made_of": made_of(run),
         "learned": learned(run.metrics),
         "privacy": privacy_view(run.metrics.privacy),
         "requests": [
@@ -175,18 +188,15 @@ def build_report(runs: Sequence[Path]) -> str:
     read = [read_run(Path(path)) for path in runs]
     names = _names(read)
     compared = [[compare(request) for request in run.metrics.requests] for run in read]
-    title = (
-        f"Forgetting in {names[0]}"
-        if len(read) == 1 and compared[0]
-        else f"Learning in {names[0]}"
-        if len(read) == 1
-        else f"{count(len(read))} runs compared"
-    )
+    if len(read) > 1:
+        title = f"{count(len(read))} runs compared: {shorten(', '.join(names), LONGEST_TITLE)}"
+    else:
+        title = f"{'Forgetting' if compared[0] else 'Learning'} in {names[0]}"
     return _template().render(
         title=title,
         # Our own file, the only text that goes into the page unescaped.
         css=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
-        opening=opening([run.metrics for run in read]),
+        opening=opening(read[0].metrics) if len(read) == 1 else opening_of_several(list(zip(names, read, strict=True))),
         measures=MEASURES,
         runs_head=RUNS_HEAD,
         runs_rows=runs_table(list(zip(names, compared, strict=True))),

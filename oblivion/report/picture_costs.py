@@ -50,7 +50,7 @@ def costs_picture(comparison: Comparison, key: str) -> Markup | None:
         fraction = standing.model.cost.fraction
         share = "" if fraction is None else f": {number(fraction)} × retraining"
         if fraction is not None and standing.model.cost.token_fraction is not None:
-            share += f", {number(standing.model.cost.token_fraction)} × its tokens"
+            share = f": {number(fraction)} × (tokens: {number(standing.model.cost.token_fraction)} ×)"
         said = f"{shorten(standing.label, 30)}{share}"
         body.append(looks[standing.key].draw(_LEFT + 5, y + 7, 4.5))
         body.append(text(_LEFT + 16, y + 11, said, "label", "strong"))

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from oblivion.report.comparison import ORACLE, ORIGINAL, is_oracle
-from oblivion.report.drawing import WIDTH, Mark, Scale, line, marks, picture, tag, text, tick_label, ticks
+from oblivion.report.drawing import WIDTH, Mark, Scale, left_margin, line, marks, picture, tag, text, tick_label, ticks
 from oblivion.report.formatting import number, shorten
 from oblivion.report.reading import Metrics, RoundRecord
 
 PLOT = 210.0
 DASHES = 5
-_LEFT, _RIGHT, _TOP = 40.0, WIDTH - 12.0, 26.0
+_EDGE, _RIGHT, _TOP = 40.0, WIDTH - 12.0, 26.0
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,11 @@ def _legend(shown: Sequence[Branch], looks: dict[str, Mark], top: float) -> list
     for index, branch in enumerate(shown):
         y = top + 17 * index
         look = looks[branch.name]
-        parts.append(line(_LEFT, y, _LEFT + 30, y, "curve", look.colour, f"dash{index % DASHES}"))
-        parts.append(look.draw(_LEFT + 15, y, 3.5))
+        parts.append(line(_EDGE, y, _EDGE + 30, y, "curve", look.colour, f"dash{index % DASHES}"))
+        parts.append(look.draw(_EDGE + 15, y, 3.5))
         first, last = branch.losses[0][1], branch.losses[-1][1]
         change = f"{number(first)} → {number(last)}" if len(branch.losses) > 1 else number(last)
-        parts.append(text(_LEFT + 38, y + 4, f"{shorten(branch.name, 32)}: {change}", "label"))
+        parts.append(text(_EDGE + 38, y + 4, f"{shorten(branch.name, 32)}: {change}", "label"))
     return parts
 
 
@@ -133,13 +133,14 @@ def curves_picture(metrics: Metrics, key: str) -> Markup | None:
     losses = [loss for branch in shown for _, loss in branch.losses]
     last = max(max(rounds), min(rounds) + 1)
     step = max(1, -(-(last - min(rounds)) // 8))
-    x = Scale((float(min(rounds)), float(last)), _LEFT + 8, _RIGHT - 8)
     y = Scale(tuple(ticks(min(0.0, min(losses)), max(losses) or 1.0)), _TOP + PLOT, _TOP)
-    parts = [line(_LEFT, y(value), _RIGHT, y(value), "grid") for value in y.marks]
-    parts += [text(_LEFT - 6, y(value) + 4, tick_label(value), "small", anchor="end") for value in y.marks]
+    left = left_margin(y.marks)
+    x = Scale((float(min(rounds)), float(last)), left + 8, _RIGHT - 8)
+    parts = [line(left, y(value), _RIGHT, y(value), "grid") for value in y.marks]
+    parts += [text(left - 6, y(value) + 4, tick_label(value), "small", anchor="end") for value in y.marks]
     for at in range(min(rounds), last + 1, step):
         parts.append(text(x(float(at)), _TOP + PLOT + 16, str(at), "small", anchor="middle"))
-    parts.append(text((_LEFT + _RIGHT) / 2, _TOP + PLOT + 32, "round", "small", anchor="middle"))
+    parts.append(text((left + _RIGHT) / 2, _TOP + PLOT + 32, "round", "small", anchor="middle"))
     parts.append(text(4, 12, "↑ mean loss (nats per token)", "small"))
     parts += _arrivals(metrics, x, min(rounds), last)
     looks = _looks(metrics, shown)

@@ -5,21 +5,22 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from oblivion.report.comparison import Comparison
-from oblivion.report.drawing import WIDTH, Labels, Scale, line, marks, picture, text, tick_label, ticks
+from oblivion.report.drawing import WIDTH, Labels, Scale, left_margin, line, marks, picture, text, tick_label, ticks
 from oblivion.report.formatting import number, signed
 
 HEIGHT = 330.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 40.0, WIDTH - 12.0, 26.0, HEIGHT - 56.0
+_RIGHT, _TOP, _BOTTOM = WIDTH - 12.0, 26.0, HEIGHT - 56.0
 
 
 def _frame(x: Scale, y: Scale, utility_name: str) -> list[Markup]:
+    left = x.start
     parts = [line(x(value), _TOP, x(value), _BOTTOM, "grid") for value in x.marks]
-    parts += [line(_LEFT, y(value), _RIGHT, y(value), "grid") for value in y.marks]
+    parts += [line(left, y(value), _RIGHT, y(value), "grid") for value in y.marks]
     parts += [text(x(value), _BOTTOM + 15, tick_label(value), "small", anchor="middle") for value in x.marks]
-    parts += [text(_LEFT - 6, y(value) + 4, tick_label(value), "small", anchor="end") for value in y.marks]
+    parts += [text(left - 6, y(value) + 4, tick_label(value), "small", anchor="end") for value in y.marks]
     said = "forget probability minus the oracle’s (0 = never saw it)"
-    parts.append(text((_LEFT + _RIGHT) / 2, _BOTTOM + 32, said, "small", anchor="middle"))
-    parts.append(text(_LEFT, _BOTTOM + 49, "← finds them too unlikely", "small"))
+    parts.append(text((left + _RIGHT) / 2, _BOTTOM + 32, said, "small", anchor="middle"))
+    parts.append(text(left, _BOTTOM + 49, "← finds them too unlikely", "small"))
     parts.append(text(_RIGHT, _BOTTOM + 49, "still remembers →", "small", anchor="end"))
     parts.append(text(4, 12, f"↑ {utility_name}", "small"))
     return parts
@@ -48,16 +49,17 @@ def tradeoff_picture(comparison: Comparison, key: str) -> Markup | None:
     if not points:
         return None
     across = [distance for _, distance, _ in points]
-    x = Scale(tuple(ticks(min(*across, -0.05), max(*across, 0.05))), _LEFT, _RIGHT)
     y = Scale(tuple(ticks(0.0, max(useful for _, _, useful in points) or 1.0)), _BOTTOM, _TOP)
+    left = left_margin(y.marks)
+    x = Scale(tuple(ticks(min(*across, -0.05), max(*across, 0.05))), left, _RIGHT)
     looks = marks([standing.key for standing in comparison.standings])
-    labels = Labels(frame=(_LEFT + 2, _TOP - 10, WIDTH - 2, _BOTTOM - 1))
+    labels = Labels(frame=(left + 2, _TOP - 10, WIDTH - 2, _BOTTOM - 1))
     parts = _frame(x, y, comparison.utility_name)
     parts.append(line(x(0.0), _TOP, x(0.0), _BOTTOM, "reference"))
     goal = comparison.oracle.utility if comparison.oracle else None
     if goal is not None:
-        labels.taken.append((_LEFT, y(goal) - 1, _RIGHT, y(goal) + 1))
-        parts.append(line(_LEFT, y(goal), _RIGHT, y(goal), "reference", "dashed"))
+        labels.taken.append((left, y(goal) - 1, _RIGHT, y(goal) + 1))
+        parts.append(line(left, y(goal), _RIGHT, y(goal), "reference", "dashed"))
     for _, distance, useful in points:
         labels.avoid(x(distance), y(useful), 6.5)
     words, dots = [], []

@@ -148,11 +148,12 @@ class PrivacyRecord(_Record):
 
 
 class Metrics(_Record):
-    """The file ``metrics.json``."""
+    """The file ``metrics.json``; `learned` is the model of a run in which nobody asked to be forgotten."""
 
     format: Literal[1]
     scenario: Text = ""
     requests: tuple[RequestRecord, ...] = ()
+    learned: ModelRecord | None = None
     history: tuple[RoundRecord, ...] = ()
     privacy: PrivacyRecord | None = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from oblivion.report.comparison import (
     FORGET_PROBABILITY,
@@ -13,40 +13,58 @@ from oblivion.report.comparison import (
     Standing,
     client_names,
     client_probability,
+    others_probabilities,
     own_entries,
 )
-from oblivion.report.formatting import NOT_MEASURED, number, percent, power_of_ten, scientific, signed
+from oblivion.report.formatting import NOT_MEASURED, number, percent, plural, power_of_ten, scientific, signed
 from oblivion.report.reading import Measure
+from oblivion.report.wording import measured_on
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A measure of the table: its name in the file, what readers call it, and what is good."""
+    """A measure of the table: its name in the file, what readers call it, what is good, and what it is a mean over."""
 
     metric: str
     title: str
     meaning: str
     logarithmic: bool = False
+    over: str = "row"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A value, its difference to the oracle, its interval; `level`: it lies inside the oracle's interval."""
+    """A value, its difference to the oracle, its interval; `level`: it lies inside the oracle's interval.
+
+    `counted` says on how many rows it stands, where that is not the same for all of its line.
+    """
 
     value: str
     difference: str = ""
     interval: str = ""
     level: bool = False
     measured: bool = True
+    counted: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line: a title and a cell per model; `strong` marks what the request is about."""
+    """One line: a title and a cell per model; `strong` marks what the request is about, `counted` is for all cells."""
 
     title: str
     cells: tuple[Cell, ...]
     strong: bool = False
+    counted: str = ""
+
+
+def _line(title: str, cells: Sequence[Cell], over: str, counts: Sequence[float | None], strong: bool = False) -> Row:
+    """A line that says on how many rows its numbers stand: once where all stand on the same, else in every cell."""
+    told = ["" if n is None else plural(int(n), over) for n in counts]
+    measured = {said for cell, said in zip(cells, told, strict=True) if cell.measured}
+    if len(measured) < 2:
+        return Row(title=title, cells=tuple(cells), strong=strong, counted="".join(measured))
+    cells = [replace(cell, counted=said) if cell.measured else cell for cell, said in zip(cells, told, strict=True)]
+    return Row(title=title, cells=tuple(cells), strong=strong)
 
 
 OTHERS, COST, GUARANTEE = "others", "cost", "guarantee"
@@ -94,12 +112,14 @@ MEASURES = (
         metric="privleak",
         title="PrivLeak",
         meaning="the same attack, in percent off the oracle. 0 is ideal; negative: it remembers, "
-        "positive: it overdid the forgetting.",
+        "positive: it overdid the forgetting. The interval is the attack’s own, over the rows that were drawn: "
+        "a model that is the oracle bit for bit has one, too.",
     ),
     Column(
         metric=OTHERS,
         title="Other clients’ probability",
         meaning="mean over the clients that stay, each counting the same. Not below the oracle.",
+        over="client",
     ),
     Column(
         metric=COST,
@@ -132,9 +152,9 @@ def _difference(value: float, reference: float, logarithmic: bool) -> str:
     return "±0" if abs(decades) < 0.05 else f"×\u00a0{power_of_ten(decades)}"
 
 
-def _measure(standing: Standing, column: Column) -> Measure:
+def _measure(standing: Standing, column: Column, comparison: Comparison) -> Measure:
     if column.metric == OTHERS:
-        return Measure(value=standing.others)
+        return Measure(value=standing.others, n=len(others_probabilities(comparison.request, standing.model)))
     if column.metric == FORGET_PROBABILITY:
         return standing.forget
     return standing.model.central.get(column.metric, Measure())
@@ -153,8 +173,9 @@ def _cell(standing: Standing, column: Column, comparison: Comparison) -> Cell:
     if column.metric == GUARANTEE:
         return Cell(value=standing.model.guarantee or "–")
     if column.metric == COST:
-        return Cell(value=cost_share(standing))
-    measure = _measure(standing, column)
+        steps, _, tokens = cost_share(standing).partition(", ")
+        return Cell(value=steps, difference=tokens)
+    measure = _measure(standing, column, comparison)
     if measure.value is None:
         relative = standing is comparison.oracle and column.metric in RELATIVE
         return Cell(value="the reference" if relative else NOT_MEASURED, measured=False)
@@ -162,7 +183,7 @@ def _cell(standing: Standing, column: Column, comparison: Comparison) -> Cell:
     oracle = comparison.oracle
     if oracle is None or standing is oracle:
         return Cell(value=shown, interval=_interval(measure))
-    reference = _measure(oracle, column)
+    reference = _measure(oracle, column, comparison)
     if reference.value is None:
         return Cell(value=shown, interval=_interval(measure))
     inside = reference.interval is not None and reference.interval[0] <= measure.value <= reference.interval[1]
@@ -177,9 +198,11 @@ def _cell(standing: Standing, column: Column, comparison: Comparison) -> Cell:
 def methods_table(comparison: Comparison) -> tuple[Row, ...]:
     """One row per measure, one cell per model (original, oracles, methods), each beside the oracle."""
     return tuple(
-        Row(
-            title=column.title,
-            cells=tuple(_cell(standing, column, comparison) for standing in comparison.standings),
+        _line(
+            column.title,
+            [_cell(standing, column, comparison) for standing in comparison.standings],
+            column.over,
+            [_measure(standing, column, comparison).n for standing in comparison.standings],
             strong=column.metric == FORGET_PROBABILITY,
         )
         for column in MEASURES
@@ -191,16 +214,17 @@ def clients_table(comparison: Comparison) -> tuple[Row, ...]:
     rows, oracle = [], comparison.oracle
     for name in client_names(comparison.request):
         reference = client_probability(oracle.model, name) if oracle else None
-        cells = []
+        cells, counts = [], []
         for standing in comparison.standings:
             value = client_probability(standing.model, name)
+            counts.append(standing.model.clients.get(name, {}).get("probability", Measure()).n)
             if value is None:
                 cells.append(Cell(value=NOT_MEASURED, measured=False))
             elif standing is oracle or reference is None:
                 cells.append(Cell(value=number(value)))
             else:
                 cells.append(Cell(value=number(value), difference=signed(value - reference)))
-        rows.append(Row(title=name, cells=tuple(cells), strong=name in own_entries(comparison.request)[:2]))
+        rows.append(_line(name, cells, "row", counts, strong=name in own_entries(comparison.request)[:2]))
     return tuple(rows)
 
 
@@ -209,12 +233,13 @@ def everything_table(comparison: Comparison) -> tuple[Row, ...]:
     names = sorted({name for standing in comparison.standings for name in standing.model.central})
     rows = []
     for name in names:
-        cells = []
+        cells, counts = [], []
         for standing in comparison.standings:
             measure = standing.model.central.get(name, Measure())
+            counts.append(measure.n)
             show = scientific if name == "forget_quality" else number
             cells.append(Cell(value=show(measure.value), measured=measure.value is not None))
-        rows.append(Row(title=name, cells=tuple(cells)))
+        rows.append(_line(name, cells, "row", counts))
     return tuple(rows)
 
 
@@ -235,7 +260,7 @@ class RunRow:
 
     run: str
     request: str
-    client: str
+    about: str
     label: str
     cells: tuple[str, ...]
 
@@ -262,7 +287,7 @@ def runs_table(runs: Sequence[tuple[str, Sequence[Comparison]]]) -> tuple[RunRow
                     RunRow(
                         run=run,
                         request=comparison.request.id,
-                        client=comparison.request.client,
+                        about=", ".join(filter(None, [comparison.request.client, measured_on(comparison)])),
                         label=standing.label,
                         cells=cells,
                     )

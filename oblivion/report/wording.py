@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
+from pathlib import PurePath
 
 from markupsafe import Markup
 
 from oblivion.report.comparison import LEVEL, NO_GAP, Comparison, Standing, client_probability, own_entries
 from oblivion.report.formatting import count, in_words, number, percent, plural
-from oblivion.report.reading import Metrics, RequestRecord
+from oblivion.report.reading import Metrics, RequestRecord, Run
 
 SPOKEN = 3
 """With more methods than this the answer names the closest and the farthest; the table has all of them."""
+MADE_OF = (
+    ("data.name", "data"),
+    ("data.path", "from"),
+    ("model.name", "model"),
+    ("federation.aggregator", "rule"),
+    ("lora.scheme", "scheme"),
+    ("seed", "seed"),
+)
+"""Settings that say what a run is, with the word before each."""
+MOST_SETTINGS = 6
 HURT = 0.01
 """A client whose probability fell by more than this against the oracle is named."""
 
@@ -27,17 +39,33 @@ def _series(parts: Sequence[Markup]) -> Markup:
     return Markup(", ").join(parts[:-1]) + Markup(" and ") + parts[-1]
 
 
-def _questions(request: RequestRecord, spoken_to: str) -> Markup:
-    rows = request.rows or 0
+def _measured_rows(comparison: Comparison) -> list[int]:
+    """On how many rows the forget probabilities of the models stand, each number once; empty where nobody says."""
+    return sorted({int(standing.forget.n) for standing in comparison.standings if standing.forget.n is not None})
+
+
+def _questions(comparison: Comparison) -> Markup:
+    request, (few, total) = comparison.request, _rows(comparison)
     if request.samples is not None:
         part = f"the {plural(request.samples, 'sample')} that {request.client} withdrew"
-        return Markup("{}").format(f"{part} ({plural(rows, 'question')})" if rows else part)
-    return Markup("{}’s {}").format(spoken_to, plural(rows, "question") if rows else "questions")
+        return Markup("{}").format(f"{part} ({few}{total})" if total else part)
+    return Markup("{}{}’s {}").format(few, request.client, total or "questions")
+
+
+def _rows(comparison: Comparison) -> tuple[str, str]:
+    """How many questions there are, and before it how many of them the forget probabilities stand on, if fewer."""
+    rows, counts = comparison.request.rows, _measured_rows(comparison)
+    if not rows:
+        return "", plural(counts[0], "question") if len(counts) == 1 else ""
+    return f"{_span(counts)} of " if counts and counts != [rows] else "", plural(rows, "question")
+
+
+def _span(counts: Sequence[int]) -> str:
+    return count(counts[0]) if len(counts) == 1 else f"{count(counts[0])} to {count(counts[-1])}"
 
 
 def _before(comparison: Comparison) -> Markup:
-    request = comparison.request
-    about = _questions(request, request.client)
+    about = _questions(comparison)
     original = comparison.original.forget.value if comparison.original else None
     oracle = comparison.oracle.forget.value if comparison.oracle else None
     if original is None:
@@ -165,10 +193,9 @@ def answer(comparison: Comparison) -> Markup:
 
 def learned(metrics: Metrics) -> Markup:
     """What a run without requests came to, in two sentences."""
-    branch = metrics.history[0].branch if metrics.history else ""
+    branch, clients = metrics.history[0].branch if metrics.history else "", clients_of(metrics)
     rounds = [entry for entry in metrics.history if entry.branch == branch]
     losses = [entry.loss for entry in rounds if entry.loss is not None]
-    clients = max((int(entry.clients) for entry in rounds if entry.clients is not None), default=0)
     if not rounds:
         return Markup("No round has been recorded, and nobody has asked to be forgotten.")
     who = plural(clients, "client") if clients else "The clients"
@@ -228,17 +255,19 @@ def noise(comparison: Comparison) -> str:
     )
 
 
-def opening(metrics: Sequence[Metrics]) -> str:
-    """What the page is about, in one sentence, for the requests that are there."""
-    clients = 0
-    for one in metrics:
-        for entry in one.history:
-            clients = max(clients, int(entry.clients or 0))
-        for request in one.requests:
-            names = {name for model in request.models.values() for name in model.clients}
-            own = set(own_entries(request)) & names
-            clients = max(clients, len(names) - max(0, len(own) - 1))
-    requests = max((len(one.requests) for one in metrics), default=0)
+def clients_of(metrics: Metrics) -> int:
+    """How many clients a run had: those that were measured, and no fewer than took part in one round."""
+    clients = max((int(entry.clients or 0) for entry in metrics.history), default=0)
+    for request in metrics.requests:
+        names = {name for model in request.models.values() for name in model.clients}
+        own = set(own_entries(request)) & names
+        clients = max(clients, len(names) - max(0, len(own) - 1))
+    return max(clients, len(metrics.learned.clients) if metrics.learned else 0)
+
+
+def opening(metrics: Metrics) -> str:
+    """What the page of one run is about, in one sentence."""
+    clients, requests = clients_of(metrics), len(metrics.requests)
     who = f"{in_words(clients).capitalize()} clients taught a language model" if clients > 1 else "A language model"
     if not requests:
         return f"{who}." if clients > 1 else ""
@@ -252,6 +281,44 @@ def opening(metrics: Sequence[Metrics]) -> str:
     )
 
 
+def opening_of_several(runs: Sequence[tuple[str, Run]]) -> str:
+    """What a page with several runs is about: each by its name, with how many clients, rounds and requests it had."""
+    each = []
+    for name, run in runs:
+        requests = len(run.metrics.requests)
+        asked = plural(requests, "request") if requests else "no request"
+        each.append(f"{name} ({plural(clients_of(run.metrics), 'client')}, {_rounds(run.metrics)}, {asked})")
+    configs = [dict(run.config) for _, run in runs if run.config is not None]
+    differ = [key for key in dict.fromkeys(chain(*configs)) if len({config.get(key) for config in configs}) > 1]
+    if len(configs) < len(runs):
+        said = ""
+    elif not differ:
+        said = "They have the same settings. "
+    else:
+        more = f" and {plural(len(differ) - MOST_SETTINGS, 'other')}" if len(differ) > MOST_SETTINGS else ""
+        said = f"They differ in {', '.join(differ[:MOST_SETTINGS])}{more}. "
+    return (
+        f"{in_words(len(runs)).capitalize()} runs beside each other: {'; '.join(each)}. {said}"
+        "Every number is beside the oracle of its own run."
+    )
+
+
+def _rounds(metrics: Metrics) -> str:
+    branch = metrics.history[0].branch if metrics.history else ""
+    return plural(sum(1 for entry in metrics.history if entry.branch == branch), "round")
+
+
+def made_of(run: Run) -> str:
+    """What a run is made of: clients, rounds, data, model, rule, seed; what its files do not say is left out."""
+    settings = dict(run.config or ())
+    facts = [plural(clients_of(run.metrics), "client")] if clients_of(run.metrics) else []
+    facts += [_rounds(run.metrics)] if run.metrics.history else []
+    for key, title in MADE_OF:
+        if settings.get(key):
+            facts.append(f"{title} {PurePath(settings[key]).name if '/' in settings[key] else settings[key]}")
+    return ", ".join(facts) + "." if facts else ""
+
+
 def request_title(request: RequestRecord) -> str:
     """The heading of a request."""
     if request.samples is None:
@@ -259,11 +326,15 @@ def request_title(request: RequestRecord) -> str:
     return f"{request.client} asked that {plural(request.samples, 'sample')} be forgotten"
 
 
-def request_facts(request: RequestRecord) -> list[str]:
+def measured_on(comparison: Comparison) -> str:
+    """How many questions the forget probabilities stand on; empty where nobody says."""
+    few, total = _rows(comparison)
+    return f"measured on {few}{total}" if _measured_rows(comparison) else total
+
+
+def request_facts(comparison: Comparison) -> list[str]:
     """What is known of a request besides its id."""
-    facts = []
-    if request.rows:
-        facts.append(f"measured on {plural(request.rows, 'question')}")
+    request, facts = comparison.request, [said for said in [measured_on(comparison)] if said]
     if request.t_u is not None:
         facts.append(f"in training from round {request.t_u}")
     elif "t_u" in request.model_fields_set:

@@ -470,6 +470,7 @@ def test_two_runs_are_compared_first(tmp_path: Path) -> None:
     text = _Page(build_report([first, second])).text
     table, rest = text.split("Before the request", 1)
     assert "2 runs compared" in table and "small: client-5" in table and "large: client-5" in table
+    assert "small (8 clients, 10 rounds, 1 request); large (8 clients, 10 rounds, 1 request)" in table
     assert table.count("95 %") == 2 and table.count("+0.026") == 2
     assert "Before the request" in rest
 

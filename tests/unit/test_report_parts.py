@@ -232,8 +232,8 @@ def test_opening_counts_clients_once() -> None:
     cells = one["models"]["original"]["clients"]
     cells["client-1 (forgotten)"], cells["client-1 (kept)"] = cells["client-1"], cells.pop("client-1")
     metrics = Metrics.model_validate({"format": 1, "requests": [one]})
-    assert opening([metrics]).startswith("Two clients taught a language model, one asked to be forgotten: this is")
-    assert opening([Metrics(format=1)]) == ""
+    assert opening(metrics).startswith("Two clients taught a language model, one asked to be forgotten: this is")
+    assert opening(Metrics(format=1)) == ""
 
 
 def test_learned_without_rounds() -> None:
