@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from oblivion.errors import ConfigError, InputError
 TINY = Path(__file__).parent / "tiny"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _BF16_MIN_WIDTH = 512
+_PROBE_TOKENS = 4
+_ROUNDING = {"float32": 1e-3, "bfloat16": 5e-2}
 _NO_LIMIT = 1 << 30
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
 _CONTEXTS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "context_length")
@@ -121,6 +123,11 @@ def _read_config(config: ModelConfig) -> Any:
             f"model {config.name!r}: its config.json (model_type {settings.model_type!r}) has a text_config: it "
             f"takes more than text, which is not supported; give a model for text alone (such as {text.model_type!r})"
         )
+    if getattr(settings, "is_encoder_decoder", False):
+        raise InputError(
+            f"model {config.name!r}: model_type {settings.model_type!r} with an encoder is not supported; "
+            "give a decoder alone, that is a causal language model"
+        )
     return settings
 
 
@@ -187,23 +194,68 @@ def load_base(config: ModelConfig, max_length: int = 0) -> Base:
     if pad is not None and not 0 <= pad < getattr(settings, "vocab_size", _NO_LIMIT):
         settings.pad_token_id = None  # torch makes no embedding whose padding has no row
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, loaded = AutoModelForCausalLM.from_pretrained(
             locate(config),
             revision=config.revision or None,
             config=settings,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
     except Exception as error:
         raise InputError(f"model {config.name!r} could not be loaded: {_first_line(error)}") from error
     model.requires_grad_(False)
     model.eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
+    _check_weights(model, loaded["missing_keys"], config.name)
+    _check_reading(model, config.name)
     _fit_tokenizer(tokenizer, model, config.name)
     _check_causal(model, config.name)
     context = context_of(model.config)
     return Base(model, tokenizer, min(context, max_length or context), dtype)
+
+
+def _check_weights(model: Any, missing: Collection[str], name: str) -> None:
+    """Transformers would draw at random what the files lack.
+
+    Raises
+    ------
+    InputError
+        If they lack a weight of a causal language model.
+    """
+    if missing:
+        raise InputError(
+            f"model {name!r}: its files lack {len(missing)} weights of a {type(model).__name__}, the first of them "
+            f"{min(missing)!r}; they have to hold a whole causal language model, head included"
+        )
+
+
+def _check_reading(model: Any, name: str) -> None:
+    """Refuse models of which a prediction is no function of the tokens before it and their number.
+
+    Raises
+    ------
+    InputError
+        If positions are counted from the padding id on (RoBERTa), or tokens see those behind them (BERT).
+    """
+    import torch
+
+    kind = f"model {name!r} (model_type {model.config.model_type!r})"
+    for part, module in model.named_modules():
+        if "position" in part and isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
+            raise InputError(f"{kind} is not supported: it counts positions from its padding token's id on ({part})")
+    ids = torch.arange(1, 2 * _PROBE_TOKENS + 1, device=model.device)[None]
+    with torch.no_grad():
+        whole, part = (
+            model(input_ids=ids[:, :n], use_cache=False).logits[0].float() for n in (2 * _PROBE_TOKENS, _PROBE_TOKENS)
+        )
+    gap = (whole[:_PROBE_TOKENS] - part).abs().amax(1)  # at every position: rounding may send a token to other experts
+    if bool((gap > _ROUNDING[str(model.dtype).removeprefix("torch.")] * part.abs().amax(1)).all()):
+        raise InputError(
+            f"{kind} is not supported: what it predicts depends on tokens that come later, so it is no causal language "
+            "model (if it was trained as one, its config.json lacks 'is_decoder': true)"
+        )
 
 
 def _fit_tokenizer(tokenizer: Any, model: Any, name: str) -> None:

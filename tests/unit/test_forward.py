@@ -7,10 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_models import build
 from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from oblivion.config import LoraConfig, ModelConfig
-from oblivion.models.forward import answer_logits
+from oblivion.models.forward import answer_logits, head_is_linear
 from oblivion.models.loading import load_base
 from oblivion.models.resident import ResidentModel
 
@@ -127,3 +128,26 @@ def test_a_model_without_a_decoder_of_its_own_falls_back() -> None:
 
     chosen = answer_logits(Whole(), IDS, ROWS, POSITIONS)
     assert chosen.argmax(-1).tolist() == [20, 30, 40, 1, 7]
+
+
+def test_a_cap_that_no_small_logit_meets_is_seen(tmp_path: Path) -> None:
+    model = load_base(ModelConfig(name=str(build("llama", tmp_path)))).model
+    whole = model.forward
+
+    def capped(**inputs: torch.Tensor) -> object:
+        output = whole(**inputs)
+        output.logits = output.logits.clamp(-9, 9)  # the probe's own logits are far below
+        return output
+
+    model.forward = capped
+    with torch.no_grad():
+        assert float(whole(input_ids=IDS).logits.abs().max()) < 5
+    assert not head_is_linear(model)
+
+
+def test_what_modernbert_calls_its_decoder_is_its_head(tmp_path: Path) -> None:
+    model = load_base(ModelConfig(name=str(build("modernbert-decoder", tmp_path)))).model
+    with torch.no_grad():
+        chosen = answer_logits(model, IDS, ROWS, POSITIONS)
+        full = model(input_ids=IDS).logits
+    torch.testing.assert_close(chosen, full[ROWS, POSITIONS], rtol=0, atol=1e-6)
