@@ -57,7 +57,9 @@ def generate(
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     stops = _stop_ids(plain, tokenizer)
     ordered = sorted(set(prompts), key=lambda p: (len(p), p))
-    own = ordered and _is_plain(plain, min(len(ordered[-1]) + max_new_tokens, max_length))
+    own = bool(ordered) and _is_plain(plain, min(len(ordered[-1]) + max_new_tokens, max_length))
+    if not plain._supports_default_dynamic_cache():
+        batch_size = 1  # what such models keep is their own affair, and RWKV mixes up the states of a batch
     with torch.inference_mode(), contextlib.nullcontext() if own else _without_settings(plain):
         for batch, limit in _batches(ordered, max_new_tokens, max_length, batch_size, mixed=own):
             write = _continue if own else _generate
