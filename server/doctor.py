@@ -15,6 +15,7 @@ from oblivion.fingerprint import code_fingerprint
 from oblivion.models.loading import TINY
 from oblivion.parts import REGISTRIES
 from oblivion.registry import package_of
+from server import ray_folder
 from server.manifest import package_version
 
 _NEEDED = ("flwr", "ray", "torch", "transformers", "peft", "numpy", "scipy", "sklearn", "rouge_score", "safetensors")
@@ -26,6 +27,9 @@ def examine() -> dict[str, str]:
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if not (TINY / "model.safetensors").is_file():
         missing.append("the built-in model (rebuild it: python -m oblivion.models.tiny_recipe)")
+    folder = ray_folder.describe()
+    if folder is None:
+        missing.append("a short folder for Ray's sockets (TMPDIR is too long; set RAY_TMPDIR, or use --engine inline)")
     names = ("oblivion-fl", "flwr", "ray", "torch", "transformers", "peft")
     return {
         "python": platform.python_version(),
@@ -36,6 +40,7 @@ def examine() -> dict[str, str]:
         "cores": str(len(os.sched_getaffinity(0))),
         "device": "unknown" if "torch" in missing else _device(),
         "free disk": f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB",
+        "ray folder": folder or "none",
         "flower home": os.environ.get("FLWR_HOME", str(Path.home() / ".flwr")),
         f"port {_SUPERLINK_PORT}": _port(_SUPERLINK_PORT),
         "missing": ", ".join(missing) or "nothing",

@@ -10,10 +10,12 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -21,11 +23,14 @@ from oblivion.config import RunConfig
 from oblivion.errors import FederationError
 from oblivion.models.loading import gpu_count
 from server.hosts import Hosts
+from server.ray_folder import ray_folder
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _RESTARTS = 5
 _INTERRUPTED = 130
+_LONGEST = 500
+"""Characters of a cause that a message holds."""
 _SHOW_CURSOR = "\x1b[?25h"
 
 
@@ -91,19 +96,30 @@ def run(config: RunConfig, work: Callable[[Hosts], T]) -> T:
             "max_task_retries": _RESTARTS,
         },
     }
-    with _Interrupt(stop):
+    with ray_folder() as folder, _Interrupt(stop, folder):
+        if folder is not None:
+            backend["init_args"]["_temp_dir"] = str(folder)
         try:
             run_simulation(server_app, client_app, num_supernodes=hosts, backend_config=backend)
         except Exception as error:
+            stop.set()  # the server waits for hosts that will not come
             raise FederationError(
-                f"the Flower simulation failed: {str(error) or type(error).__name__}; `oblivion doctor` may say why, "
-                "and --engine inline runs without Ray"
+                f"the Flower simulation failed: {cause_of(error)}; `oblivion doctor` may say more, and --engine "
+                "inline runs without Ray"
             ) from error
     if errors:
         raise errors[0]
     if not results:
-        raise FederationError("the simulation ended without a result; see the messages above")
+        raise FederationError("the Flower simulation ended without a result; --engine inline runs without it")
     return results[0]
+
+
+def cause_of(error: BaseException) -> str:
+    """What an error was raised from in the end, on one line: Flower's own ones only say that there was one."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:_LONGEST]}" if text else type(error).__name__
 
 
 def gpu_share(hosts: int, gpus: int) -> float:
@@ -117,8 +133,9 @@ def gpu_share(hosts: int, gpus: int) -> float:
 class _Interrupt:
     """Ctrl-C and SIGTERM end the process and everything it started, with exit code 130."""
 
-    def __init__(self, stop: threading.Event) -> None:
+    def __init__(self, stop: threading.Event, folder: Path | None) -> None:
         self._stop = stop
+        self._folder = folder
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> None:
@@ -140,6 +157,8 @@ class _Interrupt:
         sys.stderr.flush()
         for child in children:
             _kill(child)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
         os._exit(_INTERRUPTED)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,8 @@ from oblivion.wire import check_reply, pack_requests, unpack_reply
 _TICK = 0.01
 _START_TIMEOUT = 120.0
 _SETTLE = 1.0
+_LONGEST = 500
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class GridHosts:
@@ -88,10 +91,17 @@ class GridHosts:
 def _read(message: Message, request: HostRequest) -> HostReply:
     clients = [task.client_id for cohort in request.cohorts for task in cohort]
     if message.has_error():
-        reason = f"its host failed: {message.error.reason}"
+        reason = f"its host failed: {_cause(message.error.reason)}"
         return HostReply(host=request.host, failures=dict.fromkeys(clients or [request.host], reason))
     try:
         check_reply(message.content, request)
         return dataclasses.replace(unpack_reply(message.content), host=request.host)
     except IntegrityError as error:
         return HostReply(host=request.host, failures=dict.fromkeys(clients or [request.host], str(error)))
+
+
+def _cause(reason: str) -> str:
+    """The error in what Flower says of one, on one line: of a traceback, which Ray adds, the last line."""
+    lines = [line.strip() for line in _COLOURS.sub("", reason).splitlines() if line.strip()]
+    text = lines[-1] if any(line.startswith("Traceback") or "ray::" in line for line in lines) else " ".join(lines)
+    return text.removesuffix("'>")[:_LONGEST] or "no reason was given"
