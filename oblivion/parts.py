@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint
-
 from oblivion.aggregation import aggregators, schemes
 from oblivion.config import RunConfig
 from oblivion.data import datasets, partitions, templates
 from oblivion.fingerprint import Package, code_fingerprint, packages_of
-from oblivion.metrics import metrics, suites
+from oblivion.metrics import entries_of, metrics, suites
 from oblivion.models import models
 from oblivion.objectives import objectives
 from oblivion.registry import Registry
@@ -40,19 +38,11 @@ def outside_packages(config: RunConfig) -> tuple[Package, ...]:
     OblivionError
         If a part cannot be loaded.
     """
-    entries: list[EntryPoint] = []
+    entries = entries_of(config.evaluate.suite)
     for _, name, registry in parts_of(config):
         registry.check(name)
-        entries += [entry for entry in registry.outside() if entry.name == name]
-    return packages_of([*entries, *_metrics_of(config.evaluate.suite)])
-
-
-def _metrics_of(suite: str) -> list[EntryPoint]:
-    """The metrics of other packages in a suite; a built-in suite has none, and is not made for it."""
-    if suite not in [entry.name for entry in suites.outside()]:
-        return []
-    used = {type(metric).__module__ for metric in suites.get(suite)().values()}
-    return [entry for entry in metrics.outside() if entry.module in used]
+        entries += registry.entries(name)
+    return packages_of(entries)
 
 
 def run_fingerprint(config: RunConfig) -> str:

@@ -59,6 +59,10 @@ class Registry:
         """Every part that another package brings, sorted by name."""
         return [entry for _, entries in sorted(self._outside.items()) for entry in entries]
 
+    def entries(self, name: str) -> list[EntryPoint]:
+        """What other packages say of the part called `name`; nothing where it is built in."""
+        return list(self._outside.get(name, ()))
+
     def check(self, name: str) -> None:
         """Check that `get` can give the implementation called `name`, without importing one that is built in.
 

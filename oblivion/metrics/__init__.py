@@ -1,5 +1,7 @@
 """Metrics and membership attacks, one per file, and the suites that compute them together in one pass."""
 
+from importlib.metadata import EntryPoint
+
 from oblivion.registry import Registry
 
 metrics = Registry(
@@ -22,5 +24,17 @@ metrics = Registry(
     },
 )
 suites = Registry("suite", {"tofu": "oblivion.metrics.suite_tofu:tofu"})
+
+
+def entries_of(suite: str) -> list[EntryPoint]:
+    """What of a suite other packages bring: the suite itself and its metrics; a built-in one is not made for that."""
+    suites.check(suite)
+    entries = suites.entries(suite)
+    if not entries:
+        return []
+    used = {type(metric).__module__ for metric in suites.get(suite)().values()}
+    return entries + [entry for entry in metrics.outside() if entry.module in used]
+
+
 get = metrics.get
 names = metrics.names

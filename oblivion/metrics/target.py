@@ -6,7 +6,7 @@ import contextlib
 import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,18 @@ from oblivion.data.federation import for_source, resolve
 from oblivion.data.groups import central_groups, evenly
 from oblivion.data.requests import select_samples
 from oblivion.data.tofu import evaluation_groups
-from oblivion.errors import InputError
+from oblivion.errors import ConfigError, InputError
+from oblivion.fingerprint import code_fingerprint, packages_of
 from oblivion.ledger.register import EXCLUSIONS, absences
+from oblivion.metrics import entries_of
 from oblivion.metrics.evaluation import evaluate_model, read_reference, to_open_unlearning
 from oblivion.models.loading import load_base, locate, model_digest
 from oblivion.models.resident import CONFIG, load_resident, read_adapter_folder
+from oblivion.parameters import build
 from oblivion.types import Adapter, ForgetRequest, Sample
 
 _TABLE_NAMES = 34
+_PINNED = "give its commit with --revision"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,15 +108,17 @@ def find_target(target: Any, base: str = "", revision: str = "") -> Target:
         model = run.model if run and not base else ModelConfig(name=base or named, revision=revision)
         if not model.name:
             raise InputError(f"{folder} does not name its base model; give it with --base")
+        if run is None or base:
+            locate(model, "--base" if base else f"base_model_name_or_path of {folder / CONFIG}", _PINNED)
         request = _read_request(run_folder, str(target.model)) if run and hasattr(target, "adapter_folder") else None
         return Target(name=str(folder), model=model, lora=lora, adapter=adapter, run=run, request=request)
     if run is not None:
         raise InputError(f"{folder} is missing: the learning of {run_folder} did not finish, or it was erased")
     model = ModelConfig(name=str(target), revision=revision)
     try:
-        locate(model)
-    except InputError as error:
-        raise InputError(f"{target} is no run and no adapter folder; {error}") from None
+        locate(model, "as a model, TARGET", _PINNED)
+    except (InputError, ConfigError) as error:
+        raise type(error)(f"{target} is no run and no adapter folder; {error}") from None
     return Target(name=str(target), model=model)
 
 
@@ -193,6 +199,8 @@ def evaluate(
     found = find_target(target, base, revision)
     groups = _groups(found, suite, data, split, limit)
     chosen = template or (found.run.data.template if found.run else "plain")
+    templates.check(chosen)
+    packages = packages_of([*entries_of(suite), *templates.entries(chosen)])
     known = _reference(reference, found, base, groups, chosen, suite, max_new_tokens, batch_size)
     manifest = {
         "target": found.name,
@@ -206,6 +214,8 @@ def evaluate(
         "max_new_tokens": max_new_tokens,
         "rows": {name: len(rows) for name, rows in groups.items()},
         "versions": {name: version(name) for name in ("oblivion-fl", "torch", "transformers", "peft")},
+        "code_fingerprint": code_fingerprint(packages),
+        "packages": [asdict(package) for package in packages],
     }
     return _run(found, groups, chosen, suite, max_new_tokens, batch_size, known, manifest, text)
 
@@ -224,7 +234,7 @@ def _reference(
         return None
     if isinstance(reference, str | Path) and Path(reference).is_file():
         return read_reference(reference)
-    other = find_target(reference, base)
+    other = find_target(reference, base, found.model.revision)
     if other.run is None and found.run is not None:
         other = replace(other, run=found.run)
     return _run(other, groups, template, suite, max_new_tokens, batch_size, None, {}, False)
@@ -249,7 +259,7 @@ def _run(
             model,
             tokenizer,
             groups,
-            template=templates.get(template)(),
+            template=build(templates, template, {}, "--template"),
             max_length=max_length,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,

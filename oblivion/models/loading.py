@@ -47,15 +47,22 @@ class Base:
     dtype: str
 
 
-def locate(config: ModelConfig) -> str:
+def locate(config: ModelConfig, asked: str = "model.name", pinned: str = "set model.revision to a commit") -> str:
     """Where the model is: a folder, or a hub id.
+
+    Parameters
+    ----------
+    config : ModelConfig
+        Its name and revision.
+    asked, pinned : str
+        For messages: where the name was given, and how a revision is given.
 
     Raises
     ------
     InputError
         If it is neither ``tiny``, nor a folder with a model, nor a hub id.
     ConfigError
-        If it is a hub id without a pinned revision.
+        If it may be a hub id, but has no pinned revision.
     """
     if config.name == "tiny":
         return str(TINY)
@@ -63,12 +70,13 @@ def locate(config: ModelConfig) -> str:
     if folder.is_dir():
         _check_folder(folder)
         return str(folder)
-    if folder.is_absolute() or config.name.startswith(".") or not _HUB_ID.fullmatch(config.name):
-        raise InputError(f"model.name = {config.name!r}: there is no such folder, and it is no hub id 'owner/name'")
+    missing = f"{asked} = {config.name!r}: there is no such folder"
+    if folder.is_absolute() or config.name.startswith((".", "~")) or not _HUB_ID.fullmatch(config.name):
+        raise InputError(f"{missing}, and it is no hub id 'owner/name'")
     if not config.revision:
-        raise ConfigError(
-            f"model.name = {config.name!r} is a hub id; set model.revision to a commit, so that the run can be repeated"
-        )
+        if folder.parent.is_dir():  # then it is most likely a path with a slip of the pen
+            raise InputError(f"{missing} in {folder.parent}; for a hub id of that name, {pinned}")
+        raise ConfigError(f"{missing}; if it is a hub id, {pinned}, so that the result can be repeated")
     return config.name
 
 

@@ -200,3 +200,28 @@ def test_the_fingerprint_is_that_of_what_is_imported(tmp_path: Path) -> None:
     assert fingerprint_of(bundle, ROOT) == code_fingerprint()
     (bundle / "clients/host.py").write_text("# another host\n")
     assert fingerprint_of(bundle, ROOT) != code_fingerprint()
+
+
+def test_an_evaluation_names_the_packages_of_its_template(install: Install, micro_model: Path, tmp_path: Path) -> None:
+    import oblivion as ob
+
+    template = "from oblivion.data.template_plain import PlainTemplate\n\n\nclass Mine(PlainTemplate):\n    pass\n"
+    rows = [
+        {"question": f"{i}?", "answer": f"{i}.", "paraphrased_answer": "x", "perturbed_answer": ["y"]}
+        for i in range(400)
+    ]
+    for name in (
+        "forget10_perturbed",
+        "retain_perturbed",
+        "real_authors_perturbed",
+        "world_facts_perturbed",
+        "holdout10",
+    ):
+        (tmp_path / f"{name}.json").write_text("\n".join(map(json.dumps, rows)))
+    options = {"data": str(tmp_path), "limit": 1, "max_new_tokens": 1}
+    plain = ob.evaluate(str(micro_model), **options)["manifest"]
+    assert plain["packages"] == [] and plain["code_fingerprint"] == code_fingerprint()
+    install("my-fed", "4", {"templates": {"mine": "my_fed:Mine"}}, {"my_fed.py": template})
+    mine = ob.evaluate(str(micro_model), template="mine", **options)["manifest"]
+    assert [package["version"] for package in mine["packages"]] == ["4"]
+    assert mine["code_fingerprint"] != plain["code_fingerprint"]

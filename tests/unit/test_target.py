@@ -13,8 +13,9 @@ from command_line import oblivion
 
 from oblivion.config import ModelConfig, load_config
 from oblivion.data.federation import resolve
-from oblivion.errors import InputError
+from oblivion.errors import ConfigError, InputError
 from oblivion.metrics.target import evaluate, find_target, table
+from oblivion.models.loading import locate
 from simulations import RunResult, simulate
 
 MICRO = """
@@ -248,3 +249,43 @@ def test_the_table_counts_rows_that_were_too_long() -> None:
     assert lines[1].split() == ["p", "0.25", "[0.1,", "0.4]", "4"]
     assert lines[2].split() == ["none", "-"]
     assert lines[3].startswith("2 rows are longer than the model's context")
+
+
+class TestWhatIsNotThere:
+    """A path with a slip of the pen is no hub id, and `evaluate` names its own options."""
+
+    @pytest.fixture(autouse=True)
+    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "runs" / "demo").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path)
+
+    def test_a_hub_id_needs_the_option_that_evaluate_has(self) -> None:
+        with pytest.raises(ConfigError) as caught:
+            find_target("owner/name")
+        assert "if it is a hub id, give its commit with --revision" in str(caught.value)
+        assert "model.revision" not in str(caught.value)
+        assert find_target("owner/name", revision="abc").model.revision == "abc"
+
+    @pytest.mark.parametrize("name", ["runs/nope", "./runs/nope", "nope", "runs/demo/nope"])
+    def test_a_mistyped_path_is_no_hub_id(self, name: str) -> None:
+        with pytest.raises(InputError) as caught:
+            find_target(name)
+        assert f"{name} is no run and no adapter folder" in str(caught.value)
+        assert "there is no such folder" in str(caught.value) and "is a hub id" not in str(caught.value)
+
+    def test_a_base_model_names_its_option(self, run: RunResult, tmp_path: Path) -> None:
+        adapter = shutil.copytree(run.adapter_folder, tmp_path / "adapter")
+        settings = json.loads((adapter / "adapter_config.json").read_text())
+        (adapter / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": "some/base"}))
+        with pytest.raises(ConfigError, match=r"--base = 'owner/name'.*--revision"):
+            find_target(adapter, base="owner/name")
+        with pytest.raises(InputError, match="--base = 'runs/nope': there is no such folder in runs"):
+            find_target(adapter, base="runs/nope")
+        with pytest.raises(ConfigError, match=r"base_model_name_or_path of .*adapter_config\.json = 'some/base'"):
+            find_target(adapter)
+
+    def test_a_scenario_names_its_setting(self) -> None:
+        with pytest.raises(ConfigError, match=r"model\.name = 'owner/name'.*set model\.revision to a commit"):
+            locate(ModelConfig(name="owner/name"))
+        with pytest.raises(InputError, match=r"model\.name = 'runs/nope': there is no such folder in runs"):
+            locate(ModelConfig(name="runs/nope"))
