@@ -112,7 +112,8 @@ class Host:
         else:
             asked = set(task.forget)
             forget = [row for sample, row in own if sample in asked]
-            anchor = [row for sample, row in own if sample not in asked and sample not in excluded]
+            same = set(forget)  # rows under other ids; nobody unlearns and keeps one row at once
+            anchor = [row for sample, row in own if sample not in asked and sample not in excluded and row not in same]
         rows: dict[Role, Sequence[TokenRow]] = {"forget": forget}
         if anchor and objective_from(request.objective, request.parameters).accepts_retain:
             rows["retain"] = anchor
@@ -183,10 +184,11 @@ def _portions(task: ClientTask, data: FederatedData) -> list[tuple[str, list[Sam
     if task.forget is None:
         return [(task.client_id, rows)]
     asked = set(task.forget)
-    return [
+    portions = [
         (f"{task.client_id} (forgotten)", [row for row in rows if row.id in asked]),
         (f"{task.client_id} (kept)", [row for row in rows if row.id not in asked]),
     ]
+    return [(name, own) for name, own in portions if own]
 
 
 def unlearning_settings(config: RunConfig) -> TrainConfig:

@@ -173,6 +173,7 @@ def _evidence(workflow: Workflow, removal: Record) -> dict[str, Any]:
             "client": request.client_id,
             "scope": "client" if request.whole_client else "samples",
             "samples": entry["rows"],
+            **({"shared": entry["shared"]} if "shared" in entry else {}),
             "issued_at": request.issued_at,
             "received_at": asked.received_at,
             "due_at": asked.due_at,

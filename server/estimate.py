@@ -15,6 +15,7 @@ from oblivion.data.groups import asked_rows
 from oblivion.errors import OblivionError
 from oblivion.models.resident import load_resident
 from oblivion.objectives.terms import objective_from
+from oblivion.removal.plan import in_short
 from oblivion.selection import client_steps
 from oblivion.training.batches import tokenize
 from oblivion.training.local import LocalTask, train_client
@@ -52,6 +53,8 @@ def estimate(config: RunConfig, data: FederatedData) -> dict[str, Any]:
         oracles = config.evaluate.oracle_seeds
         rows = len(asked_rows(data.clients[request.client_id], request))
         expected["forget"] = f"{rows} of {sizes[request.client_id]} rows of {request.client_id}"
+        if situation.shared:
+            expected["forget"] += f"; others hold, too, and so stays learned: {in_short(situation.shared)}"
         expected["oracles"] = oracles
         expected["removals"] = [
             f"{plan.label}: guarantee {plan.guarantee}, {plan.fraction:.2f} of retraining" for plan in plans

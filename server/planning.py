@@ -10,7 +10,7 @@ from oblivion.aggregation import rule_of, scheme_of
 from oblivion.config import RunConfig
 from oblivion.data.corpus import FederatedData
 from oblivion.data.federation import without
-from oblivion.data.groups import asked_rows
+from oblivion.data.groups import asked_rows, shared_rows
 from oblivion.data.requests import select_samples
 from oblivion.errors import PlanRefusedError
 from oblivion.ledger.budget import budget_of
@@ -80,6 +80,7 @@ def make_situation(
         If nobody would be left.
     """
     target = len(asked_rows(data.clients[request.client_id], request))
+    shared = tuple(row.id for row in shared_rows(data, request))
     sizes = {client: len(rows) - target * (client == request.client_id) for client, rows in data.clients.items()}
     steps = visits(config, sizes)
     if not steps:
@@ -97,6 +98,7 @@ def make_situation(
         joins=federation.joins,
         steps=steps,
         unlearn_steps=steps_per_visit(target, config.train.batch_size, config.forget.local_epochs),
+        shared=shared,
         # In a simulation every client can be asked at any time.
         available=frozenset({"target_online", "checkpoints", *(("public_data",) if data.public else ())}),
         samples={client: rows for client, rows in sizes.items() if rows},
@@ -124,8 +126,10 @@ def make_plan(config: RunConfig, request: ForgetRequest, situation: Situation, m
 
 
 def plan_values(plan: RemovalPlan) -> dict[str, Any]:
-    """A plan as plain JSON values; every phase says its kind."""
+    """A plan as plain JSON values; every phase says its kind, and ``shared`` stands there where there are such rows."""
     content = dataclasses.asdict(plan)
+    if not plan.shared:
+        del content["shared"]
     for phase, values in zip(plan.phases, content["phases"], strict=True):
         values["kind"] = "learn" if isinstance(phase, LearnPhase) else "unlearn"
     return content

@@ -14,7 +14,7 @@ from typing import Any
 from oblivion.aggregation.products import as_adapter
 from oblivion.config import RunConfig
 from oblivion.data.federation import resolve
-from oblivion.data.groups import asked_rows, central_groups
+from oblivion.data.groups import asked_rows, central_groups, shared_rows
 from oblivion.errors import InputError
 from oblivion.files import remove
 from oblivion.ledger.opening import open_ledger
@@ -24,7 +24,7 @@ from oblivion.ledger.rounds import Absence, Branch, RoundRecord
 from oblivion.metrics.evaluation import to_open_unlearning
 from oblivion.models.loading import locate
 from oblivion.models.resident import load_resident
-from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, from_round
+from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, from_round, in_short
 from oblivion.training.fused import fusible
 from oblivion.types import ClientTask, Cost, ForgetRequest, GlobalState
 from server.accounting import in_units
@@ -199,6 +199,11 @@ class Workflow:
         names = {method: self._trial_name(entry, plan) for method, plan in plans.items()}
         new = [plan for method, plan in plans.items() if names[method] not in entry["models"]]
         self.check_budget(request, new, [name for name in oracle_seeds(self.config) if name not in entry["models"]])
+        if "shared" in entry and not entry["models"]:
+            text = (
+                f"of what {request.client_id} asks to be forgotten, others hold {in_short(entry['shared'])}, too: it "
+            )
+            self.observer.event("warning", text=text + "stays learned from them, and is measured apart")
         if plans and asked.state == "received":
             self.register.move(request.id, "planned")
         self._measure_oracles(request, entry)
@@ -224,12 +229,14 @@ class Workflow:
             if entry["id"] == request.id:
                 return dict(entry)
         rows = asked_rows(self.data.clients[request.client_id], request)
+        shared = [row.id for row in shared_rows(self.data, request)]
         return {
             "id": request.id,
             "client": request.client_id,
             "samples": None if request.whole_client else len(rows),
             "sample_ids": request.sample_ids,
             "rows": len(rows),
+            **({"shared": shared} if shared else {}),
             "t_u": from_round(request, self._situation(request)),
             "models": {},
         }
@@ -365,14 +372,16 @@ class Workflow:
     def _client_tasks(self, request: ForgetRequest | None) -> list[ClientTask]:
         """What every client that is left shall measure: its own rows, less those that were forgotten before."""
         gone = Branch(name="", seed=0, rounds=0, absent=self.register.exclusions())
-        return [
-            ClientTask(
-                client_id=client,
-                excluded=gone.excluded(client),
-                forget=request.sample_ids if request and request.client_id == client else None,
-            )
-            for client in sorted(self.data.clients)
-        ]
+        tasks = []
+        for client in sorted(self.data.clients):
+            excluded, own = gone.excluded(client), request if request and request.client_id == client else None
+            if own:  # what others hold, too, is measured apart
+                shared = {row.id for row in shared_rows(self.data, own)}
+                excluded = tuple(sorted({*excluded, *shared}))
+                if shared >= {row.id for row in self.data.clients[client]}:
+                    continue
+            tasks.append(ClientTask(client_id=client, excluded=excluded, forget=own.sample_ids if own else None))
+        return tasks
 
     def metrics(self) -> dict[str, Any]:
         """What ``metrics.json`` says."""

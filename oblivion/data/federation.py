@@ -41,7 +41,7 @@ def resolve(config: RunConfig) -> FederatedData:
         If a name or parameter is wrong, a client has no rows, a client that is named does not exist, or a public
         row is also a training or evaluation row.
     InputError
-        If a file is missing or malformed.
+        If a file is missing or malformed, or an evaluation row that nobody should have is also a training row.
     """
     key = {
         "data": config.data.model_dump(mode="json"),
@@ -71,6 +71,7 @@ def _resolve(key: str) -> FederatedData:
         digest=digest,
         names={client: name for client, name in corpus.names.items() if client in kept},
     )
+    _check_own(federated)
     _check_public(federated)
     return federated
 
@@ -130,6 +131,18 @@ def _public(data: DataConfig, corpus: Corpus) -> tuple[tuple[Sample, ...], str]:
     return rows, digest_of_texts((corpus.digest, digest))
 
 
+def _check_own(data: FederatedData) -> None:
+    """The server's rows for evaluation are nobody's: what is trained on says nothing of what was never seen."""
+    trained = {(row.prompt, row.answer): client for client, rows in data.clients.items() for row in rows}
+    for name, rows in data.groups.items():
+        for row in rows if name != "retain" else ():  # those are clients' rows, see `Corpus`
+            owner = trained.get((row.prompt, row.answer))
+            if owner:
+                raise InputError(
+                    f"row '{row.id}' of group '{name}' is also among the rows of '{owner}'; take it out of one of them"
+                )
+
+
 def _check_public(data: FederatedData) -> None:
     places = {(row.prompt, row.answer): f"group '{name}'" for name, rows in data.groups.items() for row in rows}
     for client, rows in data.clients.items():
@@ -146,7 +159,8 @@ def _check_public(data: FederatedData) -> None:
 def without(data: FederatedData, client_id: str, sample_ids: Collection[str] | None = None) -> FederatedData:
     """Return the same federation without a client, or without some of its samples.
 
-    A filter of what `resolve` returned; nothing is partitioned again, so every other client keeps its rows.
+    A filter of what `resolve` returned; nothing is partitioned again, so every other client keeps its rows, also those
+    that are the same as rows that go (see `oblivion.data.groups.shared_rows`).
 
     Parameters
     ----------

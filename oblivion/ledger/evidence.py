@@ -37,6 +37,8 @@ LIMITS = (
     "readers of the old model remember.",
     "On which data the clients really trained: that is the server's word, and was not checked.",
     "That another machine gives the same bits: bit-exactness holds on one kind of machine and one set of versions.",
+    "That nobody else holds the same data: rows that stay and are the same to the letter were counted, those that say "
+    "it in other words were not looked for; the model has learned both from who holds them.",
     "Of an approximate method, that other clients' later updates are free of the data: they were computed from the old "
     "model and remain in this one.",
 )
@@ -59,7 +61,8 @@ def predicate(
     ----------
     request : mapping
         ``id``, ``client``, ``key_id`` of the requester, ``scope`` (``"client"`` or ``"samples"``), ``samples`` (how
-        many; may be None for a whole client), and ``issued_at``, ``received_at``, ``due_at``, ``committed_at`` as
+        many; may be None for a whole client), ``shared`` (ids of those that rows that stay hold, too, one for each row;
+        missing where there are none), and ``issued_at``, ``received_at``, ``due_at``, ``committed_at`` as
         ``2026-01-31T12:00:00Z`` or with another offset.
     plan : mapping
         ``method``, ``label``, ``guarantee`` (exact, certified, approximate or none), ``from_round`` (0 if no round is

@@ -282,6 +282,9 @@ def check_predicate(predicate: Any) -> None:
     removals = [model for model in measured if not re.fullmatch("original|oracle(-[0-9]+)?", model)]
     if not {"original", "oracle"} <= set(measured) or len(removals) != 1 or not measured[removals[0]]:
         raise ValueError("measured does not hold original, oracle and the one committed removal with its metrics")
+    _fit(request.get("shared"), ([_TEXT, 1],), "request.shared")
+    if len(request.get("shared") or ()) > (request["samples"] or MAX_COUNT):
+        raise ValueError("request.shared names more rows than request.samples")
     _fit(predicate["plan"]["cost"].get("token_fraction"), (float,), "plan.cost.token_fraction")
     intervals = [metric["interval"] for metrics in measured.values() for metric in metrics.values()]
     if any(i is not None and (len(i) != 2 or i[0] > i[1]) for i in intervals):
@@ -332,12 +335,15 @@ def in_words(predicate: dict[str, Any]) -> list[str]:
     """A predicate that passed its checks, for people."""
     request, plan, erased = predicate["request"], predicate["plan"], predicate["erased"]
     what = "everything" if request["scope"] == "client" else f"{request['samples']} samples"
+    shared = f"others hold {len(request.get('shared') or ())} of these rows, too; they stay learned from them: "
+    shared += ", ".join(dict.fromkeys(request.get("shared") or ()))
     shares = _share(plan["cost"]["fraction"])
     if plan["cost"].get("token_fraction") is not None:
         shares += f" (in tokens {_share(plan['cost']['token_fraction'])})"
     start = "no state restored" if plan["restored_round"] is None else f"state {plan['restored_round']} restored"
     lines = [
         f"Asked: that {what} of {request['client']} be forgotten (request {request['id']}, key {request['key_id']})",
+        *([f"  {shared}"] if request.get("shared") else []),
         *(f"  {name}: {request[f'{name}_at']}" for name in ("issued", "received", "due", "committed")),
         f"Done: {plan['label']} ({plan['method']}); undone from round {plan['from_round']} on, {start}",
         *("  phase: " + ", ".join(f"{k} {reprlib.repr(v)}" for k, v in phase.items()) for phase in plan["phases"]),

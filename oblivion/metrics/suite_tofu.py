@@ -41,6 +41,8 @@ def tofu() -> Mapping[str, Metric]:
         suite[f"{group}_Q_A_ROUGE"] = Rouge(group)
         for aggregation in get_args(Aggregation):
             suite[f"{group}_TR__{aggregation}"] = TruthRatio(group, aggregation, right)
+    suite["shared_Q_A_Prob"] = Probability("shared")
+    suite["shared_Q_A_ROUGE"] = Rouge("shared")
     suite["exact_memorization"] = ExactMemorization()
     suite["extraction_strength"] = ExtractionStrength()
     suite["mia_loss"] = LossAttack()

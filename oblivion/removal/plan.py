@@ -14,6 +14,8 @@ from oblivion.ledger.rounds import RoundRecord, first_selected
 from oblivion.selection import client_steps, population, select_clients
 from oblivion.types import ForgetRequest, Guarantee
 
+_NAMED = 5
+
 Status: TypeAlias = Literal["cleaned", "unaffected", "not covered"]
 
 
@@ -88,9 +90,11 @@ class RemovalPlan:
     invalidates : tuple of str
         What in the run directory holds the forgotten data and goes when the trial is committed.
     client_steps : int
-        Estimated optimizer steps.
+        Estimated optimizer steps. How many tokens they take is known when they were made.
     fraction : float
         The same as a fraction of retraining.
+    shared : tuple of str
+        The ids of the rows to be forgotten that rows that stay hold, too, one for each row: what no removal forgets.
     """
 
     method: str
@@ -102,6 +106,7 @@ class RemovalPlan:
     client_steps: int
     fraction: float
     invalidates: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
 
     def last_round(self, head: int) -> int:
         """The round at which the removal ends, for a run that stands at `head`."""
@@ -133,6 +138,8 @@ class Situation:
         Client-steps of one visit of each client that remains, without the forgotten rows.
     unlearn_steps : int
         Client-steps of one unlearning visit of the target.
+    shared : tuple of str
+        See `RemovalPlan`.
     available : frozenset of str
         What of `Removal.requires` there is.
     samples : mapping of str to int
@@ -152,6 +159,7 @@ class Situation:
     joins: Mapping[str, int] = field(default_factory=dict)
     steps: Mapping[str, int] = field(default_factory=dict)
     unlearn_steps: int = 0
+    shared: tuple[str, ...] = ()
     available: frozenset[str] = frozenset()
     samples: Mapping[str, int] = field(default_factory=dict)
     budget: Budget | None = None
@@ -192,7 +200,8 @@ def plan_removal(removal: Removal, method: str, request: ForgetRequest, situatio
             f"{method}: an unlearning visit has no noise, so with privacy.unit = '{situation.budget.privacy.unit}' its "
             "update would end what the run promises; 'exclude', 'rollback' and 'retrain' keep the promise"
         )
-    return replace(plan, touches=(*plan.touches, _budget_touch(plan, situation)))
+    touches = (*plan.touches, *_shared_touch(request, situation), _budget_touch(plan, situation))
+    return replace(plan, touches=touches, shared=situation.shared)
 
 
 def learning_rounds(
@@ -205,6 +214,21 @@ def learning_rounds(
         for phase in phases
         for charge in expected_rounds(unit, samples, joins, per_round, seed, phase.first, phase.last)
     ]
+
+
+def _shared_touch(request: ForgetRequest, situation: Situation) -> tuple[Touch, ...]:
+    """What becomes of rows to be forgotten that others hold, too; no line where there are none."""
+    if not situation.shared:
+        return ()
+    why = f"learned from the rows that stay: no removal of {request.client_id} forgets them; measured apart"
+    return (Touch("rows that others hold, too", "unaffected", f"{in_short(situation.shared)}: {why}"),)
+
+
+def in_short(ids: Sequence[str]) -> str:
+    """How many rows, and the first of their ids."""
+    named = list(dict.fromkeys(ids))
+    more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+    return f"{len(ids)} {'row' if len(ids) == 1 else 'rows'} ({', '.join(named[:_NAMED])}{more})"
 
 
 def _budget_touch(plan: RemovalPlan, situation: Situation) -> Touch:

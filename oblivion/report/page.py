@@ -41,6 +41,7 @@ from oblivion.report.wording import (
     opening_of_several,
     request_facts,
     request_title,
+    shared,
 )
 
 MOST_WARNINGS = 30
@@ -71,6 +72,7 @@ def _request_view(comparison: Comparison, anchor: str) -> dict[str, Any]:
         "title": request_title(request),
         "id": request.id,
         "facts": request_facts(comparison),
+        "shared": shared(request),
         "head": [
             {
                 "label": standing.label,

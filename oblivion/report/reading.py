@@ -84,12 +84,13 @@ class ModelRecord(_Record):
 
 
 class RequestRecord(_Record):
-    """One request to forget, and the models that belong to it."""
+    """One request to forget, and the models that belong to it; `shared` are ids of rows that others hold, too."""
 
     id: Text
     client: Text
     samples: int | None = None
     rows: int | None = None
+    shared: tuple[Text, ...] = ()
     t_u: int | None = None
     committed: Text | None = None
     committed_at: Text | None = None

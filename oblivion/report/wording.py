@@ -24,6 +24,8 @@ MADE_OF = (
 )
 """Settings that say what a run is, with the word before each."""
 MOST_SETTINGS = 6
+SHARED = 20
+"""At most so many rows that others hold, too, are named on the page; ``metrics.json`` has all of them."""
 HURT = 0.01
 """A client whose probability fell by more than this against the oracle is named."""
 
@@ -65,6 +67,11 @@ def _span(counts: Sequence[int]) -> str:
 
 
 def _before(comparison: Comparison) -> Markup:
+    request = comparison.request
+    if request.shared and len(request.shared) == request.rows:
+        return Markup("All that {} asked to be forgotten is held by others, too: nothing of it was its alone.").format(
+            request.client
+        )
     about = _questions(comparison)
     original = comparison.original.forget.value if comparison.original else None
     oracle = comparison.oracle.forget.value if comparison.oracle else None
@@ -324,6 +331,20 @@ def request_title(request: RequestRecord) -> str:
     if request.samples is None:
         return f"{request.client} asked to be forgotten"
     return f"{request.client} asked that {plural(request.samples, 'sample')} be forgotten"
+
+
+def shared(request: RequestRecord) -> Markup | None:
+    """What others hold, too, of what is to be forgotten; None where there is no such row."""
+    if not request.shared:
+        return None
+    said = (
+        "Others hold {} of what {} asked to be forgotten, too: {}. No removal forgets them, and the oracle has learned "
+    )
+    said += "them as well. They are measured apart ({}), and count neither as forgotten nor as kept."
+    ids = list(dict.fromkeys(request.shared))
+    names = _series([code(name) for name in ids[:SHARED]] + [Markup(f"{len(ids) - SHARED} more")] * (len(ids) > SHARED))
+    rows = f"{plural(len(request.shared), 'row')} of {request.rows}" if request.rows else plural(len(ids), "row")
+    return Markup(said).format(rows, request.client, names, code("shared_Q_A_Prob"))
 
 
 def measured_on(comparison: Comparison) -> str:

@@ -378,6 +378,10 @@ def test_a_stripped_field_is_refused(where: tuple[Any, ...]) -> None:
         ("plan.cost", 3),
         ("plan.cost.client_steps", 2**60),
         ("plan.cost.fraction", "0.5"),
+        ("plan.cost.token_fraction", "0.5"),
+        ("request.shared", []),
+        ("request.shared", [3]),
+        ("request.shared", "row-1"),
         ("measured", {}),
         ("measured", {"original": {}, "oracle": {}}),
         ("measured", {"original": {}, "oracle": {}, "local": {}}),
@@ -531,7 +535,7 @@ def test_the_limits_cannot_be_left_out() -> None:
     with pytest.raises(IntegrityError, match="limits leaves out"):
         predicate(**parts(), limits=LIMITS[1:])
     assert predicate(**parts(), limits=[*LIMITS, "More."])["limits"][-1] == "More."
-    assert len(LIMITS) == 6 and all(limit.endswith(".") for limit in LIMITS)
+    assert len(LIMITS) == 7 and all(limit.endswith(".") for limit in LIMITS)
 
 
 def test_arguments_are_copied_and_left_alone() -> None:
@@ -539,6 +543,13 @@ def test_arguments_are_copied_and_left_alone() -> None:
     content = predicate(**arguments)
     content["plan"]["checklist"].clear()
     assert arguments == parts()
+
+
+def test_more_rows_that_others_hold_than_rows_are_refused() -> None:
+    content = parts()
+    content["request"].update(scope="samples", samples=1, shared=["a", "b"])
+    with pytest.raises(IntegrityError, match=r"request\.shared names more rows than request\.samples"):
+        predicate(**content)
 
 
 # The command line.
@@ -567,6 +578,18 @@ def test_the_verifier_says_everything_in_plain_words(folder: Path, capsys: pytes
     ):
         assert f"\n{text}" in f"\n{said}"
     assert "FAILED" not in said
+
+
+def test_rows_that_others_hold_and_costs_in_tokens_are_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def more(parts: dict[str, Any]) -> None:
+        parts["request"].update(samples=3, shared=["row-1", "row-7", "row-1"])
+        parts["plan"]["cost"].update(token_fraction=0.75)
+
+    (folder / "evidence.json").write_text(json.dumps(seal(made(more), KEY)))
+    assert main(arguments(folder)) == 0
+    said = capsys.readouterr().out
+    assert "  others hold 3 of these rows, too; they stay learned from them: row-1, row-7\n" in said
+    assert "  cost: 70 client-steps, 0.7 (in tokens 0.75) of retraining\n" in said
 
 
 def test_being_late_is_said_and_is_no_failure(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

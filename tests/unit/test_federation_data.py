@@ -86,6 +86,17 @@ def test_one_id_for_two_texts_is_refused(monkeypatch, folder):
         resolve(_config(folder / "other", **{"federation.clients": 1}))
 
 
+def test_the_servers_rows_for_evaluation_are_nobodys(monkeypatch, folder):
+    from oblivion.data import datasets
+    from oblivion.data.corpus import Corpus
+
+    rows = tuple(Sample(id=text, client_id="c", prompt=text, answer="a") for text in ("q", "r"))
+    groups = {"retain": rows[:1], "holdout": (Sample(id="h", prompt="r", answer="a"),)}
+    monkeypatch.setattr(datasets, "get", lambda name: lambda data, clients, seed: Corpus(samples=rows, groups=groups))
+    with pytest.raises(InputError, match="row 'h' of group 'holdout' is also among the rows of 'c'"):
+        resolve(_config(folder / "held", **{"federation.clients": 1}))
+
+
 def test_public_rows_from_a_file(folder, tmp_path):
     public = _lines(tmp_path / "public.jsonl", [{"question": "p", "answer": "a"}])
     data = resolve(_config(folder, **{"data.public": str(public)}))

@@ -172,6 +172,19 @@ def test_samples_are_unlearned_beside_the_clients_own_other_rows(config: RunConf
     assert same(ask_to_unlearn(config, task, public=public), reply)
 
 
+def test_a_row_that_stands_twice_is_not_unlearned_and_kept_at_once(
+    config: RunConfig, seen: list[LocalTask], tmp_path: Path
+) -> None:
+    twice = [{**row, "id": f"{n}"} for n, row in enumerate([*rows("ann", 3), rows("ann", 1)[0], *rows("bob", 3)])]
+    (tmp_path / "twice.jsonl").write_text("".join(json.dumps(row) + "\n" for row in twice))
+    columns = {"client": "who", "id": "id"}
+    data = config.data.model_copy(update={"path": str(tmp_path / "twice.jsonl"), "columns": columns})
+    config = config.model_copy(update={"data": data})
+    ask_to_unlearn(config, ClientTask(client_id="ann", forget=("0",)))
+    assert len(seen[0].rows["forget"]) == 1 and len(seen[0].rows["retain"]) == 2
+    assert not set(seen[0].rows["forget"]) & set(seen[0].rows["retain"])
+
+
 def test_a_whole_client_is_anchored_by_public_rows_alone(config: RunConfig, seen: list[LocalTask]) -> None:
     ask_to_unlearn(config, ANN)
     ask_to_unlearn(config, ANN, public=(Sample(id="p", prompt="public", answer="row"),))

@@ -22,8 +22,8 @@ from oblivion.report.picture_costs import cost_line, costs_picture
 from oblivion.report.picture_curves import branches, curves_picture
 from oblivion.report.picture_tradeoff import tradeoff_picture
 from oblivion.report.reading import Metrics, RequestRecord, clean, flatten, read_run
-from oblivion.report.tables import clients_table, everything_table, runs_table
-from oblivion.report.wording import answer, hurt, learned, noise, opening
+from oblivion.report.tables import clients_table, cost_share, everything_table, runs_table
+from oblivion.report.wording import answer, hurt, learned, noise, opening, shared
 
 
 def request(forget: dict[str, float | None], **extra: Any) -> RequestRecord:
@@ -305,6 +305,27 @@ def test_costs_picture_has_a_bar_for_every_share() -> None:
     # A quarter of 372 units.
     assert re.findall(r'width="([\d.]+)" height="9.0"', drawn) == ["93.0"]
     assert "2\u202f800 client-steps" in drawn and "local: 0.25 × retraining" in drawn
+
+
+def test_costs_are_told_in_tokens_too_where_they_are_known() -> None:
+    cost = {"cost": {"client_steps": 700, "fraction": 0.2, "token_fraction": 0.25}}
+    comparison = compare(request({"original": 0.5, "oracle": 0.1, "local": 0.3}, local=cost))
+    assert cost_share(comparison.methods[0]) == "0.20\u00a0× steps, 0.25\u00a0× tokens"
+    assert "local: 0.20 × retraining, 0.25 × its tokens" in str(costs_picture(comparison, "k"))
+    assert "(at 0.20 of the cost of retraining in client-steps, 0.25 in tokens)" in answer(comparison)
+    only = compare(request({"original": 0.5, "local": 0.3}, local={"cost": {"fraction": 0.2}}))
+    assert cost_share(only.methods[0]) == "0.20\u00a0×"
+
+
+def test_rows_that_others_hold_are_named_and_not_counted_as_forgotten() -> None:
+    asked = request({"original": 0.5, "oracle": 0.1, "local": 0.3})
+    assert shared(asked) is None
+    some = asked.model_copy(update={"rows": 40, "shared": tuple(f"row-{n}" for n in range(25))})
+    said = str(shared(some))
+    assert "25 rows of 40" in said and "<code>row-19</code> and 5 more" in said and "row-20" not in said
+    assert "15 questions" in answer(compare(some))
+    every = asked.model_copy(update={"rows": 25, "shared": some.shared})
+    assert "is held by others, too: nothing of it was its alone" in answer(compare(every))
 
 
 def test_curves_leave_out_rounds_without_a_loss() -> None:
