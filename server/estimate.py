@@ -54,7 +54,7 @@ def estimate(config: RunConfig, data: FederatedData) -> dict[str, Any]:
         rows = len(asked_rows(data.clients[request.client_id], request))
         expected["forget"] = f"{rows} of {sizes[request.client_id]} rows of {request.client_id}"
         if situation.shared:
-            expected["forget"] += f"; others hold, too, and so stays learned: {in_short(situation.shared)}"
+            expected["forget"] += f"; others hold {in_short(situation.shared)} of these, too, which no removal forgets"
         expected["oracles"] = oracles
         expected["removals"] = [
             f"{plan.label}: guarantee {plan.guarantee}, {plan.fraction:.2f} of retraining" for plan in plans

@@ -220,8 +220,8 @@ def _shared_touch(request: ForgetRequest, situation: Situation) -> tuple[Touch, 
     """What becomes of rows to be forgotten that others hold, too; no line where there are none."""
     if not situation.shared:
         return ()
-    why = f"learned from the rows that stay: no removal of {request.client_id} forgets them; measured apart"
-    return (Touch("rows that others hold, too", "unaffected", f"{in_short(situation.shared)}: {why}"),)
+    why = f"also learned from rows that stay; no removal of {request.client_id} forgets them; measured apart"
+    return (Touch("rows that others hold, too", "unaffected", f"{in_short(situation.shared)}, {why}"),)
 
 
 def in_short(ids: Sequence[str]) -> str:

@@ -95,7 +95,7 @@ def test_plan_report_and_evidence_say_it_by_count_and_id(
     [shared] = [r.id for r in resolve(run.config).clients["south"] if r.answer == FEAST]
     plan = ["forget", str(run.directory), "--client", "south", "--method", "rollback", "--plan"]
     assert json.loads(oblivion(*plan, "--json")[1])["shared"] == [shared]
-    assert f"rows that others hold, too: 1 row ({shared}): learned from the rows that stay" in oblivion(*plan)[1]
+    assert f"rows that others hold, too: 1 row ({shared}), also learned from rows that stay" in oblivion(*plan)[1]
 
     (entry,) = run.metrics["requests"]
     assert entry["rows"] == 2 and entry["shared"] == [shared]
