@@ -104,7 +104,7 @@ def test_plan_report_and_evidence_say_it_by_count_and_id(
         assert model["central"]["retain_Q_A_Prob"]["n"] == model["clients"]["south"]["probability"]["n"] == 1
     page = (run.directory / "report.html").read_text()
     assert "Others hold 1 row of 2 of what south asked to be forgotten, too" in page and shared in page
-    assert "south’s 1 question" in page
+    assert "1 of south’s 2 questions" in page
     warnings = [json.loads(line).get("text", "") for line in (run.directory / "events.jsonl").read_text().splitlines()]
     assert any(f"others hold 1 row ({shared}), too" in text for text in warnings)
 

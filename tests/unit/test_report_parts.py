@@ -311,7 +311,7 @@ def test_costs_are_told_in_tokens_too_where_they_are_known() -> None:
     cost = {"cost": {"client_steps": 700, "fraction": 0.2, "token_fraction": 0.25}}
     comparison = compare(request({"original": 0.5, "oracle": 0.1, "local": 0.3}, local=cost))
     assert cost_share(comparison.methods[0]) == "0.20\u00a0× steps, 0.25\u00a0× tokens"
-    assert "local: 0.20 × retraining, 0.25 × its tokens" in str(costs_picture(comparison, "k"))
+    assert "local: 0.20 × (tokens: 0.25 ×)" in str(costs_picture(comparison, "k"))
     assert "(at 0.20 of the cost of retraining in client-steps, 0.25 in tokens)" in answer(comparison)
     only = compare(request({"original": 0.5, "local": 0.3}, local={"cost": {"fraction": 0.2}}))
     assert cost_share(only.methods[0]) == "0.20\u00a0×"
@@ -323,7 +323,6 @@ def test_rows_that_others_hold_are_named_and_not_counted_as_forgotten() -> None:
     some = asked.model_copy(update={"rows": 40, "shared": tuple(f"row-{n}" for n in range(25))})
     said = str(shared(some))
     assert "25 rows of 40" in said and "<code>row-19</code> and 5 more" in said and "row-20" not in said
-    assert "15 questions" in answer(compare(some))
     every = asked.model_copy(update={"rows": 25, "shared": some.shared})
     assert "is held by others, too: nothing of it was its alone" in answer(compare(every))
 
