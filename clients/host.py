@@ -24,7 +24,7 @@ from oblivion.noise import KEY_BYTES, derive_key
 from oblivion.objectives.terms import Role, objective_from
 from oblivion.parts import run_fingerprint
 from oblivion.training.batches import Tokens, tokenize
-from oblivion.training.cohort import train_cohort
+from oblivion.training.cohort import reason, train_cohort
 from oblivion.training.local import LocalTask
 from oblivion.types import ClientTask, ClientUpdate, HostReply, HostRequest, Sample
 
@@ -72,7 +72,12 @@ class Host:
         failures: dict[str, str] = {}
         with resident.over(request.state.residual):
             for cohort in request.cohorts:
-                tasks = [self._local_task(request, task, data, resident, config, terms) for task in cohort]
+                tasks = []
+                for task in cohort:
+                    try:
+                        tasks.append(self._local_task(request, task, data, resident, config, terms))
+                    except Exception as error:  # rows that cannot be read or tokenised cost their client alone
+                        failures[task.client_id] = reason(error)
                 done, failed = train_cohort(
                     resident, request.state.adapter, tasks, objective, settings, request.info, private
                 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from oblivion.seeding import derive_seed
 
@@ -78,6 +78,12 @@ def _trade(cohorts: list[list[str]], sizes: Mapping[str, int]) -> bool:
     x, y = min(swaps, key=lambda swap: abs(apart - 2 * (sizes[swap[0]] - sizes[swap[1]])))
     most[most.index(x)], least[least.index(y)] = y, x
     return True
+
+
+def without(cohorts: Sequence[Sequence[str]], absent: Collection[str]) -> tuple[tuple[str, ...], ...]:
+    """The same cohorts less some clients; who is trained with whom does not change for the others."""
+    left = (tuple(client for client in cohort if client not in absent) for cohort in cohorts)
+    return tuple(cohort for cohort in left if cohort)
 
 
 def servable(cohorts: Sequence[Sequence[str]], serves: Mapping[str, Sequence[str]]) -> tuple[tuple[str, ...], ...]:

@@ -22,7 +22,7 @@ from oblivion.noise import derive_key
 from oblivion.parts import run_fingerprint
 from oblivion.removal.local import apply_unlearning
 from oblivion.removal.plan import UnlearnPhase
-from oblivion.selection import assign, form_cohorts, select_clients, servable
+from oblivion.selection import assign, form_cohorts, select_clients, servable, without
 from oblivion.training.batches import steps_per_visit
 from oblivion.types import (
     Adapter,
@@ -35,6 +35,7 @@ from oblivion.types import (
     RoundInfo,
     Sample,
 )
+from server.absence import halved, missing
 from server.accounting import cost_of, count, mean_loss, scheme_error
 from server.events import Observer
 from server.hosts import Hosts
@@ -150,7 +151,7 @@ class Federation:
         selection = self.ledger.selection(name, info.round) or self._select(info, replayed, head)
         asked = [client for cohort in selection.cohorts for client in cohort]
         self.observer.event("round_started", branch=name, round=info.round, rounds=branch.rounds, clients=len(asked))
-        outcomes = self._train(branch, selection, info, head, must_answer=replayed is not None)
+        outcomes = self._train(branch, selection, info, head, replayed)
         stored = self.ledger.contributions(name, info.round)
         accepted = {update.client_id for update in stored}
         refused = {client: why for outcome in outcomes for client, why in outcome.refused.items()}
@@ -180,6 +181,7 @@ class Federation:
                 private=self.config.privacy.unit != "none",
             ),
             seconds=round(time.monotonic() - since, 3),
+            halved=halved(selection.cohorts, stored, struck),
         )
         self._warn_of_skipped(stored)
         self._commit(record, after, branch)
@@ -199,41 +201,44 @@ class Federation:
         selected = select_clients(info.population, self.config.federation.clients_per_round, info.seed, info.round)
         asked = [client for client in selected if client not in unavailable]
         size = self.config.train.cohort
-        cohorts = form_cohorts(asked, self.sizes, 1 if size == "auto" else size)  # a run's config is resolved
+        # Of all that were selected, whoever is there: a replay knows beforehand who fails, and the first run did not.
+        cohorts = form_cohorts(selected, self.sizes, 1 if size == "auto" else size)  # a run's config is resolved
         charged: dict[str, int] = {}
         if self.config.privacy.unit != "none":
             branch = self.ledger.branch(info.branch)
             samples = {client: max(1, self.sizes[client] - len(branch.excluded(client))) for client in asked}
             others = len(selected) < len(info.population)
             charged = charge(self.config.privacy.unit, samples, selected, asked, others)
-        cohorts = servable(cohorts, self.serves)
+        cohorts = without(servable(cohorts, self.serves), unavailable)
         selection = Selection(branch=info.branch, round=info.round, selected=selected, cohorts=cohorts, charged=charged)
         self.ledger.begin(selection)
         return selection
 
     def _train(
-        self, branch: Branch, selection: Selection, info: RoundInfo, head: RoundState, must_answer: bool
+        self, branch: Branch, selection: Selection, info: RoundInfo, head: RoundState, replayed: RoundRecord | None
     ) -> list[CohortOutcome]:
         """Train the cohorts of a round that are not stored yet, and store each as it comes.
 
-        Where everyone must answer, a cohort with a client that fails is trained once more.
+        In a replay everyone must answer who has rows, and a cohort with a client that fails is trained once more.
         """
         outcomes = {outcome.cohort: outcome for outcome in self.ledger.outcomes(branch.name, selection.round)}
         common = HostRequest(kind="train", config=self.config.to_json(), info=info, state=head.state)
         failed: dict[int, CohortOutcome] = {}
-        for _ in range(2 if must_answer else 1):
+        must_not: dict[int, dict[str, str]] = {}
+        for _ in range(2 if replayed else 1):
             wanted = {i: c for i, c in enumerate(selection.cohorts) if i not in outcomes}
             tasks = self._tasks(branch, wanted, info, head)
             for outcome in self._dispatch(common, tasks, self._gate(info, head)):
-                if (outcome.failed and must_answer) or not (outcome.updates or outcome.refused):
+                must_not[outcome.cohort] = missing(outcome, branch, replayed)
+                if must_not[outcome.cohort] or not (outcome.updates or outcome.refused):
                     failed[outcome.cohort] = outcome
                     continue
-                self._warn_of_halving(outcome)
+                self._warn_of_halving(outcome, selection.cohorts[outcome.cohort])
                 self.ledger.append(outcome)
                 outcomes[outcome.cohort] = dataclasses.replace(outcome, updates=())
                 failed.pop(outcome.cohort, None)
-        if failed and must_answer:
-            reasons = {client: why for outcome in failed.values() for client, why in outcome.failed.items()}
+        reasons = {client: why for of_cohort in must_not.values() for client, why in of_cohort.items()}
+        if reasons:
             raise FederationError(
                 f"replay of round {info.round}: {', '.join(sorted(reasons))} took part then and fails now: "
                 f"{'; '.join(sorted(set(reasons.values())))}"
@@ -310,13 +315,16 @@ class Federation:
             branch=info.branch, round=info.round, cohort=place, updates=accepted, refused=refused, failed=failed
         )
 
-    def _warn_of_halving(self, outcome: CohortOutcome) -> None:
-        size = len(outcome.updates)
-        together = min((count(update, "together") for update in outcome.updates), default=0)
-        if 0 < together < size and "halved" not in self._warned:
+    def _warn_of_halving(self, outcome: CohortOutcome, cohort: Sequence[str]) -> None:
+        if halved([cohort], outcome.updates, outcome.refused) and "halved" not in self._warned:
             self._warned.add("halved")
-            text = f"{size} clients together do not fit into a host's memory: {together} are trained at a time; "
-            self.observer.event("warning", text=text + "set train.cohort to that")
+            together = min(count(update, "together") for update in outcome.updates)
+            self.observer.event(
+                "warning",
+                text=f"{len(cohort)} clients together do not fit into a host's memory: {together} are trained at a "
+                "time. Where that happens in one run of a round and not in another, the two are equal up to rounding "
+                f"alone; train.cohort={together} avoids it",
+            )
 
     def _warn_of_skipped(self, accepted: Sequence[ClientUpdate]) -> None:
         for update in accepted:

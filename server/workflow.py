@@ -23,6 +23,7 @@ from oblivion.ledger.requests import issue
 from oblivion.ledger.rounds import Absence, Branch, RoundRecord
 from oblivion.metrics.evaluation import to_open_unlearning
 from oblivion.models.loading import locate
+from oblivion.models.randomness import base_draws
 from oblivion.models.resident import load_resident
 from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, from_round, in_short
 from oblivion.training.fused import fusible
@@ -118,6 +119,8 @@ class Workflow:
         self.federation.begin(
             Branch(name=MAIN, seed=self.config.seed, rounds=self.config.federation.rounds), self.initial
         )
+        if self.federation.head(MAIN).round == 0:
+            self._warn_beforehand()
         reason = fusible(self.resident)
         if self.config.privacy.unit == "sample":
             reason = "privacy.unit = 'sample' takes the gradient of every sample by itself"
@@ -127,6 +130,15 @@ class Workflow:
             self.federation.run_round(MAIN)
         self._keep_original()
         self.write_metrics(self.metrics())
+
+    def _warn_beforehand(self) -> None:
+        draws = base_draws(self.resident.base.model)
+        if draws:
+            text = (
+                f"the base model draws at random in training ({', '.join(draws)}): that is switched off while clients "
+            )
+            text += "train, so that the same run gives the same bits; lora.dropout is dropout of the adapter"
+            self.observer.event("warning", text=text)
 
     def _keep_original(self) -> None:
         """Save what was learned, if a crash came before that."""

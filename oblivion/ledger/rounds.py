@@ -136,6 +136,8 @@ class RoundRecord:
         How long it took.
     unlearned : bool
         Whether it was an unlearning visit of one client, whose update is not kept.
+    halved : bool
+        Whether a cohort did not fit into a host's memory as a whole, so that its updates are rounded otherwise.
     """
 
     branch: str
@@ -149,6 +151,7 @@ class RoundRecord:
     cost: Cost = field(default_factory=Cost)
     seconds: float = 0.0
     unlearned: bool = False
+    halved: bool = False
 
     def without(self, client: str) -> RoundRecord:
         """The same round without a mention of one client, nor of the loss that it had a part in."""

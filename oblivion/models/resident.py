@@ -10,7 +10,7 @@ import contextlib
 import functools
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,9 @@ from oblivion.config import LoraConfig, ModelConfig
 from oblivion.errors import ConfigError, InputError, IntegrityError
 from oblivion.files import write_folder
 from oblivion.models.factors import factor_of, initial_values
-from oblivion.models.loading import Base, load_base, width_of
+from oblivion.models.forward import answer_logits, head_is_linear
+from oblivion.models.loading import Base, gpu_count, load_base, width_of
+from oblivion.models.randomness import ask_for_deterministic_kernels, repeats_bits
 from oblivion.types import Adapter
 
 if TYPE_CHECKING:
@@ -119,7 +121,7 @@ class ResidentModel:
 
     @contextlib.contextmanager
     def training(self, checkpointing: bool = False, names: Iterable[str] | None = None) -> Iterator[None]:
-        """Training mode for a while.
+        """Train the adapter for a while; the base model stays in evaluation mode (`oblivion.models.randomness`).
 
         Parameters
         ----------
@@ -133,24 +135,53 @@ class ResidentModel:
         ConfigError
             If the model's layers cannot be checkpointed.
         """
-        was_training = self.model.training
-        if checkpointing:
-            try:
-                self.base.model.gradient_checkpointing_enable({"use_reentrant": False})
-            except ValueError as error:
-                raise ConfigError(f"train.gradient-checkpointing: {error}") from None
+        head_is_linear(self.model)  # asked first: it tries a sequence that is nobody's, and sets modes
+        layers = self._checkpointed() if checkpointing else ()
         frozen = [p for name, p in self.parameters.items() if names is not None and name not in set(names)]
-        self.model.train()
         for parameter in frozen:
             parameter.requires_grad_(False)
+        for layer in layers:
+            layer.forward = _computed_again(layer.forward)
+        self.drop(True)
         try:
             yield
         finally:
-            self.model.train(was_training)
+            self.drop(False)
+            for layer in layers:
+                del layer.forward
             for parameter in frozen:
                 parameter.requires_grad_(True)
-            if checkpointing:
-                self.base.model.gradient_checkpointing_disable()
+
+    def drop(self, on: bool) -> None:
+        """Switch the adapter's own dropout on or off; its masks come from torch's generator."""
+        for layer in self.lora_layers.values():
+            layer.lora_dropout.train(on)
+
+    def _checkpointed(self) -> list[Any]:
+        """The layers whose activations can be computed again; transformers itself does it in training mode only."""
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        layers = [module for module in self.base.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if not layers:
+            name = type(self.base.model).__name__
+            raise ConfigError(f"train.gradient-checkpointing: {name} has no layers for that; set it to false")
+        return layers
+
+    @functools.cached_property
+    def repeats_bits(self) -> bool:
+        """Whether a visit gives the same bits each time. On a CPU it does; on CUDA a training step is tried."""
+        import torch
+
+        if self.device == "cpu":
+            return True
+        ids = torch.tensor([range(1, 9)] * 2, device=self.device)
+        positions = torch.arange(ids.numel(), device=self.device)
+
+        def step() -> None:
+            logits = answer_logits(self.model, ids, positions // ids.shape[1], positions % ids.shape[1])
+            torch.autograd.grad(logits.logsumexp(1).sum(), list(self.parameters.values()))
+
+        return repeats_bits(step)
 
     @contextlib.contextmanager
     def merged(self) -> Iterator[Any]:
@@ -214,6 +245,13 @@ class ResidentModel:
             settings["lora_alpha"] *= rank / own  # alpha / r stays what it was in training
         text = json.dumps(settings, indent=2, default=lambda v: sorted(v) if isinstance(v, set) else str(v))
         write_folder(folder, {CONFIG: f"{text}\n".encode(), WEIGHTS: weight_bytes(adapter)})
+
+
+def _computed_again(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A layer's forward pass that keeps its inputs alone."""
+    from torch.utils.checkpoint import checkpoint
+
+    return functools.partial(checkpoint, forward, use_reentrant=False)
 
 
 def _of_rank(name: str, tensor: Tensor, rank: int) -> Tensor:
@@ -288,4 +326,8 @@ def read_adapter_folder(folder: Path) -> tuple[Adapter, LoraConfig, str]:
 @functools.lru_cache(maxsize=1)
 def load_resident(model: ModelConfig, lora: LoraConfig, max_length: int = 0) -> ResidentModel:
     """Load a base model and attach a LoRA adapter; a process keeps the last one, so that nobody holds a second copy."""
-    return ResidentModel(load_base(model, max_length), lora)
+    if gpu_count():
+        ask_for_deterministic_kernels()
+    resident = ResidentModel(load_base(model, max_length), lora)
+    _ = resident.repeats_bits  # settled before anybody is trained: it may set what kernels this process takes
+    return resident

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+NO_ROWS = "no rows to train on"
+"""Why a client fails that has none, or none that fits into the context: it will fail in every other round, too."""
 _WINDOW = 8
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 from oblivion.config import PrivacyConfig, TrainConfig
-from oblivion.errors import OblivionError
 from oblivion.models.resident import ResidentModel
 from oblivion.objectives.terms import Objective
+from oblivion.training.batches import NO_ROWS
 from oblivion.training.dp_sgd import train_client_privately
 from oblivion.training.fused import fusible, train_fused
 from oblivion.training.local import LocalTask, train_client
@@ -24,7 +25,7 @@ def train_cohort(
     info: RoundInfo,
     privacy: PrivacyConfig | None = None,
 ) -> tuple[list[ClientUpdate], dict[str, str]]:
-    """Train every client of a cohort; one that fails does not stop the others.
+    """Train every client of a cohort; one that fails does not stop the others, and changes none of their bits.
 
     With `privacy`, each client hides its samples (`oblivion.training.dp_sgd`), and they are trained one by one. A
     cohort that does not fit into memory is trained by halves; ``metrics["together"]`` of its updates says how many
@@ -38,45 +39,70 @@ def train_cohort(
         Client id to the reason.
     """
     ready = [task for task in tasks if task.leading]
-    failures = {task.client_id: "no rows to train on" for task in tasks if not task.leading}
-    updates: list[ClientUpdate] = []
+    failures = {task.client_id: NO_ROWS for task in tasks if not task.leading}
     alone = "reference" in objective.needs and any(task.start is not None for task in ready)  # each has its own
-    together = len(ready) if fusible(resident) is None and not alone and privacy is None else 0
-    while together and not updates:
-        try:
-            updates = train_fused(resident, start, ready, objective, settings, info, together)
-        except (OblivionError, RuntimeError, ValueError, MemoryError) as error:
-            # Out of memory: fewer at a time. Anything else is one client's: it shall fail alone.
-            together = together // 2 if _out_of_memory(error) else 0
-    if together:
-        updates = [replace(u, metrics={**u.metrics, "together": float(together)}) for u in updates]
+    visit = (resident, start, objective, settings, info)
+    if fusible(resident) is None and not alone and privacy is None:
+        updates, failed = _together(ready, visit)
     else:
-        updates, failed = _one_by_one(resident, start, ready, objective, settings, info, privacy)
-        failures |= failed
-    return updates, failures
+        updates, failed = _one_by_one(ready, lambda task: _visit_alone(task, visit, privacy))
+    return updates, failures | failed
+
+
+_Visit: TypeAlias = tuple[ResidentModel, Adapter, Objective, TrainConfig, RoundInfo]
+
+
+def _together(tasks: Sequence[LocalTask], visit: _Visit) -> tuple[list[ClientUpdate], dict[str, str]]:
+    """One pass for all. Where one of them fails, the others are trained anew, as the cohort that never had it."""
+    failures: dict[str, str] = {}
+    ready, together = list(tasks), len(tasks)
+    updates: list[ClientUpdate] = []
+    while ready and not updates:
+        try:
+            updates = _fused(ready, visit, together)
+        except Exception as error:
+            if _out_of_memory(error) and together > 1:
+                together //= 2
+                continue
+            one_by_one = _one_by_one(ready, lambda task: _fused([task], visit, 1)[0])
+            if not one_by_one[1]:  # nobody fails alone: it was nobody's fault
+                updates, together = one_by_one[0], 1
+                continue
+            failures |= one_by_one[1]
+            ready = [task for task in ready if task.client_id not in failures]
+            together = len(ready)
+    return [replace(u, metrics={**u.metrics, "together": float(together)}) for u in updates], failures
+
+
+def _fused(tasks: Sequence[LocalTask], visit: _Visit, together: int) -> list[ClientUpdate]:
+    resident, start, objective, settings, info = visit
+    return train_fused(resident, start, tasks, objective, settings, info, together)
+
+
+def _visit_alone(task: LocalTask, visit: _Visit, privacy: PrivacyConfig | None) -> ClientUpdate:
+    resident, start, objective, settings, info = visit
+    if privacy is None:
+        return train_client(resident, start, task, objective, settings, info)
+    return train_client_privately(resident, start, task, objective, settings, privacy, info)
 
 
 def _one_by_one(
-    resident: ResidentModel,
-    start: Adapter,
-    tasks: Sequence[LocalTask],
-    objective: Objective,
-    settings: TrainConfig,
-    info: RoundInfo,
-    privacy: PrivacyConfig | None,
+    tasks: Sequence[LocalTask], train: Callable[[LocalTask], ClientUpdate]
 ) -> tuple[list[ClientUpdate], dict[str, str]]:
     updates: list[ClientUpdate] = []
     failures: dict[str, str] = {}
     for task in tasks:
         try:
-            if privacy is None:
-                updates.append(train_client(resident, start, task, objective, settings, info))
-            else:
-                updates.append(train_client_privately(resident, start, task, objective, settings, privacy, info))
-        except (OblivionError, RuntimeError, ValueError) as error:
-            reason, _, _ = str(error).strip().partition("\n")
-            failures[task.client_id] = f"{type(error).__name__}: {reason}"
+            updates.append(train(task))
+        except Exception as error:
+            failures[task.client_id] = reason(error)
     return updates, failures
+
+
+def reason(error: Exception) -> str:
+    """A client's failure in one line: whatever it is, it is the client's own, and is told to the server."""
+    first, _, _ = str(error).strip().partition("\n")
+    return f"{type(error).__name__}: {first}"
 
 
 def _out_of_memory(error: BaseException) -> bool:

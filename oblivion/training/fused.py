@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from oblivion.config import TrainConfig
 from oblivion.data.tokens import TokenRow
 from oblivion.models.factors import factor_of
-from oblivion.models.forward import answer_logits, head_is_linear
+from oblivion.models.forward import answer_logits
 from oblivion.models.resident import ResidentModel
 from oblivion.objectives.terms import Objective, Role, Term
 from oblivion.training.arena import Arena
@@ -87,7 +87,6 @@ def train_fused(
     arena = Arena(trained, min(slots, len(tasks)), settings)
     there: dict[int, _Visit] = {}
     done: dict[str, ClientUpdate] = {}
-    head_is_linear(resident.model)  # asked here: within the fused layers the one sequence it tries belongs to nobody
     adapters = _Adapters(resident, arena, start)
     with resident.training(settings.gradient_checkpointing), through(resident.lora_layers, adapters.of):
         while True:
@@ -173,7 +172,8 @@ class _Stacked:
     @classmethod
     def of(cls, by_client: Sequence[Sequence[TokenRow]], pad: int, device: Any) -> _Stacked:
         width = max(len(rows) for rows in by_client)
-        nothing = TokenRow((pad,), 1)  # one token, no label
+        # One token without a label; not padding, whose embedding is zero in some models, where a norm has no gradient.
+        nothing = TokenRow(by_client[0][0].ids[:1], 1)
         padded = [[*rows, *[nothing] * (width - len(rows))] for rows in by_client]
         return cls(collate([row for rows in padded for row in rows], pad, device), len(by_client), width)
 

@@ -235,13 +235,12 @@ def _reference_logits(resident: ResidentModel, reference: Adapter, micro: Micro)
     import torch
 
     now = resident.read()
-    training = resident.model.training
-    resident.model.eval()
+    resident.drop(False)
     resident.write(reference)
     with torch.no_grad():
         logits = _logits(resident, micro)
     resident.write(now)
-    resident.model.train(training)
+    resident.drop(True)
     return logits
 
 

@@ -201,14 +201,15 @@ class TestClippedSum:
         trained = dict(resident.parameters)
         own = dp_sgd._per_sample(resident, trained, ROWS, LanguageModel())
         hooked = GradSampleModule(resident.model, loss_reduction="sum", strict=False)
+        resident.model.train()  # Opacus looks on in training mode alone
         try:
-            with resident.training():
-                batch = collate(ROWS, resident.tokenizer.pad_token_id)
-                logits = answer_logits(resident.model, batch.ids, batch.answers.rows, batch.positions)
-                (term,) = LanguageModel().loss({"retain": logits}, {"retain": batch.answers}, {}).values()
-                (term.sums / term.counts).sum().backward()
+            batch = collate(ROWS, resident.tokenizer.pad_token_id)
+            logits = answer_logits(resident.model, batch.ids, batch.answers.rows, batch.positions)
+            (term,) = LanguageModel().loss({"retain": logits}, {"retain": batch.answers}, {}).values()
+            (term.sums / term.counts).sum().backward()
             assert_close({n: p.grad_sample for n, p in trained.items()}, own, 1e-6)
         finally:
+            resident.model.eval()
             hooked.remove_hooks()
             for parameter in trained.values():
                 parameter.grad = None

@@ -1,0 +1,54 @@
+"""Who was absent from a round, and who never took part at all."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from oblivion.ledger.rounds import Branch, CohortOutcome, RoundRecord
+from oblivion.training.batches import NO_ROWS
+from oblivion.types import ClientUpdate
+from server.accounting import count
+
+
+def missing(outcome: CohortOutcome, branch: Branch, replayed: RoundRecord | None) -> dict[str, str]:
+    """Who fails in a replay and must not: all but those who have no rows, and had none then or forgot some since."""
+    if replayed is None:
+        return {}
+
+    def has_none(client: str, why: str) -> bool:
+        return why == NO_ROWS and (client not in replayed.accepted or bool(branch.excluded(client)))
+
+    return {client: why for client, why in outcome.failed.items() if not has_none(client, why)}
+
+
+def halved(cohorts: Sequence[Sequence[str]], stored: Sequence[ClientUpdate], refused: Collection[str]) -> bool:
+    """Whether fewer clients shared a pass than there were in their cohort that could be trained."""
+    together = {update.client_id: count(update, "together") for update in stored}
+    for cohort in cohorts:
+        trained = sum(client in together or client in refused for client in cohort)
+        if any(0 < together.get(client, 0) < trained for client in cohort):
+            return True
+    return False
+
+
+def never_took_part(records: Sequence[RoundRecord], client: str) -> str:
+    """Why a client that was asked has no part in a model, in words; empty where it has one, or was never asked.
+
+    Parameters
+    ----------
+    records : sequence of RoundRecord
+        The rounds that made the model.
+    client : str
+        The client.
+    """
+    asked = [record for record in records if client in record.selected]
+    if not asked or any(client in record.accepted for record in asked):
+        return ""
+    reasons: dict[str, list[str]] = {}
+    for record in asked:
+        why = {**record.failed, **record.refused}.get(client, "it gave no update")
+        reasons.setdefault(why, []).append(str(record.round))
+    told = "; ".join(
+        f"{'round' if len(rounds) == 1 else 'rounds'} {', '.join(rounds)}: {why}" for why, rounds in reasons.items()
+    )
+    return f"{client} never took part: it was asked {len(asked)} times and no update of it was taken ({told})"

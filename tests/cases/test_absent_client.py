@@ -1,0 +1,124 @@
+"""Who was absent decides nothing about the others: a rollback is the oracle bit for bit, whoever failed and how."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+
+import oblivion as ob
+from oblivion.training import fused, local
+from oblivion.types import HostReply, HostRequest
+from simulations import RunResult, simulate
+from simulations.inline import InlineHosts
+
+LONG, SHAKY, LATE = "client-1", "client-2", "client-5"
+ROWS = {"client-0": 5, LONG: 4, SHAKY: 3, "client-3": 6, "client-4": 2, LATE: 4}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.build("llama", tmp_path_factory.mktemp("llama"))
+
+
+def settings(model: Path, folder: Path, **changes: Any) -> dict[str, Any]:
+    """Six clients: the answers of one are longer than the context, and one joins at round 3 and leaves."""
+    path = folder / "rows.jsonl"
+    with path.open("w") as file:
+        for client, count in ROWS.items():
+            for n in range(count):
+                answer = "word " * (300 if client == LONG else 2 + n)
+                file.write(
+                    json.dumps({"question": f"What {n}?", "answer": f"{client} {answer}", "owner": client}) + "\n"
+                )
+    return {
+        "engine": "inline",
+        "model.name": str(model),
+        "lora.rank": 4,
+        "data.name": "jsonl",
+        "data.path": str(path),
+        "data.columns": {"client": "owner"},
+        "federation.clients": 6,
+        "federation.clients-per-round": 6,
+        "federation.rounds": 3,
+        "federation.joins": {LATE: 3},
+        "train.local-epochs": 1,
+        "train.batch-size": 2,
+        "ledger.precision": "float32",
+        "simulation.hosts": 2,
+        "forget.client": LATE,
+        "forget.methods": ["rollback"],
+        "evaluate.limit": 1,
+        "evaluate.max-new-tokens": 1,
+        **{key.replace("__", "."): value for key, value in changes.items()},
+    }
+
+
+def same_bits(result: RunResult, *names: str) -> bool:
+    (entry,) = result.metrics["requests"]
+    one, *others = [RunResult(result.directory, f"{entry['id']}/{name}").adapter for name in names]
+    return all(list(one) == list(other) and all(torch.equal(one[n], other[n]) for n in one) for other in others)
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, client: str, rounds: Sequence[int]) -> None:
+    """A client whose visit breaks off after a step, in some rounds of learning."""
+    whole = local.micro_batches
+
+    def broken(task: Any, settings: Any, info: Any) -> Iterator[Any]:
+        for number, step in enumerate(whole(task, settings, info)):
+            if number and task.client_id == client and info.branch == "main" and info.round in rounds:
+                raise LookupError("the disk is gone")
+            yield step
+
+    monkeypatch.setattr(local, "micro_batches", broken)
+    monkeypatch.setattr(fused, "micro_batches", broken)
+
+
+def silent(monkeypatch: pytest.MonkeyPatch, host: str, round: int) -> None:
+    """A host that does not answer in one round of learning."""
+    whole = InlineHosts.ask
+
+    def ask(self: InlineHosts, requests: Sequence[HostRequest]) -> Iterator[HostReply]:
+        lost = [r for r in requests if r.host == host and r.info and (r.info.branch, r.info.round) == ("main", round)]
+        yield from whole(self, [request for request in requests if request not in lost])
+
+    monkeypatch.setattr(InlineHosts, "ask", ask)
+
+
+@pytest.mark.parametrize("cohort", [1, 2, 3, "auto"])
+def test_rollback_is_the_oracle_whoever_was_absent(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cohort: int | str
+) -> None:
+    failing(monkeypatch, SHAKY, [1, 3])
+    silent(monkeypatch, "host-1", 2)
+    events: list[dict[str, Any]] = []
+    result = simulate(
+        ob.load_config(None, settings(model, tmp_path, train__cohort=cohort)), tmp_path / "run", [events.append]
+    )
+    failed = [
+        (e["round"], e["client"], e["reason"])
+        for e in events
+        if e["event"] == "client.failed" and e["branch"] == "main"
+    ]
+    assert {(round, LONG, "no rows to train on") for round in (1, 3)} <= set(failed)
+    assert {(round, SHAKY, "LookupError: the disk is gone") for round in (1, 3)} <= set(failed)
+    assert [client for round, client, why in failed if why == "no reply from its host"]
+    (entry,) = result.metrics["requests"]
+    assert entry["models"]["rollback"]["guarantee"] == "exact" and entry["t_u"] == 3
+    assert same_bits(result, "rollback", "oracle")
+
+
+def test_who_has_no_rows_and_takes_a_free_place_does_not_stop_a_replay(model: Path, tmp_path: Path) -> None:
+    """With fewer places than clients, the one without rows may be asked only where another has left."""
+    changes = {"federation__clients-per-round": 4, "federation__quorum": 0.3, "train__cohort": 2}
+    values = settings(model, tmp_path, **changes, federation__joins={LATE: 2})
+    for seed in range(4):
+        result = simulate(
+            ob.load_config(None, {**values, "seed": seed, "evaluate.oracle-seeds": 1}), tmp_path / f"{seed}"
+        )
+        assert same_bits(result, "rollback", "oracle")
