@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence, Sized
 
+from oblivion.errors import FederationError
 from oblivion.ledger.rounds import Branch, CohortOutcome, RoundRecord
 from oblivion.training.batches import NO_ROWS
 from oblivion.types import ClientUpdate
@@ -19,6 +21,23 @@ def missing(outcome: CohortOutcome, branch: Branch, replayed: RoundRecord | None
         return why == NO_ROWS and (client not in replayed.accepted or bool(branch.excluded(client)))
 
     return {client: why for client, why in outcome.failed.items() if not has_none(client, why)}
+
+
+def check_quorum(quorum: float, accepted: Sized, asked: Sized, number: int, lost: Mapping[str, str]) -> None:
+    """Refuse a round that too few clients gave an update for.
+
+    Raises
+    ------
+    FederationError
+        With the reason of each that is lost.
+    """
+    enough = max(1, math.ceil(quorum * len(asked)))
+    if len(accepted) < enough:
+        reasons = "; ".join(f"{c}: {why}" for c, why in sorted(lost.items()))
+        raise FederationError(
+            f"round {number}: {len(accepted)} of {len(asked)} clients gave a usable update, "
+            f"federation.quorum asks for {enough}. {reasons}"
+        )
 
 
 def halved(cohorts: Sequence[Sequence[str]], stored: Sequence[ClientUpdate], refused: Collection[str]) -> bool:

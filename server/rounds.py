@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence
 
 from oblivion.aggregation.control import ControlRule
 from oblivion.aggregation.gate import Gate, GateState
@@ -35,7 +35,7 @@ from oblivion.types import (
     RoundInfo,
     Sample,
 )
-from server.absence import halved, missing
+from server.absence import check_quorum, halved, missing
 from server.accounting import cost_of, count, mean_loss, scheme_error
 from server.events import Observer
 from server.hosts import Hosts
@@ -161,7 +161,7 @@ class Federation:
         refused |= {client: quarantined[client] for client in selection.selected if client in quarantined}
         failed |= dict.fromkeys(set(selection.selected) - {*asked, *refused}, "was unavailable")
         if asked:  # a round may have nobody left; it then changes nothing
-            self._check_quorum(stored, asked, info.round, failed | refused)
+            check_quorum(self.config.federation.quorum, stored, asked, info.round, failed | refused)
         after = self.replay.step(head, stored, info, struck)
         record = RoundRecord(
             branch=name,
@@ -333,15 +333,6 @@ class Federation:
                 self._warned.add(update.client_id)
                 text = f"{skipped} of {update.client_id}'s rows are longer than the context and are left out whole"
                 self.observer.event("warning", text=text, client=update.client_id, skipped=skipped)
-
-    def _check_quorum(self, accepted: Sized, asked: Sized, number: int, lost: Mapping[str, str]) -> None:
-        quorum = max(1, math.ceil(self.config.federation.quorum * len(asked)))
-        if len(accepted) < quorum:
-            reasons = "; ".join(f"{c}: {why}" for c, why in sorted(lost.items()))
-            raise FederationError(
-                f"round {number}: {len(accepted)} of {len(asked)} clients gave a usable update, "
-                f"federation.quorum asks for {quorum}. {reasons}"
-            )
 
     def unlearn(self, name: str, request: ForgetRequest, phase: UnlearnPhase, public: Sequence[Sample]) -> RoundRecord:
         """Let the target client unlearn from the branch's head and apply its update outside the rule.
