@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from hypothesis import strategies as st
 from oblivion.accountant import epsilon_of_rdp, gaussian_epsilon, group, sampled_gaussian_rdp
 from oblivion.aggregation.gate import GateState
 from oblivion.config import LedgerConfig, load_config
-from oblivion.errors import IntegrityError
+from oblivion.errors import IntegrityError, PlanRefusedError
 from oblivion.ledger.budget import Budget, budget_of, charge, expected_rounds, forgetting_bounds, statement
 from oblivion.ledger.memory import MemoryLedger
 from oblivion.ledger.opening import open_ledger
 from oblivion.ledger.rounds import Branch, Charged, Ledger, RoundRecord, RoundState, Selection
 from oblivion.types import GlobalState
+from server.planning import oracle_seeds
+from server.spending import check_removals
 
 
 def budget(unit: str, **more: Any) -> Budget:
@@ -196,3 +199,23 @@ def test_np_arrays_are_not_shared() -> None:
     before = np.copy(first.spent["a"])
     first.after({"a": 9})
     np.testing.assert_array_equal(first.spent["a"], before)
+
+
+def test_every_oracle_pays_for_the_rounds_that_its_own_seed_selects() -> None:
+    """Where some are asked, another seed asks others; an oracle beyond the budget is refused before it runs."""
+    samples = {f"client-{n}": 8 for n in range(6)}
+    values = {"privacy.unit": "client", "federation.rounds": 6, "federation.clients-per-round": 2}
+    values |= {"evaluate.oracle-seeds": 2, "seed": 1}
+    config = load_config(None, values)
+    rounds = [expected_rounds("client", samples, {}, 2, seed, 1, 6) for seed in oracle_seeds(config).values()]
+    assert rounds[0] != rounds[1]
+    made = budget_of(config)
+    assert made is not None
+    right = made.after(*rounds[0], *rounds[1]).epsilon
+    for bound, fits in ((right + 1e-6, True), (right - 1e-6, False)):
+        bounded = load_config(None, {**values, "privacy.max-epsilon": bound})
+        refused = (
+            contextlib.nullcontext() if fits else pytest.raises(PlanRefusedError, match="the oracle-2 does not fit")
+        )
+        with refused:
+            check_removals(budget_of(bounded), bounded, samples, list(oracle_seeds(bounded)), [])
