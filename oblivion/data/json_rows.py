@@ -75,7 +75,7 @@ def _is_object(line: str) -> bool:
 
 def _row(value: Any, where: str) -> Row:
     if not isinstance(value, dict):
-        raise InputError(f"{where}: a record is {'a text' if type(value) is str else kind_of(value)}, not an object")
+        raise InputError(f"{where}: a record is {kind_of(value)}, not an object")
     return Row(value, where)
 
 

@@ -39,7 +39,7 @@ class RowFile:
     name : str
         File name without its folder, or the id of a hub table.
     rows : tuple of Row
-        In file order; at least one.
+        In file order.
     sha256 : str
         Of the bytes, unpacked.
     """
@@ -54,6 +54,9 @@ class Faults:
 
     def __init__(self) -> None:
         self._lines: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self._lines)
 
     @contextmanager
     def collect(self) -> Iterator[None]:

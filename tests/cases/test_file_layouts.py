@@ -160,6 +160,8 @@ def test_all_bad_rows_are_listed_at_once_and_then_counted(tmp_path: Path) -> Non
     lines = wrong(path, {}).split("\n")
     assert [line.partition(": ")[0][-1] for line in lines] == ["4", "5", "7", "6"]
     assert "has 1 cells and the header 2" in lines[0] and "is not CSV with commas" in lines[2]
+    path.write_text("question,answer\nq\n")
+    assert wrong(path, {}).count("\n") == 0, "each is said once"
     path = tmp_path / "x.jsonl"
     path.write_text('{"question": "q", "answer": "a"}\n' + '{"question": "q"}\n' * 30 + "nonsense\n")
     lines = wrong(path, {}).split("\n")
