@@ -54,9 +54,7 @@ def check_columns(columns: Mapping[str, str], files: Sequence[RowFile]) -> dict[
         if meaning not in KEYS:
             raise ConfigError(f"data.columns: unknown meaning '{key}'; {nearest(meaning, KEYS)}")
         if column and column not in known:
-            raise ConfigError(
-                f"data.columns.{meaning} = '{column}': there is no such column; {_found(files[0], known)}"
-            )
+            raise ConfigError(f"data.columns.{meaning} = '{column}': there is no such column; {_found(files, known)}")
         named[meaning] = column
     return named
 
@@ -92,7 +90,7 @@ def find_columns(named: Mapping[str, str], file: RowFile) -> Columns:
         if not found[meaning]:
             raise ConfigError(
                 f"no column for the {meaning}: set data.columns.{meaning}, or name it {' or '.join(usual)}; "
-                f"{_found(file, known)}"
+                f"{_found([file], known)}"
             )
     contexts: tuple[str, ...] = ()
     if found.get("context"):
@@ -119,7 +117,8 @@ def names_in(rows: Iterable[Row]) -> dict[str, None]:
     return names
 
 
-def _found(file: RowFile, names: Iterable[str]) -> str:
+def _found(files: Sequence[RowFile], names: Iterable[str]) -> str:
     shown = sorted(names)
     more = f" and {len(shown) - _MOST_NAMES} more" if len(shown) > _MOST_NAMES else ""
-    return f"{file.name} has the columns: {', '.join(name[:60] for name in shown[:_MOST_NAMES])}{more}"
+    where = f"{files[0].name} has" if len(files) == 1 else f"the {len(files)} files have"
+    return f"{where} the columns: {', '.join(name[:60] for name in shown[:_MOST_NAMES])}{more}"

@@ -145,7 +145,8 @@ def _document(path: Path, text: str, document: Any, names: Collection[str], faul
 def _unknown(document: dict[str, Any], tables: list[str]) -> str:
     if tables:
         return f"holds more than one table ({', '.join(tables)}); keep one in a file"
-    return f"is JSON, one object with the keys {', '.join(list(document)[:10])}, in which no rows are found"
+    keys = ", ".join(list(document)[:10])
+    return f"is JSON, one object with the keys {keys}, in which no rows are found (data.columns may name its columns)"
 
 
 def _holds_objects(value: Any) -> bool:

@@ -44,5 +44,7 @@ def parquet_rows(path: Path, raw: bytes) -> list[Row]:
                 table = table.set_column(place, field.name, table.column(place).cast(pyarrow.string()))
         records = table.to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise InputError(f"{path}: not a Parquet file that can be read ({str(error).splitlines()[0]})") from None
+        raise InputError(
+            f"{path}: not a Parquet file that can be read ({' '.join(str(error).split())[:200]})"
+        ) from None
     return [Row(values, f"{path}: row {number}") for number, values in enumerate(records, start=1)]
