@@ -111,7 +111,8 @@ class Keys:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write one of the files beside the keys."""
-        write_atomically(self.folder / name, json.dumps(value, sort_keys=True, ensure_ascii=False).encode(), _OWNER_ONLY)
+        text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+        write_atomically(self.folder / name, text.encode(), _OWNER_ONLY)
 
 
 def contribution_key(client: str, branch: int) -> str:
