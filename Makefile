@@ -20,7 +20,7 @@ test: .venv/ready
 	$(BIN)/pytest -n 2
 
 slow: .venv/ready
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -n 2
 
 check: .venv/ready
 	$(BIN)/ruff format --check .
