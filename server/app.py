@@ -33,7 +33,7 @@ def _log_event(event: Event) -> None:
     elif event["event"] == "round_committed":
         _log.info("%s round %s/%s loss %.3f", event["branch"], event["round"], event["rounds"], event["loss"])
     elif event["event"] == "finished":
-        _log.info("report: %s", event["report"])
+        _log.info("%sreport: %s", "finished already; " if event.get("already") else "", event["report"])
 
 
 @app.main()

@@ -127,7 +127,7 @@ def check(config: RunConfig, fresh: bool = True, forgotten: Sequence[Absence] = 
     """
     check_names(config)
     config = absolute_paths(config)
-    data = resolve(config)
+    data = resolve(config, [absence.client for absence in forgotten if absence.samples is None])
     locate(config.model)
     check_number(rule_of(config), config, tuple(data.clients))
     budget = check_learning(config, data) if fresh else None

@@ -18,7 +18,7 @@ from oblivion.errors import ConfigError, InputError, nearest
 from oblivion.types import Sample, check_client_id
 
 
-def resolve(config: RunConfig) -> FederatedData:
+def resolve(config: RunConfig, forgotten: Collection[str] = ()) -> FederatedData:
     """Load the data that `config` names and give every row its owner.
 
     The result of one config is kept, so that a host can ask with every message; it must not be changed. Files
@@ -28,6 +28,8 @@ def resolve(config: RunConfig) -> FederatedData:
     ----------
     config : RunConfig
         Of which ``data``, ``seed`` and ``federation.clients`` decide; ``federation.joins`` and ``.ranks`` name clients.
+    forgotten : collection of str, optional
+        Clients that are not to be named in a message, because the run has forgotten them.
 
     Returns
     -------
@@ -46,10 +48,15 @@ def resolve(config: RunConfig) -> FederatedData:
     key = {
         "data": config.data.model_dump(mode="json"),
         "clients": config.federation.clients,
-        "named": {"joins": sorted(config.federation.joins), "ranks": sorted(config.federation.ranks)},
         "seed": config.seed,
     }
-    return _resolve(json.dumps(key, sort_keys=True))
+    data = _resolve(json.dumps(key, sort_keys=True))
+    for setting, named in (("joins", config.federation.joins), ("ranks", config.federation.ranks)):
+        for client in sorted(named):
+            if client not in data.clients:
+                known = [other for other in data.clients if other not in forgotten]
+                raise ConfigError(f"federation.{setting}: there is no client '{client}'; {nearest(client, known)}")
+    return data
 
 
 @lru_cache(maxsize=8)
@@ -58,10 +65,6 @@ def _resolve(key: str) -> FederatedData:
     data = DataConfig.model_validate(values["data"])
     corpus: Corpus = datasets.get(data.name)(data, clients=values["clients"], seed=values["seed"])
     clients = _partition(data, corpus.samples, values["clients"], values["seed"])
-    for setting, named in values["named"].items():
-        for client in named:
-            if client not in clients:
-                raise ConfigError(f"federation.{setting}: there is no client '{client}'; {nearest(client, clients)}")
     public, digest = _public(data, corpus)
     kept = clients if data.partition == "natural" else {}  # others deal the rows anew
     federated = FederatedData(

@@ -238,3 +238,10 @@ def test_missing_and_binary_files(tmp_path):
     (tmp_path / "ids").write_bytes(b"id\xff")
     with pytest.raises(InputError, match=r"not UTF-8 text.*expected a file with one sample id per line"):
         select_samples(data, "ada", str(tmp_path / "ids"))
+
+
+def test_who_was_forgotten_is_not_among_the_known() -> None:
+    config = load_config(None, {"federation.clients": 3, "federation.joins": {"client-9": 2}})
+    with pytest.raises(ConfigError) as caught:
+        resolve(config, forgotten=["client-1"])
+    assert "no client 'client-9'" in str(caught.value) and str(caught.value).endswith("Known: client-0, client-2")
