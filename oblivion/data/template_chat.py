@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from oblivion.errors import InputError
 
-DATE = "10 Apr 2025"
+DATE = datetime(2025, 4, 10)
 """Some chat formats write today's date into the prompt; a fixed one keeps runs repeatable."""
+_TODAY = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 
 
 class ChatTemplate:
-    """The tokenizer's own chat format, with one user and one assistant turn and a fixed date.
-
-    Notes
-    -----
-    White space that a format writes after the end-of-sequence token is left out: it would be labelled, and
-    the model would be taught to go on after the end.
-    """
+    """The tokenizer's own chat format, with one user and one assistant turn and a fixed date."""
 
     special_tokens: bool = False
 
@@ -32,26 +30,15 @@ class ChatTemplate:
         return _render(tokenizer, [{"role": "user", "content": question}], add_generation_prompt=True)
 
     def full(self, tokenizer: Any, question: str, answer: str) -> str:
-        """Return both turns.
+        """Return both turns, with all that the format writes around them.
 
         Raises
         ------
         InputError
-            As `prompt`, and if the prompt is not how the two turns begin (then labels would be misplaced).
+            As `prompt`.
         """
         turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        text = _render(tokenizer, turns, add_generation_prompt=False)
-        prompt = self.prompt(tokenizer, question)
-        if not text.startswith(prompt):
-            raise InputError(
-                "the tokenizer's chat format opens an assistant's turn differently when it is asked for and "
-                f"when it is given (prompt ends {prompt[-40:]!r}); set data.template = 'plain'"
-            )
-        end = tokenizer.eos_token
-        if end and end in text[len(prompt) :]:
-            head, _, tail = text.rpartition(end)
-            return head + end if not tail.strip() else text
-        return text
+        return _render(tokenizer, turns, add_generation_prompt=False)
 
 
 def _render(tokenizer: Any, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
@@ -63,8 +50,17 @@ def _render(tokenizer: Any, turns: list[dict[str, str]], *, add_generation_promp
         )
     try:
         text = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=add_generation_prompt, date_string=DATE
+            turns,
+            chat_template=_dated(tokenizer.get_chat_template()),
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            date_string="10 Apr 2025",
         )
     except TemplateError as error:
         raise InputError(f"the tokenizer's chat format refuses the turns: {error}") from None
     return str(text)
+
+
+@lru_cache(maxsize=8)
+def _dated(chat_template: str) -> str:
+    return _TODAY.sub(lambda call: repr(DATE.strftime(call[2])), chat_template)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
-from oblivion.data.tokens import Template, TokenRow, encode, encode_prompt
+from oblivion.data.tokens import Template, TokenRow, encode_answers
+from oblivion.errors import InputError
 from oblivion.types import Sample
 
 
@@ -62,13 +64,16 @@ class AnswerRows:
             answers["paraphrase"] = [sample.paraphrase]
         if "wrong" in kinds:
             answers["wrong"] = list(sample.wrong_answers)
-        found: dict[str, list[int]] = {}
-        for kind, texts in answers.items():
-            rows = [encode(self._tokenizer, self._template, sample.prompt, t, self._max_length) for t in texts]
-            fitting = [row for row in rows if row is not None]
-            if len(fitting) < len(rows):
-                return None
-            found[kind] = [self._positions.setdefault(row, len(self._positions)) for row in fitting]
+        texts = [text for kind in answers for text in answers[kind]]
+        try:
+            rows = encode_answers(self._tokenizer, self._template, sample.prompt, texts, self._max_length)
+        except InputError as error:
+            raise InputError(f"{sample.id}: {error}") from None
+        fitting = [row for row in rows if row is not None]
+        if len(fitting) < len(rows):
+            return None
+        places = iter([self._positions.setdefault(row, len(self._positions)) for row in fitting])
+        found = {kind: list(islice(places, len(some))) for kind, some in answers.items()}
         own = found.get("answer", [])
         self.with_moments.update(own if "moments" in kinds else [])
         self.with_text.update(own if "text" in kinds else [])
@@ -78,5 +83,5 @@ class AnswerRows:
             answer=next(iter(own), None),
             paraphrase=next(iter(found.get("paraphrase", [])), None),
             wrong=tuple(found.get("wrong", [])),
-            prompt=encode_prompt(self._tokenizer, self._template, sample.prompt) if "generation" in kinds else None,
+            prompt=fitting[0].ids[: fitting[0].prompt_length] if "generation" in kinds else None,
         )

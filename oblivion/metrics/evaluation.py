@@ -122,10 +122,11 @@ def evaluate_model(
     encoded = {group: rows.encode(samples, wanted[group]) for group, samples in groups.items() if group in wanted}
     prompted = [(one, one.prompt) for ones in encoded.values() for one in ones if one.prompt is not None]
     prompts = [prompt for _, prompt in prompted]
+    ends = {row.ids[-1] for row in rows.rows}
     limits = {"max_new_tokens": max_new_tokens, "max_length": max_length, "batch_size": batch_size}
     tokens, pad = batch_size * _TOKENS_PER_ROW, tokenizer.pad_token_id
     with _evaluating(model):
-        written = dict(zip(prompts, generate_answers(model, tokenizer, prompts, **limits), strict=True))
+        written = dict(zip(prompts, generate_answers(model, tokenizer, prompts, ends=ends, **limits), strict=True))
         pending = start_rouge([(one.sample.answer, written[prompt]) for one, prompt in prompted])
         scores = score_rows(model, rows.rows, pad_id=pad, max_tokens=tokens, moments=rows.with_moments)
     scores = _with_texts(scores, rows, tokenizer)

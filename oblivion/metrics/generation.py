@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from oblivion.models.attention import changes_with_length, is_stateful
@@ -26,8 +26,9 @@ def generate(
     max_new_tokens: int,
     max_length: int,
     batch_size: int,
+    ends: Collection[int] = (),
 ) -> list[str]:
-    """Continue prompts by the most likely token until EOS.
+    """Continue prompts by the most likely token until the end of an answer.
 
     Equal prompts are continued once; the others are sorted by length and padded on the left.
 
@@ -45,6 +46,8 @@ def generate(
         The context in tokens.
     batch_size : int
         Prompts that are continued together.
+    ends : collection of int
+        Further ids that end an answer, such as the end of a turn in the chat format.
 
     Returns
     -------
@@ -55,7 +58,7 @@ def generate(
 
     answers: dict[Prompt, str] = {}
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    stops = _stop_ids(plain, tokenizer)
+    stops = _stop_ids(plain, tokenizer) | set(ends)
     ordered = sorted(set(prompts), key=lambda p: (len(p), p))
     own = bool(ordered) and _is_plain(plain, min(len(ordered[-1]) + max_new_tokens, max_length))
     if not plain._supports_default_dynamic_cache():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from oblivion.data.tokens import Template, TokenRow, encode
+from oblivion.errors import InputError
 from oblivion.objectives.terms import Answers
 from oblivion.types import Sample
 
@@ -31,7 +32,10 @@ def tokenize(samples: Sequence[Sample], tokenizer: Any, template: Template, max_
     """Encode samples; a row that is longer than `max_length` is left out whole and named, never cut."""
     rows, skipped = [], []
     for sample in samples:
-        row = encode(tokenizer, template, sample.prompt, sample.answer, max_length)
+        try:
+            row = encode(tokenizer, template, sample.prompt, sample.answer, max_length)
+        except InputError as error:
+            raise InputError(f"{sample.id}: {error}") from None
         if row is None:
             skipped.append(sample.id)
         else:

@@ -5,8 +5,11 @@ import pytest
 from oblivion.data import templates
 from oblivion.data.template_chat import ChatTemplate
 from oblivion.data.template_plain import PlainTemplate
-from oblivion.data.tokens import encode
+from oblivion.data.tokens import encode, encode_prompt
 from oblivion.errors import InputError
+from oblivion.metrics.encoding import AnswerRows
+from oblivion.training.batches import tokenize
+from oblivion.types import Sample
 
 CHATML = (
     "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
@@ -62,8 +65,8 @@ def test_chat_text_and_labels_by_hand(byte_tokenizer):
     assert template.special_tokens is False
     prompt = "<|start|>user\nWho?<|end|>\n<|start|>assistant\n"
     assert template.prompt(tokenizer, "Who?") == prompt
+    assert template.full(tokenizer, "Who?", "Ada.") == prompt + "Ada.<|end|>\n"
     # The line break that ChatML writes after the end is left out.
-    assert template.full(tokenizer, "Who?", "Ada.") == prompt + "Ada.<|end|>"
     row = encode(tokenizer, template, "Who?", "Ada.", 100)
     assert tokenizer.decode(list(row.labels)) == "Ada.<|end|>"
     assert row.ids.count(tokenizer.bos_token_id) == 0 and row.ids.count(tokenizer.eos_token_id) == 2
@@ -72,19 +75,52 @@ def test_chat_text_and_labels_by_hand(byte_tokenizer):
 def test_chat_date_is_fixed(byte_tokenizer):
     tokenizer = _with(byte_tokenizer, DATED)
     assert ChatTemplate().prompt(tokenizer, "q").startswith("Today is 10 Apr 2025.\n<|start|>user")
+    asked = _with(byte_tokenizer, DATED.replace("date_string", "strftime_now('%d %B %Y')"))
+    assert ChatTemplate().prompt(asked, "q").startswith("Today is 10 April 2025.\n<|start|>user")
 
 
-def test_chat_keeps_an_answer_without_end_as_it_is(byte_tokenizer):
+def test_an_answer_that_a_chat_format_does_not_end_ends_in_eos(byte_tokenizer):
     turns = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    bare = turns + "{% if add_generation_prompt %}assistant: {% endif %}"
-    text = ChatTemplate().full(_with(byte_tokenizer, bare), "q", "a")
-    assert text == "user: q\nassistant: a\n"
+    tokenizer = _with(byte_tokenizer, turns + "{% if add_generation_prompt %}assistant: {% endif %}")
+    row = encode(tokenizer, ChatTemplate(), "q", "a", 100)
+    assert tokenizer.decode(list(row.ids)) == "user: q\nassistant: a<|end|>"
+    assert tokenizer.decode(list(row.labels)) == " a<|end|>"  # the space before an answer belongs to it
 
 
 def test_chat_that_opens_otherwise_when_asked_is_refused(byte_tokenizer):
-    thinking = CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
-    with pytest.raises(InputError, match=r"opens an assistant's turn differently.*data\.template = 'plain'"):
-        ChatTemplate().full(_with(byte_tokenizer, thinking), "q", "a")
+    tokenizer = _with(byte_tokenizer, CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif"))
+    for call in (
+        lambda: encode(tokenizer, ChatTemplate(), "q", "a", 100),
+        lambda: encode_prompt(tokenizer, ChatTemplate(), "q"),
+    ):
+        with pytest.raises(InputError, match=r"'chat' opens an answer differently.*<think>.*data\.template = 'plain'"):
+            call()
+
+
+REWRITING = {
+    "a part is dropped": "{{ m.content.split('</think>')[-1] }}",
+    "a part is moved": "{% set parts = m.content.split('</think>') %}<think>{{ parts[0] if parts[1] else '' }}</think>"
+    "{{ parts[-1] }}",
+}
+
+
+@pytest.mark.parametrize("content", REWRITING.values(), ids=REWRITING)
+def test_an_answer_that_a_chat_format_rewrites_is_refused(byte_tokenizer, content):
+    tokenizer = _with(byte_tokenizer, CHATML.replace("{{ m.content }}", content))
+    assert encode(tokenizer, ChatTemplate(), "q", "Ada.", 100) is not None
+    with pytest.raises(InputError, match=r"'chat' does not write an answer as it is.*data\.template = 'plain'"):
+        encode(tokenizer, ChatTemplate(), "q", "Hm.</think>Ada.", 100)
+    with pytest.raises(InputError, match=r"'chat' does not write the answer into the text"):
+        encode(_with(byte_tokenizer, CHATML.replace("m.content", "m.content | upper")), ChatTemplate(), "q", "a", 100)
+
+
+def test_the_name_of_a_row_is_in_the_message(byte_tokenizer):
+    tokenizer = _with(byte_tokenizer, CHATML.replace("{{ m.content }}", REWRITING["a part is dropped"]))
+    samples = [Sample(id="row-7", prompt="q", answer="Hm.</think>Ada.")]
+    with pytest.raises(InputError, match=r"row-7: the template 'chat'"):
+        tokenize(samples, tokenizer, ChatTemplate(), 100)
+    with pytest.raises(InputError, match=r"row-7: the template 'chat'"):
+        AnswerRows(tokenizer, ChatTemplate(), 100).encode(samples, {"answer"})
 
 
 def test_no_chat_format_is_an_input_error(byte_tokenizer):
