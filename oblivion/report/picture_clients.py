@@ -8,8 +8,8 @@ from markupsafe import Markup
 
 from oblivion.report.comparison import Comparison, Standing, client_names, client_probability, own_entries
 from oblivion.report.drawing import WIDTH, Mark, Scale, line, marks, picture, tag, text, tick_label, ticks
-from oblivion.report.formatting import number, shorten
-from oblivion.report.reading import RequestRecord
+from oblivion.report.formatting import number, plural, shorten
+from oblivion.report.reading import Measure, RequestRecord
 
 MOST = 25
 """More clients than this do not fit a page: the picture then keeps those that changed most."""
@@ -56,9 +56,12 @@ def shown_clients(comparison: Comparison) -> list[str]:
 
 
 def _title(name: str, request: RequestRecord) -> str:
+    measures = [model.clients.get(name, {}).get("probability", Measure()) for model in request.models.values()]
+    counts = {int(measure.n) for measure in measures if measure.value is not None and measure.n is not None}
+    rows = f", {plural(counts.pop(), 'row')}" if len(counts) == 1 else ""
     if name == request.client:
-        return f"{shorten(name, 32)}: asked to be forgotten"
-    return shorten(name, 48)
+        return f"{shorten(name, 24)}{rows}: asked to be forgotten"
+    return f"{shorten(name, 40)}{rows}"
 
 
 def _lane(x: Scale, y: float, row: _Row, standing: Standing, look: Mark) -> Markup:

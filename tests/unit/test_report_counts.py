@@ -15,6 +15,7 @@ from oblivion.removal.local import Local
 from oblivion.report import build_report
 from oblivion.report.comparison import compare
 from oblivion.report.drawing import left_margin, text_width, tick_label, ticks
+from oblivion.report.picture_clients import clients_picture
 from oblivion.report.reading import Metrics
 from oblivion.report.tables import clients_table, everything_table, methods_table
 from oblivion.report.wording import measured_on
@@ -78,6 +79,8 @@ def test_every_line_of_every_table_says_how_many() -> None:
     assert counted["Cost"] == counted["Guarantee"] == ""
     assert {row.title: row.counted for row in everything_table(comparison)}["mia_min_k"] == "16 rows"
     assert {row.title: row.counted for row in clients_table(comparison)}["client-0"] == "30 rows"
+    drawn = str(clients_picture(comparison, "k"))
+    assert "client-0, 30 rows<" in drawn and "client-5, 35 rows: asked to be forgotten<" in drawn
 
 
 def run(folder: Path, name: str, clients: int, settings: str) -> Path:
