@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from oblivion.errors import OblivionError
+from oblivion.errors import OblivionError, plural
 
 if TYPE_CHECKING:
     from oblivion.config import RunConfig
@@ -195,7 +195,7 @@ def _show_plan(plan: dict[str, Any], as_json: bool) -> None:
     if as_json:
         _say(json.dumps(plan, indent=1))
         return
-    _say(f"{plan['label']}: guarantee {plan['guarantee']}, {plan['client_steps']} client-steps")
+    _say(f"{plan['label']}: guarantee {plan['guarantee']}, {plural(plan['client_steps'], 'client-step')}")
     _say(f"cost: {plan['fraction']:.2f} of retraining in client-steps (tokens are known when it has run)")
     _say(f"first round with the data: {plan['from_round'] or 'none'}")
     for touch in plan["touches"]:
@@ -300,13 +300,13 @@ def ledger_show(run_directory: Run, as_json: Json = False) -> None:
     for branch in held["branches"]:
         rounds = f"rounds {branch['rounds'][0]} to {branch['rounds'][-1]}" if branch["rounds"] else "no rounds"
         start = f" from round {branch['fork']} of {branch['parent']}" if branch["parent"] else ""
-        _say(f"branch {branch['name']}{start}: {rounds}, {branch['contributions']} contributions")
+        _say(f"branch {branch['name']}{start}: {rounds}, {plural(branch['contributions'], 'contribution')}")
     for asked in held["requests"]:
-        what = "everything" if asked["samples"] is None else f"{asked['samples']} samples"
+        what = "everything" if asked["samples"] is None else plural(asked["samples"], "sample")
         ground = f" ({asked['ground']})" if asked["ground"] else ""
         _say(f"{asked['id']}: {what} of {asked['client']}, {asked['state']}{ground}, due {asked['due_at']}")
     for gone in held["exclusions"]:
-        what = "" if gone["samples"] is None else f"{gone['samples']} samples of "
+        what = "" if gone["samples"] is None else plural(gone["samples"], "sample") + " of "
         _say(f"excluded for good: {what}{gone['client']}")
 
 

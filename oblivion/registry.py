@@ -97,7 +97,12 @@ class Registry:
         if name in self._outside:
             return self._outside[name][0].load()
         module, _, attribute = self._builtin[name].partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except ImportError as error:
+            raise InputError(
+                f"{self.kind} '{name}' cannot be loaded: {_one_line(error)}; `oblivion doctor` says what is missing"
+            ) from error
 
     def _check_name(self, name: str, entries: list[EntryPoint]) -> None:
         by = [package_of(entry) for entry in entries]

@@ -7,6 +7,7 @@ import sys
 from types import TracebackType
 from typing import Any
 
+from oblivion.errors import plural
 from server.events import Event
 
 
@@ -73,12 +74,12 @@ class Display:
                 self._progress.remove_task(self._task)
             done = event["round"] - 1
             self._task = self._progress.add_task(label, total=event["rounds"], completed=done, detail="")
-        self._progress.update(self._task, total=event["rounds"], detail=f"{event['clients']} clients")
+        self._progress.update(self._task, total=event["rounds"], detail=plural(event["clients"], "client"))
 
     def _committed(self, event: Event) -> None:
         loss = event["loss"]
         told = loss is not None and math.isfinite(loss)  # with privacy no loss is told
-        detail = f"{event['clients']} clients, loss {loss:.3f}" if told else f"{event['clients']} clients"
+        detail = plural(event["clients"], "client") + (f", loss {loss:.3f}" if told else "")
         if self._progress is not None:
             self._progress.update(self._task, completed=event["round"], detail=detail)
         else:

@@ -16,7 +16,7 @@ def cost_line(standing: Standing) -> str:
     """Client-steps, tokens and traffic of a model in one line; what was not recorded is left out."""
     cost = standing.model.cost
     parts = [
-        (cost.client_steps, f"{count(cost.client_steps)} client-steps"),
+        (cost.client_steps, f"{count(cost.client_steps)} client-step{'' if cost.client_steps == 1 else 's'}"),
         (cost.tokens, f"{count(cost.tokens)} tokens"),
         (cost.bytes_up, f"{megabytes(cost.bytes_up)} up"),
         (cost.bytes_down, f"{megabytes(cost.bytes_down)} down"),

@@ -197,3 +197,9 @@ def test_a_docstring_is_not_counted() -> None:
 
 def test_no_file_is_called_after_nothing() -> None:
     assert not [name_of(p) for p in sources() if p.stem in ("utils", "misc", "helpers", "common")]
+
+
+def test_the_gate_runs_every_test() -> None:
+    gate, makefile = (ROOT / ".ci" / "run").read_text("utf-8"), (ROOT / "Makefile").read_text("utf-8")
+    assert re.findall(r"make (\w+)", gate) == ["check", "test", "slow"] and "40m make slow" in gate
+    assert "pytest -m slow -n 2" in makefile

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from oblivion import registry as registry_module
-from oblivion.errors import ConfigError, nearest
+from oblivion.errors import ConfigError, InputError, nearest
 from oblivion.parameters import build
 from oblivion.registry import Registry
 from oblivion.seeding import derive_seed, numpy_generator, torch_generator
@@ -108,6 +108,12 @@ class TestRegistry:
     def test_describe_gives_the_first_line(self) -> None:
         table = Registry("part", {"only": f"{__name__}:Part"})
         assert table.describe() == {"only": "A part for the tests."}
+
+    def test_a_part_that_is_not_installed_whole_breaks_no_list(self) -> None:
+        assert TABLE.describe()["first"] == "A part for the tests."
+        assert "cannot be loaded: ModuleNotFoundError: No module named 'no'" in TABLE.describe()["broken"]
+        with pytest.raises(InputError, match="part 'broken' cannot be loaded"):
+            TABLE.get("broken")
 
     def test_other_packages_add_by_entry_point(self, monkeypatch: pytest.MonkeyPatch) -> None:
         entry = EntryPoint("outside", f"{__name__}:Part", "oblivion.parts")
