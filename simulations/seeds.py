@@ -96,7 +96,9 @@ def table(requests: Mapping[int, RequestRecord], shares: Mapping[int, Mapping[st
         values = {name: [measured(request, request.models[name]) for request in requests.values()] for name in shown}
         lines.append(f"| {label} | " + " | ".join(_range(values[name]) for name in shown) + " |")
     lines += ["", "| seed | rows that leave | rank among the clients by rows |", "|---|---|---|"]
-    lines += [f"| {seed} | {own['rows']} | {own['rank']} of {own['of']} |" for seed, own in sorted(shares.items())]
+    for seed, own in sorted(shares.items()):
+        named = " (the most)" if own["rank"] == 1 else ""
+        lines.append(f"| {seed} | {own['rows']} | {own['rank']} of {own['of']}{named} |")
     return "\n".join(lines) + "\n"
 
 
@@ -104,7 +106,8 @@ def _range(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return ""
-    return f"{sum(known) / len(known):.2f} ({min(known):.2f} to {max(known):.2f})"
+    mean, least, most = (f"{value:.2f}" for value in (sum(known) / len(known), min(known), max(known)))
+    return mean if least == most else f"{mean} ({least} to {most})"
 
 
 def main(arguments: Sequence[str] | None = None, settings: Settings | None = None) -> int:
