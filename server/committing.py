@@ -22,7 +22,8 @@ from oblivion.ledger.erasure import commit_removal, void_requests
 from oblivion.ledger.evidence import LIMITS, predicate, seal, statement
 from oblivion.ledger.merkle import inclusion_proof, leaf_hash
 from oblivion.ledger.register import Asked
-from oblivion.models.resident import CONFIG, WEIGHTS, weight_bytes
+from oblivion.models.adapter_folder import CONFIG, WEIGHTS
+from oblivion.models.resident import weight_bytes
 from oblivion.report import write_report
 from server.manifest import describe_clients
 from server.planning import present

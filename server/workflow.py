@@ -126,6 +126,9 @@ class Workflow:
             reason = "privacy.unit = 'sample' takes the gradient of every sample by itself"
         if reason is not None:
             self.observer.event("warning", text=f"clients are trained one by one: {reason}")
+        if self.resident.left_out:
+            layers = ", ".join(self.resident.left_out)
+            self.observer.event("warning", text=f"these layers carry no adapter, see docs/models.md: {layers}")
         while self.federation.head(MAIN).round < self.config.federation.rounds:
             self.federation.run_round(MAIN)
         self._keep_original()

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from oblivion.config import ForgetConfig, RunConfig, config_from_mapping
 from oblivion.errors import ConfigError, InputError
 from oblivion.ledger.opening import check_ledger_exists, wait_until_free
-from oblivion.models.resident import read_adapter_folder
+from oblivion.models.adapter_folder import read_adapter_folder
 from oblivion.types import Adapter, ForgetRequest
 from server.events import Observer, Sink
 from server.hosts import Hosts
@@ -86,7 +86,7 @@ class RunResult:
     @property
     def adapter(self) -> Adapter:
         """The model's adapter."""
-        return read_adapter_folder(self.adapter_folder)[0]
+        return read_adapter_folder(self.adapter_folder).tensors
 
     def forget(
         self,

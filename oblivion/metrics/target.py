@@ -11,21 +11,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from oblivion.config import LoraConfig, ModelConfig, RunConfig, config_from_mapping
+from oblivion.config import ModelConfig, RunConfig, config_from_mapping
 from oblivion.data import templates
 from oblivion.data.federation import for_source, resolve
 from oblivion.data.groups import central_groups, evenly
 from oblivion.data.requests import select_samples
 from oblivion.data.tofu import evaluation_groups
-from oblivion.errors import ConfigError, InputError
+from oblivion.errors import ConfigError, InputError, IntegrityError
 from oblivion.fingerprint import code_fingerprint, packages_of
 from oblivion.ledger.register import EXCLUSIONS, absences
 from oblivion.metrics import entries_of
 from oblivion.metrics.evaluation import evaluate_model, read_reference, to_open_unlearning
+from oblivion.models.adapter_folder import CONFIG, StoredAdapter, read_adapter_folder
 from oblivion.models.loading import load_base, locate, model_digest
-from oblivion.models.resident import CONFIG, load_resident, read_adapter_folder
+from oblivion.models.resident import load_resident
 from oblivion.parameters import build
-from oblivion.types import Adapter, ForgetRequest, Sample
+from oblivion.types import ForgetRequest, Sample
 
 _TABLE_NAMES = 34
 _PINNED = "give its commit with --revision"
@@ -37,8 +38,7 @@ class Target:
 
     name: str
     model: ModelConfig
-    lora: LoraConfig | None = None
-    adapter: Adapter | None = None
+    adapter: StoredAdapter | None = None
     run: RunConfig | None = None
     request: ForgetRequest | None = None
     """What the model of a run was asked to forget; None for what the run's own scenario asks."""
@@ -104,14 +104,15 @@ def find_target(target: Any, base: str = "", revision: str = "") -> Target:
     if run is not None and run_folder == folder:
         folder = run_folder / _head(run_folder)
     if (folder / CONFIG).is_file():
-        adapter, lora, named = read_adapter_folder(folder)
-        model = run.model if run and not base else ModelConfig(name=base or named, revision=revision)
+        adapter = read_adapter_folder(folder)
+        own = revision or ("" if base else adapter.revision)
+        model = run.model if run and not base else ModelConfig(name=base or adapter.base, revision=own)
         if not model.name:
             raise InputError(f"{folder} does not name its base model; give it with --base")
         if run is None or base:
             locate(model, "--base" if base else f"base_model_name_or_path of {folder / CONFIG}", _PINNED)
         request = _read_request(run_folder, str(target.model)) if run and hasattr(target, "adapter_folder") else None
-        return Target(name=str(folder), model=model, lora=lora, adapter=adapter, run=run, request=request)
+        return Target(name=str(folder), model=model, adapter=adapter, run=run, request=request)
     if run is not None:
         raise InputError(f"{folder} is missing: the learning of {run_folder} did not finish, or it was erased")
     model = ModelConfig(name=str(target), revision=revision)
@@ -129,9 +130,13 @@ def _opened(target: Target) -> Iterator[tuple[Any, Any, int]]:
         base = load_base(target.model)
         yield base.model, base.tokenizer, base.max_length
         return
-    assert target.lora is not None
-    resident = load_resident(target.model, target.lora)
-    resident.write(target.adapter)
+    try:
+        resident = load_resident(target.model, target.adapter.settings)
+        resident.write(target.adapter.tensors)
+    except (ConfigError, IntegrityError) as error:
+        if target.run is not None:
+            raise
+        raise InputError(f"{target.name} does not fit its base model {target.model.name!r}: {error}") from None
     with resident.merged() as model:
         yield model, resident.tokenizer, resident.max_length
 

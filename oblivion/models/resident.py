@@ -1,7 +1,7 @@
 """One base model that stays in memory, with one LoRA adapter whose values are copied in and out.
 
-Nothing is rebuilt per client visit: `ResidentModel.write` overwrites the adapter in place. `merged` folds the
-adapter into the base for evaluation and restores the base bit for bit.
+Nothing is rebuilt per client visit: `ResidentModel.write` overwrites the adapter in place. For evaluation `merged`
+folds the adapter into the base where that changes nothing but speed, and restores the base bit for bit.
 """
 
 from __future__ import annotations
@@ -10,27 +10,28 @@ import contextlib
 import functools
 import json
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oblivion.config import LoraConfig, ModelConfig
-from oblivion.errors import ConfigError, InputError, IntegrityError
+from oblivion.errors import ConfigError, IntegrityError
 from oblivion.files import write_folder
+from oblivion.models.adapter_folder import CONFIG, WEIGHTS, PeftSettings
 from oblivion.models.factors import factor_of, initial_values
 from oblivion.models.forward import answer_logits, head_is_linear
 from oblivion.models.loading import Base, gpu_count, load_base, width_of
 from oblivion.models.randomness import ask_for_deterministic_kernels, repeats_bits
+from oblivion.models.targets import ALL_LINEAR, check_layers, settings_for, without_adapter
 from oblivion.types import Adapter
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
 
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
-_VARIANTS = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
-"""PEFT settings that change what the stored tensors mean."""
+
+_EXACT = ("torch.float32", "torch.float64")
 
 
 class ResidentModel:
@@ -40,34 +41,36 @@ class ResidentModel:
     ----------
     base : Base
         The loaded model; it is changed by attaching the adapter.
-    lora : LoraConfig
-        Rank, alpha, dropout and targets.
+    lora : LoraConfig or PeftSettings
+        Rank, alpha, dropout and targets; or those of an adapter that PEFT wrote.
+
+    Attributes
+    ----------
+    left_out : tuple of str
+        Kinds of layers that ``all-linear`` leaves out: experts, and what PEFT would not tell from them.
 
     Raises
     ------
     ConfigError
-        If no layer of the model matches the targets.
+        If no layer of the model matches the targets, or one that does is not linear.
     """
 
-    def __init__(self, base: Base, lora: LoraConfig) -> None:
+    def __init__(self, base: Base, lora: LoraConfig | PeftSettings) -> None:
         import peft
 
         self.base = base
-        targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-        settings = peft.LoraConfig(
-            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
-        )
+        settings = lora.to_peft() if isinstance(lora, PeftSettings) else settings_for(base.model, lora)
+        targets = settings.target_modules if isinstance(lora, PeftSettings) else lora.targets
         warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing", category=FutureWarning)
         try:
             self.model = peft.get_peft_model(base.model, settings)
         except ValueError as error:
             raise ConfigError(f"lora.targets = {targets!r}: {str(error).splitlines()[0]}") from None
         self.model.eval()
+        check_layers(self.model)
+        self.left_out = without_adapter(self.model) if targets == ALL_LINEAR else ()
         trainable = ((n.replace(".default.", "."), p) for n, p in self.model.named_parameters() if p.requires_grad)
         self.parameters: dict[str, Parameter] = dict(sorted(trainable))
-        odd = [name for name in self.parameters if ".lora_A." not in name and ".lora_B." not in name]
-        if odd:
-            raise ConfigError(f"lora.targets = {targets!r}: '{odd[0]}' is not a linear layer; only those are supported")
 
     @property
     def tokenizer(self) -> Any:
@@ -93,6 +96,26 @@ class ResidentModel:
     def lora_layers(self) -> dict[str, Any]:
         """The layers that carry an adapter, by the name that their tensors begin with."""
         return {name: module for name, module in self.model.named_modules() if hasattr(module, "lora_A")}
+
+    @functools.cached_property
+    def _folds(self) -> bool:
+        """Whether the adapter can be folded into the base weights and gives the same as beside them."""
+        import torch
+
+        base, layers = self.model.get_base_model(), self.lora_layers.values()
+        owners = Counter(id(weight) for module in base.modules() for weight in module.parameters(recurse=False))
+        weights = [layer.base_layer.weight for layer in layers]
+        if any(str(weight.dtype) not in _EXACT or owners[id(weight)] > 1 for weight in weights):
+            return False
+        called: set[Any] = set()
+        hooks = [layer.register_forward_hook(lambda module, *_: called.add(module)) for layer in layers]
+        try:
+            with torch.no_grad():
+                base(input_ids=torch.tensor([[1, 2, 3, 4]], device=self.device), use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return called == set(layers)
 
     def initial_adapter(self, seed: int) -> Adapter:
         """The adapter before any training, from the seed and the tensors' names alone, never from data."""
@@ -185,15 +208,25 @@ class ResidentModel:
 
     @contextlib.contextmanager
     def merged(self) -> Iterator[Any]:
-        """Fold the adapter into the base weights, yield the plain model, restore the base exactly."""
+        """Yield the plain model with the adapter in effect, as it is in PEFT when exported; restore the base exactly.
+
+        In fp32 the adapter is folded into the base weights, which is faster. In lower precision the sum would be
+        rounded, where a layer shares its weight with another (a head with the embedding) the other would change, and
+        where a model reads a layer's weight itself it would find what an adapter beside it does not give: there the
+        adapter stays beside the base.
+        """
         import torch
 
-        layers = [m for m in self.model.modules() if hasattr(m, "merge") and hasattr(m, "base_layer")]
+        base = self.model.get_base_model()
+        if not self._folds:
+            yield base
+            return
+        layers = list(self.lora_layers.values())
         saved = [layer.base_layer.weight.detach().clone() for layer in layers]
         try:
             for layer in layers:
                 layer.merge()
-            yield self.model.get_base_model()
+            yield base
         finally:
             for layer, weight in zip(layers, saved, strict=True):
                 if layer.merged:
@@ -289,42 +322,8 @@ def check_adapter(adapter: Adapter, like: Mapping[str, Tensor]) -> None:
             )
 
 
-def read_adapter_folder(folder: Path) -> tuple[Adapter, LoraConfig, str]:
-    """Read a PEFT adapter folder: its tensors, its LoRA settings, and the base model it names.
-
-    Raises
-    ------
-    InputError
-        If a file is missing or is not what PEFT writes.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise InputError(f"{folder} is not a PEFT adapter folder: {name} is missing")
-    try:
-        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        variants = [key for key in _VARIANTS if settings.get(key)]
-        if variants:
-            raise InputError(f"{folder}: only plain LoRA can be read; this adapter's {CONFIG} sets {variants[0]!r}")
-        targets = settings["target_modules"]
-        lora = LoraConfig(
-            rank=settings["r"],
-            alpha=settings["lora_alpha"],
-            targets=targets if isinstance(targets, str) else tuple(targets),
-        )
-        tensors: dict[str, Tensor] = load_file(folder / WEIGHTS)
-    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise InputError(f"{folder}: not a LoRA adapter in PEFT format: {error}") from None
-    adapter = {name: tensors[name].float() for name in sorted(tensors)}
-    if not any(bool(t.any()) for n, t in adapter.items() if ".lora_A." not in n):
-        raise InputError(f"{folder}: every B of this adapter is zero, so it changes nothing; was it ever trained?")
-    return adapter, lora, str(settings.get("base_model_name_or_path") or "")
-
-
 @functools.lru_cache(maxsize=1)
-def load_resident(model: ModelConfig, lora: LoraConfig, max_length: int = 0) -> ResidentModel:
+def load_resident(model: ModelConfig, lora: LoraConfig | PeftSettings, max_length: int = 0) -> ResidentModel:
     """Load a base model and attach a LoRA adapter; a process keeps the last one, so that nobody holds a second copy."""
     if gpu_count():
         ask_for_deterministic_kernels()

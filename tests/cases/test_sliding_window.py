@@ -147,5 +147,5 @@ def test_a_cap_that_small_logits_do_not_reach_is_seen(tmp_path: Path) -> None:
 
 
 def test_a_model_that_looks_ahead_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is not causal"):
+    with pytest.raises(InputError, match="depends on tokens that come later"):
         base_of("bert", tmp_path)

@@ -12,9 +12,10 @@ import torch
 import oblivion as ob
 from oblivion.errors import ConfigError
 from oblivion.ledger.opening import open_ledger
+from oblivion.models.adapter_folder import read_adapter_folder
 from oblivion.models.factors import factor_of
 from oblivion.models.loading import load_base
-from oblivion.models.resident import ResidentModel, load_resident, read_adapter_folder
+from oblivion.models.resident import ResidentModel, load_resident
 from server.events import Event
 from server.prepare import prepare
 from server.run_directory import RunDirectory
@@ -110,10 +111,11 @@ def test_the_saved_adapter_is_the_model_that_was_measured(run: RunResult) -> Non
     with torch.no_grad(), resident.over(state.residual):
         expected = resident.model(ids).logits
     assert all(torch.equal(m.base_layer.weight, before[n]) for n, m in resident.lora_layers.items())
-    saved, lora, _ = read_adapter_folder(run.adapter_folder)
-    assert lora.alpha / lora.rank == config.lora.alpha / config.lora.rank
-    other = ResidentModel(load_base(config.model), lora)
-    other.write(saved)
+    saved = read_adapter_folder(run.adapter_folder)
+    lora = saved.settings.to_peft()
+    assert lora.lora_alpha / lora.r == config.lora.alpha / config.lora.rank
+    other = ResidentModel(load_base(config.model), saved.settings)
+    other.write(saved.tensors)
     with torch.no_grad():
         torch.testing.assert_close(other.model(ids).logits, expected, rtol=0, atol=1e-5)
     from peft import PeftModel

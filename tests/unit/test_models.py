@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from oblivion.config import LoraConfig, ModelConfig
 from oblivion.errors import ConfigError, InputError, IntegrityError, OblivionError
+from oblivion.models.adapter_folder import CONFIG, WEIGHTS, read_adapter_folder
 from oblivion.models.loading import load_base, load_tokenizer, locate, model_digest, resolve_dtype
-from oblivion.models.resident import CONFIG, WEIGHTS, ResidentModel, load_resident, read_adapter_folder
+from oblivion.models.resident import ResidentModel, load_resident
 
 LORA = LoraConfig(rank=4, alpha=8)
 IDS = torch.tensor([[1, 10, 20, 30, 40, 50]])
@@ -144,7 +145,7 @@ def test_digest_changes_with_any_byte(micro_model: Path, tmp_path: Path, name: s
 
 def test_unknown_targets_are_a_config_error(micro_model: Path) -> None:
     base = load_base(ModelConfig(name=str(micro_model)))
-    with pytest.raises(ConfigError, match=r"lora\.targets = \['nonsense'\]"):
+    with pytest.raises(ConfigError, match=r"lora\.targets = \('nonsense',\)"):
         ResidentModel(base, LoraConfig(targets=("nonsense",)))
 
 
@@ -243,10 +244,11 @@ def test_saved_adapter_loads_in_peft(resident: ResidentModel, micro_model: Path,
     loaded.eval()
     with torch.no_grad():
         assert torch.equal(loaded(input_ids=IDS).logits, resident.model(input_ids=IDS).logits)
-    back, lora, base = read_adapter_folder(tmp_path / "a/final")
+    stored = read_adapter_folder(tmp_path / "a/final")
+    back, lora = stored.tensors, stored.settings.to_peft()
     assert all(torch.equal(back[n], adapter[n]) for n in adapter) and list(back) == sorted(adapter)
-    assert (lora.rank, lora.alpha, base) == (4, 8, str(micro_model))
-    again = ResidentModel(load_base(ModelConfig(name=str(micro_model))), lora)
+    assert (lora.r, lora.lora_alpha, stored.base) == (4, 8, str(micro_model))
+    again = ResidentModel(load_base(ModelConfig(name=str(micro_model))), stored.settings)
     again.write(back)
     with torch.no_grad():
         assert torch.equal(again.model(input_ids=IDS).logits, resident.model(input_ids=IDS).logits)
@@ -299,15 +301,6 @@ def test_adapter_without_any_effect_is_refused(folder: Path) -> None:
     tensors = {n: t * 0 if ".lora_B." in n else t for n, t in load_file(folder / WEIGHTS).items()}
     save_file(tensors, folder / WEIGHTS)
     with pytest.raises(InputError, match="every B of this adapter is zero"):
-        read_adapter_folder(folder)
-
-
-@pytest.mark.parametrize("change", [{"use_rslora": True}, {"use_dora": True}, {"alpha_pattern": {"q_proj": 3}}])
-def test_adapter_that_is_not_plain_lora_is_refused(folder: Path, change: dict[str, object]) -> None:
-    """Read as plain LoRA, its scale would be another one and every number about it wrong."""
-    settings = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps(settings | change))
-    with pytest.raises(InputError, match=next(iter(change))):
         read_adapter_folder(folder)
 
 

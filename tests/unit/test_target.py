@@ -77,8 +77,9 @@ def test_a_run_and_its_result_are_the_same_target(run: RunResult) -> None:
     assert by_path.run == by_text.run == by_result.run == run.config
     assert by_path.model == by_result.model == run.config.model
     assert by_path.name == by_text.name == by_result.name == str(run.directory / "adapters/original")
-    assert by_path.lora is not None and by_path.lora.rank == 4 and by_path.lora.alpha == 8
-    assert by_path.adapter is not None and list(by_path.adapter) == list(run.adapter)
+    assert by_path.adapter is not None and list(by_path.adapter.tensors) == list(run.adapter)
+    settings = by_path.adapter.settings.to_peft()
+    assert (settings.r, settings.lora_alpha) == (4, 8)
 
 
 def test_another_model_of_a_run(run: RunResult) -> None:
@@ -119,7 +120,7 @@ def test_a_model_folder_and_the_built_in_model(micro_model: Path) -> None:
     for name in (str(micro_model), "tiny"):
         target = find_target(name)
         assert target.model == ModelConfig(name=name)
-        assert target.adapter is target.run is target.lora is None
+        assert target.adapter is target.run is None
 
 
 def test_a_hub_id_keeps_its_revision() -> None:
@@ -141,7 +142,7 @@ def test_the_model_of_a_run_is_its_head(run: RunResult, tmp_path: Path) -> None:
     metrics.write_text(json.dumps({**json.loads(metrics.read_text()), "head": "head"}))
     target = find_target(tmp_path / "copy")
     assert target.name == str(tmp_path / "copy" / "head") and target.adapter is not None
-    assert target.adapter.keys() == run.adapter.keys()
+    assert target.adapter.tensors.keys() == run.adapter.keys()
     shutil.rmtree(tmp_path / "copy" / "head")
     with pytest.raises(InputError, match=r"head is missing: .* or it was erased"):
         find_target(tmp_path / "copy")

@@ -1,0 +1,146 @@
+"""Read an adapter folder as PEFT writes it: LoRA on linear layers, in whatever rank, scale and choice of layers.
+
+What `adapter_config.json` may say is a list of what is known to leave the stored tensors' meaning alone, or to be
+PEFT's own matter when it attaches the adapter. Every other setting that is not at the default of the installed PEFT is
+refused by its name, so that a setting of a later version is, too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from oblivion.errors import InputError
+from oblivion.types import Adapter
+
+if TYPE_CHECKING:
+    import peft
+    from torch import Tensor
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+_PICKLE = "adapter_model.bin"
+
+_ATTACHED = (
+    "r",
+    "lora_alpha",
+    "target_modules",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "use_rslora",
+    "layers_to_transform",
+    "layers_pattern",
+    "rank_pattern",
+    "alpha_pattern",
+)
+"""Where the adapter goes, its ranks and its scales: given to PEFT as they are."""
+_WITHOUT_EFFECT = (
+    "auto_mapping",
+    "base_model_name_or_path",
+    "eva_config",
+    "inference_mode",
+    "lora_dropout",
+    "peft_version",
+    "revision",
+)
+"""Of training, or of where things came from."""
+_ONE_OF: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "task_type": ("CAUSAL_LM", None),
+    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
+}
+"""Values that are harmless; other initial values (PiSSA, OLoRA, LoftQ, CorDA, LoRA-GA) take something out of the base
+weights, and what is stored does not say what."""
+
+
+@dataclass(frozen=True)
+class PeftSettings:
+    """Where an adapter goes and how it is scaled, as the JSON text of PEFT's settings."""
+
+    text: str
+
+    def to_peft(self) -> peft.LoraConfig:
+        """PEFT's own object."""
+        import peft
+
+        return peft.LoraConfig(**json.loads(self.text), task_type="CAUSAL_LM")
+
+
+@dataclass(frozen=True)
+class StoredAdapter:
+    """An adapter as its folder holds it.
+
+    Attributes
+    ----------
+    tensors : Adapter
+        fp32, by PEFT's names.
+    settings : PeftSettings
+        What `oblivion.models.resident.ResidentModel` attaches.
+    base, revision : str
+        The base model that the folder names, and its revision; empty for none.
+    """
+
+    tensors: Adapter
+    settings: PeftSettings
+    base: str
+    revision: str
+
+
+def read_adapter_folder(folder: Path) -> StoredAdapter:
+    """Read a PEFT adapter folder: its tensors, its LoRA settings, and the base model it names.
+
+    Raises
+    ------
+    InputError
+        If a file is missing or is not what PEFT writes, or a setting is not supported; the message names it.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if (folder / _PICKLE).is_file() and not (folder / WEIGHTS).is_file():
+        raise InputError(f"{folder}: {_PICKLE} is a pickle, which can run code; save the adapter as {WEIGHTS}")
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder} is not a PEFT adapter folder: {name} is missing")
+    try:
+        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        _check_settings(settings, folder)
+        attached = PeftSettings(json.dumps({key: settings[key] for key in _ATTACHED if key in settings}))
+        attached.to_peft()
+        tensors: dict[str, Tensor] = load_file(folder / WEIGHTS)
+    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise InputError(f"{folder}: not a LoRA adapter in PEFT format: {error}") from None
+    adapter = {name: tensors[name].float() for name in sorted(tensors)}
+    if not any(bool(t.any()) for n, t in adapter.items() if ".lora_A." not in n):
+        raise InputError(f"{folder}: every B of this adapter is zero, so it changes nothing; was it ever trained?")
+    base, revision = (str(settings.get(key) or "") for key in ("base_model_name_or_path", "revision"))
+    return StoredAdapter(adapter, attached, base, revision)
+
+
+def _check_settings(settings: Mapping[str, Any], folder: Path) -> None:
+    """Refuse the first setting that could change what the tensors mean.
+
+    Raises
+    ------
+    InputError
+        Naming it.
+    KeyError
+        If the settings do not say what adapter it is.
+    """
+    import peft
+
+    defaults = peft.LoraConfig().to_dict()
+    for key, value in {"peft_type": settings["peft_type"], **settings}.items():  # first, what adapter it is
+        if key in _ATTACHED or key in _WITHOUT_EFFECT:
+            continue
+        known = _ONE_OF.get(key, (defaults.get(key),))
+        if not any(type(value) is type(one) and value == one for one in known) and (key in _ONE_OF or value):
+            raise InputError(
+                f"{folder}/{CONFIG}: {key} = {json.dumps(value)} is not supported, only LoRA on linear layers of a "
+                "causal language model is; merge the adapter into its base with PEFT and measure the merged model"
+            )
+    for key in ("r", "lora_alpha"):
+        settings[key]  # PEFT would fall back on defaults of its own

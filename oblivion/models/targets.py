@@ -1,0 +1,108 @@
+"""Which layers of a model carry an adapter: linear ones, and no others.
+
+Experts of a mixture are three-dimensional parameters in transformers 5, not layers, and PEFT wraps them, and a router
+beside them, in classes of its own. An adapter there is no pair of matrices on a linear layer, and is not supported.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from oblivion.config import LoraConfig
+from oblivion.errors import ConfigError
+
+if TYPE_CHECKING:
+    import peft
+
+ALL_LINEAR = "all-linear"
+_SHOWN = 4
+
+
+def is_linear(module: Any) -> bool:
+    """Whether a layer computes ``W x + b``; some routers are of a linear layer's class and return something else."""
+    import torch
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    if type(module) in (nn.Linear, Conv1D) or not isinstance(module, nn.Linear):
+        return isinstance(module, nn.Linear | Conv1D)
+    x = torch.ones((1, module.in_features), dtype=module.weight.dtype, device=module.weight.device)
+    with torch.no_grad():
+        try:
+            y = module(x)
+        except (RuntimeError, TypeError, ValueError):
+            return False
+        return isinstance(y, torch.Tensor) and torch.equal(y, nn.functional.linear(x, module.weight, module.bias))
+
+
+def settings_for(model: Any, lora: LoraConfig) -> peft.LoraConfig:
+    """PEFT's settings for the adapter that a scenario asks for.
+
+    What PEFT would wrap beside linear layers is left out of ``all-linear``, and of no other choice of targets.
+    """
+    import peft
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+    from torch import nn
+
+    settings = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+        task_type="CAUSAL_LM",
+    )
+    if lora.targets != ALL_LINEAR:
+        return settings
+    routers = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not is_linear(module)
+    }
+    resolved = copy.copy(settings)
+    convert_peft_config_for_transformers(resolved, model, None)
+    if resolved.target_parameters:
+        settings.target_modules = set(resolved.target_modules)
+    if routers:
+        settings.exclude_modules = routers
+    return settings
+
+
+def without_adapter(model: Any) -> tuple[str, ...]:
+    """The kinds of layers, the head aside, that carry no adapter: experts in one parameter, and linear layers."""
+    from torch import nn
+
+    base = model.get_base_model()
+    kinds = set()
+    for name, module in base.named_modules():
+        linear = isinstance(module, nn.Linear) and not {"base_layer", "lora_A", "lora_B"} & set(name.split("."))
+        stacked = any(p.dim() == 3 and min(p.shape) > 1 for p in module.parameters(recurse=False)) and not isinstance(
+            module, nn.Conv1d
+        )
+        if (linear or stacked) and module is not base.get_output_embeddings():
+            kinds.add(name.rpartition(".")[2])
+    return tuple(sorted(kinds))
+
+
+def check_layers(model: Any) -> None:
+    """Refuse an adapter on what is not a linear layer.
+
+    Raises
+    ------
+    ConfigError
+        Naming the layers, and the targets that would do.
+    """
+    from peft.tuners.lora import Linear
+
+    fit: set[str] = set()
+    odd: list[str] = []
+    for name, module in model.get_base_model().named_modules():
+        kind = name.rpartition(".")[2]
+        if hasattr(module, "lora_A"):
+            linear = isinstance(module, Linear) and is_linear(module.base_layer)
+            fit.update([kind] if linear else [])
+            odd += [] if linear else [name]
+    if odd:
+        shown = ", ".join(odd[:_SHOWN]) + (f" and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else "")
+        would = f"; lora.targets = {sorted(fit)} would do" if fit else "; lora.targets = 'all-linear' leaves them out"
+        raise ConfigError(f"lora.targets: only linear layers can carry an adapter, and these are not: {shown}{would}")
