@@ -7,10 +7,13 @@ from typing import Any
 
 from oblivion.config import RunConfig
 from oblivion.data import templates
+from oblivion.data.corpus import FederatedData
+from oblivion.data.groups import shared_rows
+from oblivion.ledger.rounds import Absence, Branch
 from oblivion.metrics.evaluation import Evaluation, evaluate_model
 from oblivion.models.resident import ResidentModel
 from oblivion.selection import assign
-from oblivion.types import ClientTask, GlobalState, HostRequest, Sample
+from oblivion.types import ClientTask, ForgetRequest, GlobalState, HostRequest, Sample
 from server.rounds import Federation
 
 
@@ -38,6 +41,23 @@ def measure_centrally(
             reference=reference,
             suite=config.evaluate.suite,
         )
+
+
+def client_tasks(data: FederatedData, request: ForgetRequest | None, exclusions: Sequence[Absence]) -> list[ClientTask]:
+    """What every client that is left shall measure: its own rows, less those that were forgotten before.
+
+    Of rows that are asked to be forgotten, those that others hold, too, are left out: they are measured apart.
+    """
+    gone = Branch(name="", seed=0, rounds=0, absent=tuple(exclusions))
+    tasks = []
+    for client, rows in sorted(data.clients.items()):
+        excluded, forget = set(gone.excluded(client)), None
+        if request and request.client_id == client:
+            excluded |= {row.id for row in shared_rows(data, request)}
+            forget = request.sample_ids
+        if not excluded >= {row.id for row in rows}:
+            tasks.append(ClientTask(client_id=client, excluded=tuple(sorted(excluded)), forget=forget))
+    return tasks
 
 
 def measure_clients(

@@ -27,11 +27,11 @@ from oblivion.models.randomness import base_draws
 from oblivion.models.resident import load_resident
 from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, from_round, in_short
 from oblivion.training.fused import fusible
-from oblivion.types import ClientTask, Cost, ForgetRequest, GlobalState
+from oblivion.types import Cost, ForgetRequest, GlobalState
 from server.accounting import in_units
 from server.events import Observer, round_entry
 from server.hosts import Hosts
-from server.measure import measure_centrally, measure_clients, summary
+from server.measure import client_tasks, measure_centrally, measure_clients, summary
 from server.planning import make_plan, make_situation, oracle_seeds, plan_values, present
 from server.rounds import Federation
 from server.run_directory import RunDirectory, to_json
@@ -374,29 +374,16 @@ class Workflow:
         central = summary(evaluation)
         if model.name == "oracle":
             central.pop("privleak", None)  # it compares with the oracle, and so says nothing of the oracle itself
+        tasks = client_tasks(self.data, request, self.register.exclusions())
         return {
             "label": model.plan.label if model.plan else model.name,
             "guarantee": model.plan.guarantee if model.plan else None,
             "adapter": model.folder,
             "central": central,
-            "clients": measure_clients(model.state, self.federation, self._client_tasks(request)),
+            "clients": measure_clients(model.state, self.federation, tasks),
             "cost": model.cost,
             "touches": [dataclasses.asdict(touch) for touch in model.plan.touches] if model.plan else [],
         }
-
-    def _client_tasks(self, request: ForgetRequest | None) -> list[ClientTask]:
-        """What every client that is left shall measure: its own rows, less those that were forgotten before."""
-        gone = Branch(name="", seed=0, rounds=0, absent=self.register.exclusions())
-        tasks = []
-        for client in sorted(self.data.clients):
-            excluded, own = gone.excluded(client), request if request and request.client_id == client else None
-            if own:  # what others hold, too, is measured apart
-                shared = {row.id for row in shared_rows(self.data, own)}
-                excluded = tuple(sorted({*excluded, *shared}))
-                if shared >= {row.id for row in self.data.clients[client]}:
-                    continue
-            tasks.append(ClientTask(client_id=client, excluded=excluded, forget=own.sample_ids if own else None))
-        return tasks
 
     def metrics(self) -> dict[str, Any]:
         """What ``metrics.json`` says."""

@@ -222,7 +222,7 @@ def test_every_part_is_described(page: str, registry: Any) -> None:
 
 def test_every_number_of_the_suite_is_described() -> None:
     text = (DOCS / "evaluation.md").read_text("utf-8")
-    named = {re.sub(r"^(forget|retain|ra|wf)_(?=Q_A|TR)", "<group>_", name) for name in suites.get("tofu")()}
+    named = {re.sub(r"^(forget|retain|ra|wf|shared)_(?=Q_A|TR)", "<group>_", name) for name in suites.get("tofu")()}
     assert [name for name in sorted(named) if f"`{name}`" not in text] == []
 
 
@@ -230,7 +230,9 @@ def test_the_checklist_is_described() -> None:
     from oblivion.aggregation.fedavg import FedAvg
     from oblivion.aggregation.scheme_fedit import FedIT
 
-    situation = Situation(rounds=1, head=1, aggregator=FedAvg(), scheme=FedIT(), seed=0, clients_per_round=1)
+    situation = Situation(
+        rounds=1, head=1, aggregator=FedAvg(), scheme=FedIT(), seed=0, clients_per_round=1, shared=("row",)
+    )
     plan = plan_removal(Retrain(), "retrain", ForgetRequest(id="r", client_id="c"), situation)
     items = {row[0] for row in table("forgetting.md", "item")}
     assert items == {touch.item for touch in plan.touches}
