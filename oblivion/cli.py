@@ -224,11 +224,12 @@ def evaluate(
     """Measure any model, adapter or run."""
     _quiet_libraries()
     from oblivion.errors import ConfigError
-    from oblivion.metrics import target as targets
+    from oblivion.metrics.table import table
+    from oblivion.metrics.target import evaluate as measure
 
     if out is not None and out.is_dir():
         raise ConfigError(f"--out {out} is a folder; give the name of a file")
-    result = targets.evaluate(
+    result = measure(
         target,
         suite=suite,
         data=data,
@@ -242,8 +243,8 @@ def evaluate(
         batch_size=batch_size,
         text=text,
     )
-    written = json.dumps(result, indent=1)
-    _say(written if as_json else targets.table(result))  # first: a disk that cannot be written loses no result
+    written = json.dumps(result, indent=1, allow_nan=False)
+    _say(written if as_json else table(result))  # first: a disk that cannot be written loses no result
     if out is not None:
         from oblivion.files import write_atomically
 

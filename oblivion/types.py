@@ -275,19 +275,25 @@ class MetricResult:
     Attributes
     ----------
     value : float or None
-        The aggregate; None where a reference that the metric needs was not given.
+        The aggregate; None where there is none.
     per_example : mapping of str to mapping
         Row position (as text) to the row's own numbers, as OpenUnlearning writes them.
     n : int
         Rows that entered.
     interval : tuple of float or None
         95 % interval over the rows; None where there is none.
+    reason : str
+        Why there is no value; empty where there is one.
+    extra : mapping of str to Any
+        What is shown beside the value, as plain JSON values; ``left_out`` counts rows on which it is not defined.
     """
 
     value: float | None
     per_example: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     n: int = 0
     interval: tuple[float, float] | None = None
+    reason: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

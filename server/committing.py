@@ -193,7 +193,7 @@ def _evidence(workflow: Workflow, removal: Record) -> dict[str, Any]:
             "rounds_checked_by_replay": said["replayed"],
         },
         measured={"original": {}, "oracle": {}}
-        | {"committed" if n == said["trial"] else n: model["central"] for n, model in models.items()},
+        | {"committed" if n == said["trial"] else n: _numbers(model["central"]) for n, model in models.items()},
         erased={
             **{f"{kind}s": said["erased"].get(kind, 0) for kind in ("contribution", "state", "key")},
             **said["files"],
@@ -204,6 +204,10 @@ def _evidence(workflow: Workflow, removal: Record) -> dict[str, Any]:
         limits=LIMITS,
     )
     return seal(statement(said["before"], said["after"], content), signing)
+
+
+def _numbers(central: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: {key: measure[key] for key in ("value", "interval", "n")} for name, measure in central.items()}
 
 
 def _restored(plan: Mapping[str, Any]) -> int | None:

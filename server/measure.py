@@ -16,6 +16,8 @@ from oblivion.selection import assign
 from oblivion.types import ClientTask, ForgetRequest, GlobalState, HostRequest, Sample
 from server.rounds import Federation
 
+_BESIDE = ("detectable", "left_out", "components")
+
 
 def measure_centrally(
     state: GlobalState,
@@ -101,8 +103,10 @@ def measure_clients(
 
 
 def summary(evaluation: Evaluation) -> dict[str, Any]:
-    """Metric name to ``{"value", "interval", "n"}``."""
+    """Metric name to ``{"value", "interval", "n"}``, with the reason for a missing value and what stands beside it."""
     return {
         name: {"value": result.value, "interval": result.interval, "n": result.n}
+        | ({"reason": result.reason} if result.reason else {})
+        | {key: result.extra[key] for key in _BESIDE if key in result.extra}
         for name, result in evaluation.results.items()
     }

@@ -1,12 +1,19 @@
-"""Area under the ROC curve, with its 95 % interval (Hanley and McNeil, 1982, Radiology 143:29-36)."""
+"""Area under the ROC curve, with its 95 % interval (Hanley and McNeil, 1982, Radiology 143:29-36).
+
+And how well the difference of two areas on the same rows is known (DeLong et al., 1988, Biometrics 44:837-845).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from oblivion.metrics.averages import Z95
+
+Scores = tuple[Sequence[float], Sequence[float]]
+"""Scores of the negatives and of the positives."""
 
 
 def auc(negatives: Sequence[float], positives: Sequence[float]) -> float:
@@ -50,3 +57,23 @@ def auc_interval(area: float, negatives: int, positives: int) -> tuple[float, fl
     spread = area * (1 - area) + (positives - 1) * (q1 - area**2) + (negatives - 1) * (q2 - area**2)
     half = Z95 * float(np.sqrt(max(spread, 0.0) / (negatives * positives)))
     return max(0.0, area - half), min(1.0, area + half)
+
+
+def difference_half_width(one: Scores, other: Scores) -> float | None:
+    """Half the width of the 95 % interval of the difference of two AUCs that were measured on the same rows.
+
+    Rows that both models find equally hard do not count as noise, so the same scores give 0. None with fewer than two
+    rows in a class.
+    """
+    if min(len(one[0]), len(one[1])) < 2:
+        return None
+    gaps = [mine - theirs for mine, theirs in zip(_shares(*one), _shares(*other), strict=True)]
+    return Z95 * float(np.sqrt(sum(gap.var(ddof=1) / len(gap) for gap in gaps)))
+
+
+def _shares(negatives: Sequence[float], positives: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Each negative's share of positives above it, and each positive's share of negatives below it."""
+    low, high = np.sort(np.asarray(negatives, dtype=np.float64)), np.sort(np.asarray(positives, dtype=np.float64))
+    under = [np.searchsorted(high, np.asarray(negatives, dtype=np.float64), side=side) for side in ("left", "right")]
+    over = [np.searchsorted(low, np.asarray(positives, dtype=np.float64), side=side) for side in ("left", "right")]
+    return 1 - (under[0] + under[1]) / (2 * len(high)), (over[0] + over[1]) / (2 * len(low))

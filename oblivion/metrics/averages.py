@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from oblivion.errors import InputError
 from oblivion.metrics.context import AnswerScore, EvaluationContext
 from oblivion.types import MetricResult
 
@@ -39,32 +38,39 @@ def mean_interval(values: Sequence[float], bounds: tuple[float, float]) -> tuple
 
 
 def mean_result(
-    values: Mapping[int, float],
+    values: Mapping[int, float | None],
     per_example: Mapping[int, Mapping[str, Any]],
     bounds: tuple[float, float] = SHARE,
+    undefined: str = "no row has a value",
 ) -> MetricResult:
-    """Average one value per row.
+    """Average one value per row; rows without one are left out and counted.
 
     Parameters
     ----------
-    values : mapping of int to float
-        Row position to the number that is averaged; at least one.
+    values : mapping of int to float or None
+        Row position to the number that is averaged; None where the metric is not defined on the row.
     per_example : mapping of int to mapping
         Row position to what is shown for the row.
     bounds : tuple of float, default `SHARE`
         The range that a value can have.
+    undefined : str
+        Why there is no value if no row has one.
 
     Returns
     -------
     MetricResult
         Mean in fp64, with a 95 % interval over the rows.
     """
-    numbers = list(values.values())
+    numbers = {index: value for index, value in values.items() if value is not None}
+    left_out = len(values) - len(numbers)
+    found = list(numbers.values())
     return MetricResult(
-        value=float(np.mean(np.asarray(numbers, dtype=np.float64))),
-        per_example={str(index): shown for index, shown in per_example.items()},
-        n=len(numbers),
-        interval=mean_interval(numbers, bounds),
+        value=float(np.mean(np.asarray(found, dtype=np.float64))) if found else None,
+        per_example={str(index): per_example[index] for index in numbers},
+        n=len(found),
+        interval=mean_interval(found, bounds),
+        reason="" if found else undefined,
+        extra={"left_out": left_out} if left_out else {},
     )
 
 
@@ -75,22 +81,13 @@ def mean_of_answers(
     *kinds: str,
     bounds: tuple[float, float] = SHARE,
 ) -> MetricResult:
-    """Average what `measure` says about each answer of a group; rows where it says None are left out.
-
-    Raises
-    ------
-    InputError
-        If no row is left.
-    """
+    """Average what `measure` says about each answer of a group; rows where it says None are left out and counted."""
     values = {}
     for row in context.select(group, "answer", *kinds):
         assert row.answer is not None
-        value = measure(row.answer)
-        if value is not None:
-            values[row.index] = value
-    if not values:
-        raise InputError(f"no answer of group '{group}' has a token before its end")
-    return mean_result(values, {index: {"score": value} for index, value in values.items()}, bounds)
+        values[row.index] = measure(row.answer)
+    shown = {index: {"score": value} for index, value in values.items()}
+    return mean_result(values, shown, bounds, f"no answer of group '{group}' has a token before its end")
 
 
 @dataclass(frozen=True)

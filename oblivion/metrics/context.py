@@ -86,12 +86,9 @@ class DetailedResult(MetricResult):
     ----------
     parts : mapping of str to MetricResult
         Such as an attack's scores on the forget and on the holdout rows.
-    extra : mapping of str to float
-        Other numbers to be shown beside the value.
     """
 
     parts: Mapping[str, MetricResult] = field(default_factory=dict)
-    extra: Mapping[str, float] = field(default_factory=dict)
 
 
 class Metric(Protocol):

@@ -25,6 +25,8 @@ from oblivion.types import MetricResult, Sample
 __all__ = ["Evaluation", "evaluate_client", "evaluate_model", "from_json", "read_reference", "to_open_unlearning"]
 
 _TOKENS_PER_ROW = 128
+NO_REFERENCE = "it compares with a model that never saw the forget rows, and none was given"
+"""Why there is no value where the reference alone is missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,7 @@ class Evaluation:
     ----------
     results : mapping of str to MetricResult
         Metric name to result. Metrics whose rows are not there are left out; those that lack only a reference have
-        the value None.
+        the value None, and a reason.
     skipped : tuple of str
         Ids of samples that entered nothing, because one of their rows is longer than the context (or is an answer
         without a token of its own).
@@ -63,7 +65,7 @@ def to_open_unlearning(evaluation: Evaluation, manifest: Mapping[str, Any], *, t
     Returns
     -------
     dict
-        ``{metric: {"agg_value", "value_by_index": {"0": {...}}, "n", "interval"}, "manifest": {...}}``.
+        ``{metric: {"agg_value", "value_by_index": {"0": {...}}, "n", "interval", "reason"}, "manifest": {...}}``.
     """
     texts = {f"{group}_Q_A_ROUGE": rows for group, rows in evaluation.texts.items()} if text else {}
     return {**_layout(evaluation.results, texts), "manifest": {**manifest, "skipped": list(evaluation.skipped)}}
@@ -173,7 +175,7 @@ def _scored(
     one: EncodedSample,
     scores: Sequence[AnswerScore],
     written: Mapping[Prompt, str],
-    agreement: Mapping[int, Mapping[str, float]],
+    agreement: Mapping[int, Mapping[str, float] | None],
 ) -> ScoredRow:
     return ScoredRow(
         index=one.index,
@@ -193,7 +195,7 @@ def _compute(metrics: Mapping[str, Metric], context: EvaluationContext) -> dict[
         if not missing:
             results[name] = context.result(metric)
         elif missing == [REFERENCE]:
-            results[name] = MetricResult(value=None)
+            results[name] = MetricResult(value=None, reason=NO_REFERENCE)
     return results
 
 

@@ -2,13 +2,18 @@
 
 The p-value of the two-sample Kolmogorov-Smirnov test between the truth ratios R on the forget rows of this model
 and of one that never saw them. It depends on the number of rows (40 can hardly reject, 400 give 1e-20), so the KS
-statistic stands beside it: the largest distance between the two distributions, 0 to 1.
+statistic stands beside it: the largest distance between the two distributions, 0 to 1. And with both stands the
+distance that so many rows can detect: what must be exceeded for a p-value below 0.05, by the asymptotic
+``sqrt(-ln(0.05 / 2) / 2 * (n + m) / (n m))`` for n and m rows (Smirnov, 1948, Ann. Math. Statist. 19:279-281).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import abc
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from oblivion.errors import InputError
 from oblivion.metrics.context import REFERENCE, EvaluationContext
@@ -18,6 +23,10 @@ from oblivion.types import MetricResult
 RATIOS = TruthRatio("forget", "closer_to_1_better")
 NAMES = ("forget_TR__closer_to_1_better", "forget_truth_ratio")
 """Where a reference keeps its R per row: our name, and open-unlearning's."""
+
+
+ENOUGH = 0.31
+"""Where so many rows can detect nothing below this, the p-value is not shown; TOFU's 40 rows can detect 0.304."""
 
 
 def ks_test(ratios: Sequence[float], reference: Sequence[float]) -> tuple[float, float]:
@@ -44,46 +53,65 @@ def ks_test(ratios: Sequence[float], reference: Sequence[float]) -> tuple[float,
     return float(outcome.pvalue), float(outcome.statistic)
 
 
-def _compare(context: EvaluationContext) -> tuple[float, float, int]:
-    mine, theirs = context.result(RATIOS).per_example, context.reference_result(*NAMES).per_example
-    if mine.keys() != theirs.keys():
-        raise InputError(
-            f"the reference was evaluated on {len(theirs)} forget rows and this model on {len(mine)}, or on other "
-            "ones; evaluate both on the same data, with the same --split, --limit and template"
-        )
-    try:
-        reference = [float(row["score"]) for row in theirs.values()]
-    except (KeyError, TypeError, ValueError):
-        raise InputError(f"the reference's {NAMES[0]} has a row without a number called 'score'") from None
-    p, statistic = ks_test([row["score"] for row in mine.values()], reference)
-    return p, statistic, len(mine)
+def detectable(rows: int, others: int) -> float:
+    """The KS statistic that two samples of these sizes must exceed to differ at 5 %; above 1 nothing can."""
+    return math.sqrt(-math.log(0.05 / 2) / 2 * (rows + others) / (rows * others))
 
 
 @dataclass(frozen=True)
-class ForgetQuality:
+class _KSTest(abc.ABC):
+    """The test between this model's truth ratios and the reference's; subclasses say which of its numbers counts."""
+
+    @staticmethod
+    @abc.abstractmethod
+    def choose(p: float, statistic: float) -> float:
+        """The number that is the value."""
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """Truth ratios of the forget rows, and the reference's."""
+        return RATIOS.requires | {REFERENCE}
+
+    def compute(self, context: EvaluationContext) -> MetricResult:
+        """The number, with the statistic that so many rows can detect; none from fewer than two rows."""
+        result, reference = context.result(RATIOS), context.reference_result(*NAMES)
+        asked = {str(row.index) for row in context.select("forget", RATIOS.right, "wrong")}
+        left_out = reference.extra.get("left_out", 0)
+        if not reference.per_example.keys() <= asked or len(reference.per_example) + left_out != len(asked):
+            raise InputError(
+                f"the reference was evaluated on {len(reference.per_example) + left_out} forget rows and this model on "
+                f"{len(asked)}, or on other ones; evaluate both on the same data, with the same --split, --limit and "
+                "template"
+            )
+        mine = [row["score"] for row in result.per_example.values()]
+        theirs = [_score(index, row) for index, row in reference.per_example.items()]
+        extra = {"detectable": detectable(len(mine), len(theirs))} if mine and theirs else {}
+        if min(len(mine), len(theirs)) < 2:
+            reason = result.reason or reference.reason or "one row is no distribution that could be compared"
+            return MetricResult(value=None, n=len(mine), reason=reason, extra=extra)
+        return MetricResult(value=self.choose(*ks_test(mine, theirs)), n=len(mine), extra=extra)
+
+
+def _score(index: str, row: Mapping[str, Any]) -> float:
+    score = row.get("score")
+    if isinstance(score, bool) or not isinstance(score, int | float):
+        raise InputError(f"the reference's {NAMES[0]} has in row {index} no number called 'score'")
+    return float(score)
+
+
+class ForgetQuality(_KSTest):
     """p-value of the KS test between this model's truth ratios and the reference's; 1 is ideal."""
 
-    @property
-    def requires(self) -> frozenset[str]:
-        """Truth ratios of the forget rows, and the reference's."""
-        return RATIOS.requires | {REFERENCE}
-
-    def compute(self, context: EvaluationContext) -> MetricResult:
+    @staticmethod
+    def choose(p: float, statistic: float) -> float:
         """The p-value."""
-        p, _, n = _compare(context)
-        return MetricResult(value=p, n=n)
+        return p
 
 
-@dataclass(frozen=True)
-class KSStatistic:
+class KSStatistic(_KSTest):
     """Largest distance between the distributions of truth ratios, this model's and the reference's; 0 is ideal."""
 
-    @property
-    def requires(self) -> frozenset[str]:
-        """Truth ratios of the forget rows, and the reference's."""
-        return RATIOS.requires | {REFERENCE}
-
-    def compute(self, context: EvaluationContext) -> MetricResult:
+    @staticmethod
+    def choose(p: float, statistic: float) -> float:
         """The statistic."""
-        _, statistic, n = _compare(context)
-        return MetricResult(value=statistic, n=n)
+        return statistic

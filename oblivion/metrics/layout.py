@@ -8,10 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from oblivion.errors import InputError
+from oblivion.metrics.averages import ANY, SHARE
 from oblivion.metrics.context import DetailedResult
 from oblivion.types import MetricResult
 
 MANIFEST = "manifest"
+TEXTS = ("input", "ground_truth", "generation")
+"""What a row has besides numbers, where texts are asked for."""
+_SHARES = ("exact_memorization", "extraction_strength", "forget_quality", "ks_statistic", "model_utility")
+_ROW_SHARES = ("prob", "rouge1_recall", "rougeL_f1", "rougeL_recall")
+_ROUNDING = 1e-6
+_LARGEST = 1e300
 
 
 def to_open_unlearning(
@@ -30,8 +37,8 @@ def to_open_unlearning(
     -------
     dict
         ``{metric: {"agg_value": ..., "value_by_index": {"0": {...}}, "n": ..., "interval": [low, high]}}``; a
-        membership attack has ``forget``, ``holdout`` and ``auc`` beside ``agg_value``. ``n`` and ``interval`` are
-        ours.
+        membership attack has ``forget``, ``holdout`` and ``auc`` beside ``agg_value``, and where ``agg_value`` is null,
+        ``reason`` says why. ``n``, ``interval``, ``reason`` and what else stands beside a value are ours.
     """
     return {name: _entry(result, texts.get(name, {})) for name, result in results.items()}
 
@@ -40,14 +47,16 @@ def _entry(result: MetricResult, texts: Mapping[str, Mapping[str, str]]) -> dict
     entry: dict[str, Any] = {}
     if isinstance(result, DetailedResult):
         entry.update({name: _entry(part, {}) for name, part in result.parts.items()})
-        entry.update(result.extra)
+    entry.update(result.extra)
     entry["agg_value"] = result.value
     if result.per_example:
         entry["value_by_index"] = {index: {**row, **texts.get(index, {})} for index, row in result.per_example.items()}
-    if result.value is not None:
+    if result.value is not None or result.n:
         entry["n"] = result.n
     if result.interval is not None:
         entry["interval"] = list(result.interval)
+    if result.reason:
+        entry["reason"] = result.reason
     return entry
 
 
@@ -69,28 +78,72 @@ def from_json(data: Mapping[str, Any], source: str = "reference") -> dict[str, M
     Raises
     ------
     InputError
-        If there is no metric in it, or an entry is malformed.
+        If there is no metric in it, or an entry is malformed: a number that is not finite or out of its range, or
+        other rows than ``n`` says. The message names metric and row.
     """
-    results = {}
-    for name, entry in data.items():
-        if name == MANIFEST or not isinstance(entry, Mapping) or "agg_value" not in entry:
-            continue
-        value, rows = entry["agg_value"], entry.get("value_by_index", {})
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise InputError(f"{source}: {name}.agg_value is {value!r}; expected a number or null")
-        if not isinstance(rows, Mapping) or not all(isinstance(row, Mapping) for row in rows.values()):
-            raise InputError(f"{source}: {name}.value_by_index is not an object of objects, one per row")
-        results[name] = MetricResult(
-            value=None if value is None else float(value),
-            per_example={str(index): dict(row) for index, row in rows.items()},
-            n=len(rows),
-        )
+    results = {
+        name: _read_entry(entry, f"{source}: {name}", _range(name))
+        for name, entry in data.items()
+        if name != MANIFEST and isinstance(entry, Mapping) and "agg_value" in entry
+    }
     if not results:
         raise InputError(
             f'{source}: no metric in it; expected {{metric: {{"agg_value": ..., "value_by_index": ...}}}}, '
             "as 'oblivion evaluate --out' writes it"
         )
     return results
+
+
+def _range(name: str) -> tuple[float, float]:
+    """What a metric's value can be; anything finite for those that are not known."""
+    shares = name.startswith("mia_") or "_Q_A_" in name or "_TR__" in name or name.lower().endswith("truth_ratio")
+    return SHARE if shares or name in _SHARES else ANY
+
+
+def _read_entry(entry: Mapping[str, Any], where: str, bounds: tuple[float, float]) -> MetricResult:
+    value, rows, n = entry["agg_value"], entry.get("value_by_index", {}), entry.get("n")
+    if value is not None:
+        _check_number(value, f"{where}.agg_value", bounds, "a number or null")
+    if not isinstance(rows, Mapping) or not all(isinstance(row, Mapping) for row in rows.values()):
+        raise InputError(f"{where}.value_by_index is not an object of objects, one per row")
+    for index, row in rows.items():
+        for key, number in row.items():
+            if key not in TEXTS and number is not None:  # null is refused where the number is needed
+                _check_row(number, f"{where}.value_by_index.{index}.{key}", SHARE if key in _ROW_SHARES else ANY)
+    if rows and n is not None and n != len(rows):
+        raise InputError(f"{where} says n = {n!r} and has {len(rows)} rows; take the file as it was written")
+    left_out = entry.get("left_out", 0)
+    if isinstance(left_out, bool) or not isinstance(left_out, int) or left_out < 0:
+        raise InputError(f"{where}.left_out is {left_out!r}; expected a number of rows")
+    parts = {
+        name: _read_entry(part, f"{where}.{name}", ANY)
+        for name, part in entry.items()
+        if isinstance(part, Mapping) and "agg_value" in part
+    }
+    return DetailedResult(
+        value=None if value is None else float(value),
+        per_example={str(index): dict(row) for index, row in rows.items()},
+        n=len(rows),
+        extra={"left_out": left_out} if left_out else {},
+        parts=parts,
+    )
+
+
+def _check_row(value: Any, where: str, bounds: tuple[float, float]) -> None:
+    for number in value if isinstance(value, list) else [value]:
+        _check_number(number, where, bounds, "a number")
+
+
+def _check_number(value: Any, where: str, bounds: tuple[float, float], expected: str) -> None:
+    low, high = bounds
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{where} is {value!r:.60}; expected {expected}")
+    if not -_LARGEST < value < _LARGEST:  # false for NaN, too
+        raise InputError(
+            f"{where} is {value!r:.60}; expected {expected}, and a finite one; evaluate the reference again"
+        )
+    if not low - _ROUNDING <= value <= high + _ROUNDING:
+        raise InputError(f"{where} is {value!r:.60}; expected {expected} from {low:g} to {high:g}")
 
 
 def read_reference(path: str | Path) -> dict[str, Any]:
@@ -109,15 +162,25 @@ def read_reference(path: str | Path) -> dict[str, Any]:
     Raises
     ------
     InputError
-        If the file is missing, is not JSON, or holds no metric.
+        If the file is missing, is not JSON, holds no metric, or one of its numbers cannot be.
     """
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_once)
     except OSError as error:
         raise InputError(f"{path}: cannot read the reference: {error.strerror}") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     except ValueError as error:
         raise InputError(f"{path}: not a JSON file: {error}") from None
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected a JSON object with one entry per metric")
     from_json(data, str(path))
     return data
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entry = dict(pairs)
+    if len(entry) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise InputError(f"has {next(name for name in names if names.count(name) > 1)!r} twice in one object")
+    return entry

@@ -15,6 +15,8 @@ from oblivion.metrics.averages import ANY, mean_of_answers
 from oblivion.metrics.context import AnswerScore, DetailedResult, EvaluationContext
 from oblivion.types import MetricResult
 
+GROUPS = ("forget", "holdout")
+
 
 def lowest_count(tokens: int, k: float) -> int:
     """How many of `tokens` tokens are the lowest share `k`: rounded down, at least 1."""
@@ -36,15 +38,15 @@ class MembershipAttack(abc.ABC):
     @property
     def requires(self) -> frozenset[str]:
         """The answers' scores on both groups."""
-        return frozenset(f"{group}.{kind}" for group in ("forget", "holdout") for kind in ("answer", *self.kinds()))
+        return frozenset(f"{group}.{kind}" for group in GROUPS for kind in ("answer", *self.kinds()))
 
     def compute(self, context: EvaluationContext) -> MetricResult:
         """The AUC; `parts` hold the mean score and the score per row on both groups."""
-        parts = {
-            group: mean_of_answers(context, group, self.score, *self.kinds(), bounds=ANY)
-            for group in ("forget", "holdout")
-        }
-        members, others = ([row["score"] for row in parts[g].per_example.values()] for g in ("forget", "holdout"))
+        parts = {group: mean_of_answers(context, group, self.score, *self.kinds(), bounds=ANY) for group in GROUPS}
+        members, others = ([row["score"] for row in parts[g].per_example.values()] for g in GROUPS)
+        if not members or not others:
+            reason = next(part.reason for part in parts.values() if part.reason)
+            return DetailedResult(value=None, parts=parts, reason=reason)
         area = auc(members, others)
         return DetailedResult(
             value=area,

@@ -22,5 +22,7 @@ class ZlibAttack(MembershipAttack):
         return ("text",)
 
     def score(self, answer: AnswerScore) -> float | None:
-        """Loss per compressed byte."""
+        """Loss per compressed byte; None if there is no text."""
+        if not answer.text:
+            return None
         return answer.loss / len(zlib.compress(answer.text.encode("utf-8")))

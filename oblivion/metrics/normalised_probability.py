@@ -1,6 +1,7 @@
 """Probability of the right answer among all answers (Maini et al., 2024, TOFU).
 
-``P(a) / (P(a) + sum_i P(wrong_i) + 1e-10)`` with length-normalised P; the 1e-10 is open-unlearning's.
+``P(a) / (P(a) + sum_i P(wrong_i) + 1e-10)`` with length-normalised P; the 1e-10 is open-unlearning's. A row on which
+all probabilities together are below 1e-8 is left out: there the 1e-10 would decide.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from oblivion.metrics.context import EvaluationContext
 from oblivion.types import MetricResult
 
 EPSILON = 1e-10
+LEAST = 1e-8
+"""Probabilities that together are below this say nothing of their ratio."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,11 @@ class NormalisedProbability:
 
     def compute(self, context: EvaluationContext) -> MetricResult:
         """Per row ``prob``, the share."""
-        values = {}
+        values: dict[int, float | None] = {}
         for row in context.select(self.group, "answer", "wrong"):
             assert row.answer is not None
             right = row.answer.probability
-            values[row.index] = right / (right + sum(score.probability for score in row.wrong) + EPSILON)
-        return mean_result(values, {index: {"prob": value} for index, value in values.items()})
+            total = right + sum(score.probability for score in row.wrong)
+            values[row.index] = None if total < LEAST else right / (total + EPSILON)
+        shown = {index: {"prob": value} for index, value in values.items()}
+        return mean_result(values, shown, undefined="the model finds all answers impossible")

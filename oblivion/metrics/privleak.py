@@ -2,6 +2,9 @@
 
 ``100 ((1 - AUC) - (1 - AUC_ref)) / (1 - AUC_ref + 1e-10)``. The complements are there because MUSE's own AUC
 counts forget rows as positive. 0 is ideal, about -100 a model that was not unlearned, above 0 over-unlearning.
+
+Where the attack tells even the reference's rows apart (AUC_ref above 0.95), there is nearly nothing to divide by, and
+no value. The interval is that of the difference of the two AUCs on the same rows; the divisor is taken as exact.
 """
 
 from __future__ import annotations
@@ -9,7 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from oblivion.errors import InputError
+from oblivion.metrics.auc import Scores, difference_half_width
 from oblivion.metrics.context import DetailedResult, EvaluationContext
+from oblivion.metrics.membership import GROUPS
 from oblivion.metrics.mia_min_k import MinKAttack
 from oblivion.types import MetricResult
 
@@ -17,6 +22,8 @@ CHANCE = 0.5
 """AUC of an attack that learns nothing."""
 
 EPSILON = 1e-10
+HIGHEST = 0.95
+"""Above this AUC of the reference a percentage of the rest says nothing."""
 
 
 def privleak(auc: float, reference_auc: float) -> float:
@@ -36,19 +43,43 @@ class PrivLeak:
         return MinKAttack(self.k).requires
 
     def compute(self, context: EvaluationContext) -> MetricResult:
-        """The value with the attack's interval; the reference's AUC is taken as exact and shown beside it."""
+        """The value, and the reference's AUC beside it."""
         attack = context.result(MinKAttack(self.k))
-        reference = CHANCE
+        if attack.value is None:
+            return DetailedResult(value=None, reason=attack.reason)
+        reference, given = CHANCE, None
         if context.reference is not None:
-            given = context.reference_result("mia_min_k").value
-            if given is None:
+            given = context.reference_result("mia_min_k")
+            if given.value is None:
                 raise InputError("the reference's mia_min_k has no value; evaluate it with forget and holdout rows")
-            reference = given
-        assert attack.value is not None and attack.interval is not None
-        low, high = attack.interval
+            reference = given.value
+        extra = {"auc_reference": reference}
+        if reference > HIGHEST:
+            reason = f"the attack has an AUC of {reference:.3g} on the reference already: nearly nothing to divide by"
+            return DetailedResult(value=None, n=attack.n, reason=reason, extra=extra)
         return DetailedResult(
             value=privleak(attack.value, reference),
             n=attack.n,
-            interval=(privleak(high, reference), privleak(low, reference)),
-            extra={"auc_reference": reference},
+            interval=_interval(attack, given, reference),
+            extra=extra,
         )
+
+
+def _interval(attack: MetricResult, given: MetricResult | None, reference: float) -> tuple[float, float] | None:
+    assert attack.value is not None and attack.interval is not None
+    low, high = attack.interval
+    mine, theirs = _scores(attack), None if given is None else _scores(given)
+    if mine and theirs and [len(part) for part in mine] == [len(part) for part in theirs]:
+        half = difference_half_width(mine, theirs)
+        if half is None:
+            return None
+        low, high = attack.value - half, attack.value + half
+    return privleak(high, reference), privleak(low, reference)
+
+
+def _scores(result: MetricResult) -> Scores | None:
+    """Scores of the forget and of the holdout rows, where the result keeps them."""
+    if not isinstance(result, DetailedResult) or not all(group in result.parts for group in GROUPS):
+        return None
+    forget, holdout = ([row["score"] for row in result.parts[group].per_example.values()] for group in GROUPS)
+    return forget, holdout

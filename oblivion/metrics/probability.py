@@ -36,7 +36,7 @@ class Probability:
 
     def compute(self, context: EvaluationContext) -> MetricResult:
         """Per row ``prob`` and ``avg_loss`` (nats per token), or lists of them for wrong answers."""
-        values: dict[int, float] = {}
+        values: dict[int, float | None] = {}
         shown: dict[int, dict[str, Any]] = {}
         for row in context.select(self.group, self.answers):
             if self.answers == "wrong":

@@ -1,4 +1,7 @@
-"""ROUGE recall of the generated answer (Lin, 2004), as in TOFU: ROUGE-L recall with stemming, from rouge_score."""
+"""ROUGE recall of the generated answer (Lin, 2004), as in TOFU: ROUGE-L recall with stemming, from rouge_score.
+
+In scripts for which rouge_score has no tokens, see `oblivion.metrics.rouge_tokens`.
+"""
 
 from __future__ import annotations
 
@@ -9,36 +12,47 @@ from typing import Any
 
 from oblivion.metrics.averages import mean_result
 from oblivion.metrics.context import EvaluationContext
+from oblivion.metrics.rouge_tokens import has_plain_tokens, needs_all_scripts, tokens
 from oblivion.types import MetricResult
 
 _FROM = 256
 """Texts from which on a pool is worth its start (about a second)."""
 
 
+class _Tokenizer:
+    """Cuts one pair of texts; stems take most of the time, and texts have few different words, so they are kept."""
+
+    def __init__(self) -> None:
+        from nltk.stem.porter import PorterStemmer
+
+        self.stem = lru_cache(maxsize=1 << 16)(PorterStemmer().stem)
+        self.all_scripts = False
+
+    def tokenize(self, text: str) -> list[str]:
+        """Tokens as `rouge_score` makes them, or those of all scripts."""
+        from rouge_score.tokenize import tokenize
+
+        return tokens(text, self.stem) if self.all_scripts else list(tokenize(text, self))
+
+
 @lru_cache(maxsize=1)
-def _scorer() -> Any:
-    from nltk.stem.porter import PorterStemmer
+def _scorer() -> tuple[Any, _Tokenizer]:
     from rouge_score.rouge_scorer import RougeScorer
-    from rouge_score.tokenize import tokenize
 
-    class Stemmer:
-        """Most of the time goes into stems, and texts have few different words."""
-
-        stem = staticmethod(lru_cache(maxsize=1 << 16)(PorterStemmer().stem))
-
-    class Tokenizer:
-        """Those of `rouge_score`, with that stemmer."""
-
-        def tokenize(self, text: str) -> list[str]:
-            tokens: list[str] = tokenize(text, Stemmer)
-            return tokens
-
-    return RougeScorer(["rouge1", "rougeL"], tokenizer=Tokenizer())
+    tokenizer = _Tokenizer()
+    return RougeScorer(["rouge1", "rougeL"], tokenizer=tokenizer), tokenizer
 
 
-def rouge(target: str, generation: str) -> dict[str, float]:
-    """ROUGE-1 recall, ROUGE-L F1 and ROUGE-L recall of a generated text against the true one, each in [0, 1]."""
-    scores = _scorer().score(target=target, prediction=generation)
+def rouge(target: str, generation: str) -> dict[str, float] | None:
+    """ROUGE-1 recall, ROUGE-L F1 and ROUGE-L recall of a generated text against the true one, each in [0, 1].
+
+    None if the true text has no token (it is all punctuation), so that nothing can be recalled.
+    """
+    scorer, tokenizer = _scorer()
+    tokenizer.all_scripts = needs_all_scripts(target)
+    if not (tokenizer.tokenize(target) if tokenizer.all_scripts else has_plain_tokens(target)):
+        return None
+    scores = scorer.score(target=target, prediction=generation)
     return {
         "rouge1_recall": float(scores["rouge1"].recall),
         "rougeL_f1": float(scores["rougeL"].fmeasure),
@@ -46,7 +60,7 @@ def rouge(target: str, generation: str) -> dict[str, float]:
     }
 
 
-def start_rouge(pairs: Sequence[tuple[str, str]]) -> Callable[[], list[dict[str, float]]]:
+def start_rouge(pairs: Sequence[tuple[str, str]]) -> Callable[[], list[dict[str, float] | None]]:
     """Begin to score (target, generation) pairs: many in a pool of processes, beside what comes next.
 
     Returns
@@ -82,5 +96,7 @@ class Rouge:
     def compute(self, context: EvaluationContext) -> MetricResult:
         """Per row ``rouge1_recall``, ``rougeL_f1`` and ``rougeL_recall``."""
         rows = context.select(self.group, "generation")
-        shown = {row.index: row.rouge or rouge(row.target, row.generation or "") for row in rows}
-        return mean_result({index: row["rougeL_recall"] for index, row in shown.items()}, shown)
+        found = {row.index: row.rouge or rouge(row.target, row.generation or "") for row in rows}
+        shown = {index: scores for index, scores in found.items() if scores is not None}
+        values = {index: None if scores is None else scores["rougeL_recall"] for index, scores in found.items()}
+        return mean_result(values, shown, undefined=f"no answer of group '{self.group}' has a word to be recalled")

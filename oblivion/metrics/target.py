@@ -28,7 +28,6 @@ from oblivion.models.resident import load_resident
 from oblivion.parameters import build
 from oblivion.types import ForgetRequest, Sample
 
-_TABLE_NAMES = 34
 _PINNED = "give its commit with --revision"
 
 
@@ -272,18 +271,3 @@ def _run(
             suite=suite,
         )
     return to_open_unlearning(evaluation, manifest, text=text)
-
-
-def table(result: Mapping[str, Any]) -> str:
-    """A result as lines of text: metric, value, 95 % interval, rows."""
-    lines = [f"{'metric':<{_TABLE_NAMES}} {'value':>12}  {'95 % interval':<22} rows"]
-    for name, entry in result.items():
-        if name == "manifest":
-            continue
-        value = "-" if entry["agg_value"] is None else f"{entry['agg_value']:.6g}"
-        interval = "[{:.4g}, {:.4g}]".format(*entry["interval"]) if entry.get("interval") else ""
-        lines.append(f"{name:<{_TABLE_NAMES}} {value:>12}  {interval:<22} {entry.get('n', '')}")
-    skipped = result.get("manifest", {}).get("skipped", [])
-    if skipped:
-        lines.append(f"{len(skipped)} rows are longer than the model's context and were left out whole")
-    return "\n".join(lines)

@@ -3,7 +3,8 @@
 ``R = exp(-mean_i loss(wrong_i)) / (exp(-loss(right)) + 1e-10)`` with losses per token, EOS counted.
 
 Deviations from the paper, as in its code and in open-unlearning: the mean over wrong answers is one of losses, so
-it is a geometric mean of probabilities, where the text has an arithmetic one; and there is the 1e-10.
+it is a geometric mean of probabilities, where the text has an arithmetic one; and there is the 1e-10. A row on which
+right and wrong answers are both below 1e-8 is left out: there the 1e-10 would decide.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from oblivion.metrics.averages import mean_result
 from oblivion.metrics.context import EvaluationContext
+from oblivion.metrics.normalised_probability import LEAST
 from oblivion.types import MetricResult
 
 EPSILON = 1e-10
@@ -62,11 +64,15 @@ class TruthRatio:
 
     def compute(self, context: EvaluationContext) -> MetricResult:
         """Per row ``score``: R itself, or for ``prob_mean`` the share."""
-        scores, values = {}, {}
+        scores: dict[int, float] = {}
+        values: dict[int, float | None] = {}
         for row in context.select(self.group, self.right, "wrong"):
             right = row.paraphrase if self.right == "paraphrase" else row.answer
             assert right is not None
             wrong = [score.loss for score in row.wrong]
+            if np.exp(-right.loss) + np.exp(-np.mean(wrong)) < LEAST:
+                values[row.index] = None
+                continue
             if self.aggregation == "prob_mean":
                 scores[row.index] = values[row.index] = truth_share(right.loss, wrong)
                 continue
@@ -75,4 +81,5 @@ class TruthRatio:
                 values[row.index] = min(ratio, 1 / (ratio + EPSILON))
             else:
                 values[row.index] = max(0.0, 1 - ratio)
-        return mean_result(values, {index: {"score": score} for index, score in scores.items()})
+        shown = {index: {"score": score} for index, score in scores.items()}
+        return mean_result(values, shown, undefined="the model finds right and wrong answers impossible")

@@ -188,7 +188,8 @@ def test_no_rows_at_all(loaded: Loaded) -> None:
 
 
 def test_without_a_reference_the_comparison_is_none(whole: Evaluation) -> None:
-    assert whole.results["forget_quality"] == MetricResult(value=None)
+    reason = "it compares with a model that never saw the forget rows, and none was given"
+    assert whole.results["forget_quality"] == MetricResult(value=None, reason=reason)
     assert whole.results["ks_statistic"].value is None
     assert whole.results["privleak"].extra == {"auc_reference": 0.5}  # type: ignore[attr-defined]
 
@@ -230,7 +231,7 @@ class TestLayout:
     def test_shape(self, whole: Evaluation) -> None:
         data = json.loads(json.dumps(to_open_unlearning(whole, {"model": "m"})))
         assert data["manifest"] == {"model": "m", "skipped": []}
-        assert data["forget_quality"] == {"agg_value": None}
+        assert list(data["forget_quality"]) == ["agg_value", "reason"]
         attack = data["mia_min_k"]
         assert attack["auc"] == attack["agg_value"]
         assert set(attack["holdout"]["value_by_index"]) == {"0", "1", "2", "3"}
@@ -261,6 +262,27 @@ class TestLayout:
             ('{"a": {"agg_value": true}}', "a.agg_value is True"),
             ('{"a": {"agg_value": 1, "value_by_index": [1]}}', "a.value_by_index"),
             ('{"a": {"agg_value": 1, "value_by_index": {"0": 1}}}', "a.value_by_index"),
+            ('{"a": {"agg_value": NaN}}', "a.agg_value is nan; expected a number or null, and a finite one"),
+            ('{"a": {"agg_value": 1e999}}', "a.agg_value is inf"),
+            (f'{{"a": {{"agg_value": {"9" * 400}}}}}', "a.agg_value is 9999"),
+            ('{"mia_min_k": {"agg_value": 1.5}}', "mia_min_k.agg_value is 1.5; expected a number or null from 0 to 1"),
+            ('{"forget_Q_A_Prob": {"agg_value": -0.1}}', "forget_Q_A_Prob.agg_value is -0.1"),
+            ('{"retain_Truth_Ratio": {"agg_value": 2}}', "retain_Truth_Ratio.agg_value is 2"),
+            (
+                '{"a": {"agg_value": 1, "value_by_index": {"7": {"score": -Infinity}}}}',
+                "a.value_by_index.7.score is -inf",
+            ),
+            ('{"a": {"agg_value": 1, "value_by_index": {"7": {"score": "NaN"}}}}', "a.value_by_index.7.score is 'NaN'"),
+            ('{"a": {"agg_value": 1, "value_by_index": {"7": {"score": true}}}}', "a.value_by_index.7.score is True"),
+            ('{"a": {"agg_value": 1, "value_by_index": {"7": {"prob": [0.5, 2]}}}}', "a.value_by_index.7.prob is 2"),
+            (
+                '{"a": {"agg_value": 1, "value_by_index": {"7": {"avg_loss": [NaN]}}}}',
+                "a.value_by_index.7.avg_loss is nan",
+            ),
+            ('{"a": {"agg_value": 1, "n": 2, "value_by_index": {"7": {}}}}', "a says n = 2 and has 1 rows"),
+            ('{"a": {"agg_value": 1, "value_by_index": {"7": {}, "7": {}}}}', "bad.json: has '7' twice in one object"),
+            ('{"mia_loss": {"agg_value": 1, "forget": {"agg_value": NaN}}}', "mia_loss.forget.agg_value is nan"),
+            ('{"a": {"agg_value": 1, "left_out": -1}}', "a.left_out is -1"),
         ],
     )
     def test_malformed_files(self, tmp_path: Path, text: str, message: str) -> None:

@@ -171,9 +171,11 @@ class TestMemorisation:
             result = metric.compute(context(*rows))
             assert (result.value, result.n, list(result.per_example)) == (0.5, 1, ["1"])
 
-    def test_nothing_left_is_an_error(self) -> None:
-        with pytest.raises(InputError, match="before its end"):
-            ExactMemorization().compute(context(ScoredRow(index=0, answer=answer(0.5))))
+    def test_with_nothing_left_there_is_no_value(self) -> None:
+        for metric in (ExactMemorization(), ExtractionStrength()):
+            result = metric.compute(context(ScoredRow(index=0, answer=answer(0.5))))
+            assert (result.value, result.n, result.extra) == (None, 0, {"left_out": 1})
+            assert "before its end" in result.reason
 
 
 class TestRouge:

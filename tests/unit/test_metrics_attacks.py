@@ -5,22 +5,26 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy.stats import hmean, kstest
 
 from oblivion.errors import InputError
-from oblivion.metrics.auc import auc, auc_interval
+from oblivion.metrics.auc import auc, auc_interval, difference_half_width
 from oblivion.metrics.context import AnswerScore, DetailedResult, EvaluationContext, ScoredRow
-from oblivion.metrics.forget_quality import RATIOS, ForgetQuality, KSStatistic, ks_test
+from oblivion.metrics.forget_quality import NAMES, RATIOS, ForgetQuality, KSStatistic, detectable, ks_test
+from oblivion.metrics.layout import from_json, to_open_unlearning
 from oblivion.metrics.membership import MembershipAttack, lowest_count
 from oblivion.metrics.mia_loss import LossAttack
 from oblivion.metrics.mia_min_k import MinKAttack
 from oblivion.metrics.mia_min_k_plus_plus import MinKPlusPlusAttack
 from oblivion.metrics.mia_zlib import ZlibAttack
 from oblivion.metrics.model_utility import ModelUtility, harmonic_mean
+from oblivion.metrics.normalised_probability import NormalisedProbability
 from oblivion.metrics.privleak import PrivLeak, privleak
+from oblivion.metrics.truth_ratio import TruthRatio
 from oblivion.types import MetricResult
 
 
@@ -140,6 +144,36 @@ class TestPrivLeak:
         context.reference = {"mia_min_k": MetricResult(value=0.75)}
         assert PrivLeak().compute(context).value == pytest.approx(0)
 
+    @pytest.mark.parametrize("reference", [0.96, 0.999, 1.0])
+    def test_where_the_reference_can_be_told_apart_there_is_no_value(self, reference: float) -> None:
+        context = two_groups([1, 2, 3], [2, 4])
+        context.reference = {"mia_min_k": MetricResult(value=reference)}
+        result = PrivLeak().compute(context)
+        assert (result.value, result.interval, result.extra) == (None, None, {"auc_reference": reference})
+        assert "nearly nothing to divide by" in result.reason
+
+    def test_the_interval_is_that_of_the_difference_on_the_same_rows(self) -> None:
+        context = two_groups([1, 2, 3], [2, 4, 5])
+        context.reference = {"mia_min_k": two_groups([1, 2, 3], [2, 4, 5]).result(MinKAttack())}
+        same = PrivLeak().compute(context)
+        assert same.value == 0 and same.interval == pytest.approx((0, 0))
+        context.reference = {"mia_min_k": two_groups([3, 2, 1], [2, 4, 1]).result(MinKAttack())}
+        # By hand: shares (above a negative, below a positive) here (1, 5/6, 2/3) and (1/2, 1, 1), there (1/3, 1/2, 5/6)
+        # and (1/2, 1, 1/6); gaps (2/3, 1/3, -1/6) and (0, 0, 5/6), variances 0.17593 and 0.23148.
+        other = PrivLeak().compute(context)
+        a, b = 15 / 18, 10 / 18
+        half = 100 * 1.959964 * math.sqrt((0.1759259 + 0.2314815) / 3) / (1 - b)
+        assert other.value == pytest.approx(100 * (b - a) / (1 - b))
+        assert other.interval == pytest.approx((other.value - half, other.value + half), rel=1e-5)
+        assert difference_half_width(([1], [2, 3]), ([1], [2, 3])) is None
+
+    def test_without_a_token_to_score_there_is_no_value(self) -> None:
+        context = two_groups([1, 2], [])
+        context.rows = {**context.rows, "holdout": [ScoredRow(index=0, answer=score([0.5]))]}
+        for metric in (MinKAttack(), PrivLeak()):
+            result = metric.compute(context)
+            assert result.value is None and "before its end" in result.reason
+
     @pytest.mark.parametrize("reference", [{}, {"mia_min_k": MetricResult(value=None)}])
     def test_an_incomplete_reference_is_an_error_not_a_default(self, reference: dict[str, MetricResult]) -> None:
         context = two_groups([1, 2, 3], [2, 4])
@@ -204,8 +238,46 @@ class TestForgetQuality:
     def test_rows_without_numbers_are_an_error(self) -> None:
         context = ratios(0.2)
         context.reference = {"forget_truth_ratio": MetricResult(value=1.0, per_example={"0": {"score": None}})}
-        with pytest.raises(InputError, match="'score'"):
+        with pytest.raises(InputError, match="in row 0 no number called 'score'"):
             ForgetQuality().compute(context)
+
+    def test_one_row_has_no_quality(self) -> None:
+        context = ratios(0.2)
+        context.reference = reference_of(0.2)
+        for metric in (ForgetQuality(), KSStatistic()):
+            result = metric.compute(context)
+            assert (result.value, result.n) == (None, 1)
+            assert "one row" in result.reason and result.extra["detectable"] == pytest.approx(1.9207, abs=1e-4)
+
+    def test_what_the_rows_can_detect_stands_beside_it(self) -> None:
+        # sqrt(-ln(0.025) / 2) = 1.3581: TOFU's 40 rows give 0.304, the demonstration's 17 give 0.466.
+        assert detectable(40, 40) == pytest.approx(0.3037, abs=1e-4)
+        assert detectable(17, 17) == pytest.approx(0.4658, abs=1e-4)
+        assert detectable(10, 40) == pytest.approx(1.35810 * math.sqrt(50 / 400), abs=1e-4)
+        for n in (30, 40, 100):  # SciPy's exact p-value passes 0.05 there
+            step = math.floor(detectable(n, n) * n)
+            below, above = (ks_test(range(n), range(k, n + k))[0] for k in (step, step + 1))
+            assert below > 0.05 > above
+        context = ratios(0.2, 0.4, 0.7)
+        context.reference = reference_of(0.2, 0.4, 0.7)
+        assert ForgetQuality().compute(context).extra == {"detectable": detectable(3, 3)}
+
+    def test_rows_on_which_the_model_finds_everything_impossible_are_left_out(self) -> None:
+        context = ratios(0.2, 0.4, 0.7)
+        nothing = ScoredRow(index=3, paraphrase=score([60.0]), wrong=(score([70.0]),))
+        context.rows = {"forget": [*context.rows["forget"], nothing]}
+        found = context.result(RATIOS)
+        assert (found.n, found.extra) == (3, {"left_out": 1})
+        context.reference = reference_of(0.2, 0.4, 0.7, 0.9)
+        assert ForgetQuality().compute(context).n == 3
+        for reference in (found, from_json(to_open_unlearning({NAMES[0]: found}, {}))[NAMES[0]]):
+            context.reference = {NAMES[0]: reference}
+            assert ForgetQuality().compute(context).value == 1.0
+        for aggregation in ("closer_to_1_better", "true_better", "prob_mean"):
+            result = TruthRatio("forget", aggregation).compute(EvaluationContext({"forget": [nothing]}))
+            assert (result.value, result.n) == (None, 0) and result.reason
+        ra = ScoredRow(index=0, answer=score([60.0]), wrong=(score([70.0]),))
+        assert NormalisedProbability("ra").compute(EvaluationContext({"ra": [ra]})).value is None
 
     def test_empty_samples_are_an_error(self) -> None:
         with pytest.raises(InputError, match="0 of this model and 1 of the reference"):
@@ -230,6 +302,17 @@ class TestModelUtility:
         result = ModelUtility().compute(context)
         assert result.value == pytest.approx(expected, rel=1e-8)
         assert result.n == 3
+
+    def test_without_a_component_there_is_no_utility(self) -> None:
+        half, quarter = score([math.log(2)]), score([math.log(4)])
+        row = ScoredRow(index=0, target="one two", generation="two", answer=half, paraphrase=half, wrong=(quarter,))
+        context = EvaluationContext(
+            {g: [replace(row, target="..." if g == "wf" else "one")] for g in ("retain", "ra", "wf")}
+        )
+        result = ModelUtility().compute(context)
+        assert result.value is None and result.reason.startswith("wf_Q_A_ROUGE has no value: ")
+        assert result.extra["components"]["wf_Q_A_ROUGE"] is None
+        assert result.extra["components"]["retain_Q_A_ROUGE"] == 0  # "two" for "one"
 
     def test_results_are_computed_once(self) -> None:
         calls = []

@@ -14,7 +14,8 @@ from command_line import oblivion
 from oblivion.config import ModelConfig, load_config
 from oblivion.data.federation import resolve
 from oblivion.errors import ConfigError, InputError
-from oblivion.metrics.target import evaluate, find_target, table
+from oblivion.metrics.table import table
+from oblivion.metrics.target import evaluate, find_target
 from oblivion.models.loading import locate
 from simulations import RunResult, simulate
 
@@ -243,13 +244,48 @@ def test_a_run_can_be_measured_on_other_data(run: RunResult, tofu: Path) -> None
     assert values(result) != values(evaluate(run.directory, **SMALL))
 
 
-def test_the_table_counts_rows_that_were_too_long() -> None:
+def test_the_table_says_what_was_measured_and_what_must_be_known_beside_it() -> None:
     entry = {"agg_value": 0.25, "n": 4, "interval": [0.1, 0.4]}
-    text = table({"p": entry, "none": {"agg_value": None}, "manifest": {"skipped": ["a", "b"]}})
-    lines = text.splitlines()
-    assert lines[1].split() == ["p", "0.25", "[0.1,", "0.4]", "4"]
-    assert lines[2].split() == ["none", "-"]
-    assert lines[3].startswith("2 rows are longer than the model's context")
+    manifest = {"target": "a", "model": "m", "suite": "tofu", "template": "chat", "data": "d", "split": "forget01"}
+    result = {
+        "forget_Q_A_Prob": entry,
+        "retain_Q_A_ROUGE": {"agg_value": 1 / 3, "n": 3, "left_out": 1},
+        "model_utility": {"agg_value": 0.0, "n": 9, "components": {"ra_Q_A_ROUGE": 0.0, "wf_Q_A_ROUGE": 0.5}},
+        "forget_quality": {"agg_value": 0.75, "n": 17, "detectable": 0.466},
+        "ks_statistic": {"agg_value": 0.235, "n": 17, "detectable": 0.466},
+        "privleak": {"agg_value": None, "reason": "none was given"},
+        "own": {"agg_value": 1234567.0},
+        "manifest": manifest | {"rows": {"forget": 4, "ra": 3}, "skipped": ["a", "b"]},
+    }
+    assert table(result).splitlines() == [
+        "target    a (model m)",
+        "suite     tofu, template chat",
+        "data      d, forget01",
+        "rows      forget 4, ra 3",
+        "  metric                             value  95 % interval      rows",
+        "",
+        "the rows to be forgotten",
+        "  forget_Q_A_Prob                     0.25  [0.1, 0.4]         4",
+        "",
+        "the rows that stay",
+        "  retain_Q_A_ROUGE                   0.333                     3     1 left out, where it is not defined",
+        "",
+        "whether forgotten rows can be told from rows never seen (1: all of them, 0.5: none)",
+        "  privleak                               -                           none was given",
+        "",
+        "against a model that never saw the forgotten rows",
+        "  forget_quality                         -                     17    "
+        "not enough rows (n = 17): a KS statistic up to 0.47 may be chance",
+        "  ks_statistic                       0.235                     17    a KS statistic up to 0.47 may be chance",
+        "",
+        "others",
+        "  model_utility                          0                     9     0 because ra_Q_A_ROUGE is 0",
+        "  own                             1.23e+06",
+        "",
+        "2 rows are longer than the model's context and left out whole",
+    ]
+    enough = {"forget_quality": {"agg_value": 1.6e-14, "n": 40, "detectable": 0.304}}
+    assert table(enough).splitlines()[-1].split()[:3] == ["forget_quality", "1.6e-14", "40"]
 
 
 class TestWhatIsNotThere:
