@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence, Sized
+from pathlib import Path
 
-from oblivion.errors import FederationError
+from oblivion.errors import FederationError, PlanRefusedError, plural
 from oblivion.ledger.rounds import Branch, CohortOutcome, RoundRecord
 from oblivion.training.batches import NO_ROWS
-from oblivion.types import ClientUpdate
+from oblivion.types import ClientUpdate, ForgetRequest
 from server.accounting import count
 
 
@@ -70,4 +71,11 @@ def never_took_part(records: Sequence[RoundRecord], client: str) -> str:
     told = "; ".join(
         f"{'round' if len(rounds) == 1 else 'rounds'} {', '.join(rounds)}: {why}" for why, rounds in reasons.items()
     )
-    return f"{client} never took part: it was asked {len(asked)} times and no update of it was taken ({told})"
+    times = plural(len(asked), "round")
+    return f"{client} never took part: it was asked in {times}, and no update of it was taken ({told})"
+
+
+def refusal(root: Path, request: ForgetRequest, never: str) -> PlanRefusedError:
+    """What a removal of something that never took part comes to; `never` says why."""
+    way = f"oblivion forget {root} --refuse {request.id or 'REQUEST'} --ground 'never took part'"
+    return PlanRefusedError(f"{never}. The request is refused for good with: {way}")

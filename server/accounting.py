@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ from oblivion.aggregation.gate import limited
 from oblivion.aggregation.products import product_error
 from oblivion.aggregation.rule import Aggregator
 from oblivion.ledger.replay import Replay
-from oblivion.ledger.rounds import RoundState
+from oblivion.ledger.rounds import RoundRecord, RoundState
 from oblivion.types import Adapter, ClientUpdate, Cost, GlobalState, RoundInfo
 
 
@@ -38,6 +38,24 @@ def mean_loss(accepted: Sequence[ClientUpdate]) -> float:
     told = [update for update in accepted if "loss" in update.metrics]
     weight = sum(update.num_examples for update in told)
     return sum(update.metrics["loss"] * update.num_examples for update in told) / weight if weight else math.nan
+
+
+def rounded_otherwise(repeats_bits: bool, records: Iterable[RoundRecord]) -> str:
+    """Why rounds that are run again may come out rounded otherwise, in words; empty where they give the same bits.
+
+    Parameters
+    ----------
+    repeats_bits : bool
+        Whether a visit does (`ResidentModel.repeats_bits`).
+    records : iterable of RoundRecord
+        The rounds.
+    """
+    if not repeats_bits:
+        return "on this GPU the base model has operations without a deterministic kernel"
+    rounds = sorted({record.round for record in records if record.halved})
+    if rounds:
+        return f"in round {rounds[0]} a cohort did not fit into memory as a whole; a smaller train.cohort avoids it"
+    return ""
 
 
 def count(update: ClientUpdate, name: str) -> int:

@@ -20,7 +20,8 @@ from oblivion.selection import client_steps
 from oblivion.training.batches import tokenize
 from oblivion.training.local import LocalTask, train_client
 from oblivion.types import RoundInfo
-from server.planning import make_plan, make_request, make_situation, visits
+from server.fitting import unfit
+from server.planning import make_plan, make_request, make_situation, usable, visits
 
 _PROBE_STEPS = 3
 _BYTES_PER_FP32 = 4
@@ -41,14 +42,14 @@ def estimate(config: RunConfig, data: FederatedData) -> dict[str, Any]:
     """
     federation = config.federation
     sizes = {client: len(rows) for client, rows in data.clients.items()}
-    learning = client_steps(
-        visits(config, sizes), federation.joins, federation.clients_per_round, config.seed, 1, federation.rounds
-    )
+    idle = unfit(config, data, config.forget.client)
+    steps = visits(config, usable(data, idle))
+    learning = client_steps(steps, federation.joins, federation.clients_per_round, config.seed, 1, federation.rounds)
     expected: dict[str, Any] = {"clients": sizes, "rounds": federation.rounds, "client_steps": learning}
     total = learning
     if config.forget.client:
         request = make_request(data, config.forget.client, config.forget.samples)
-        situation = make_situation(config, data, request)
+        situation = make_situation(config, data, request, unfit=idle)
         plans = [make_plan(config, request, situation, method) for method in config.forget.methods]
         oracles = config.evaluate.oracle_seeds
         rows = len(asked_rows(data.clients[request.client_id], request))

@@ -6,7 +6,7 @@ from contextlib import closing
 from typing import Any
 
 from oblivion.config import RunConfig
-from oblivion.errors import plural
+from oblivion.errors import PlanRefusedError, plural
 from oblivion.ledger.register import MAIN
 from oblivion.report import write_report
 from oblivion.types import ForgetRequest
@@ -33,7 +33,11 @@ def run_scenario(config: RunConfig, hosts: Hosts, run: RunDirectory, observer: O
             observer.event("phase", text=f"learning: {plural(clients, 'client')}, {plural(rounds, 'round')}")
         workflow.learn()
         if not workflow.register.removals():  # else what the scenario asked for has been answered
-            _answer_scenario(workflow)
+            try:
+                _answer_scenario(workflow)
+            except PlanRefusedError:
+                _report(run, observer)  # of what was learned, and why nothing was done about the request
+                raise
         already = not committed and before is not None and before == run.read_json("metrics.json", None)
         _report(run, observer, already)
 

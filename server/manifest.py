@@ -15,6 +15,7 @@ from oblivion.data.corpus import FederatedData
 from oblivion.data.federation import client_digests
 from oblivion.fingerprint import Package, code_fingerprint
 from oblivion.models.loading import model_digest
+from oblivion.models.resident import load_resident
 from oblivion.parts import outside_packages, run_fingerprint
 from server.events import Observer
 from server.run_directory import RunDirectory
@@ -104,5 +105,6 @@ def make_manifest(config: RunConfig, data: FederatedData) -> dict[str, Any]:
             "cores": os.cpu_count(),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             "threads": config.train.threads,
+            "deterministic": load_resident(config.model, config.lora, config.train.max_length).repeats_bits,
         },
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from oblivion.config import RunConfig
@@ -12,11 +13,35 @@ from oblivion.data.groups import shared_rows
 from oblivion.ledger.rounds import Absence, Branch
 from oblivion.metrics.evaluation import Evaluation, evaluate_model
 from oblivion.models.resident import ResidentModel
+from oblivion.removal.plan import RemovalPlan
 from oblivion.selection import assign
 from oblivion.types import ClientTask, ForgetRequest, GlobalState, HostRequest, Sample
 from server.rounds import Federation
 
 _BESIDE = ("detectable", "left_out", "components")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A model to be measured.
+
+    Attributes
+    ----------
+    name, folder : str
+        Its key in ``metrics.json``, and where its adapter lies in the run directory.
+    state : GlobalState
+        The model: adapter and residual.
+    cost : dict
+        What it took, and the same in units of retraining; see `server.accounting.in_units`.
+    plan : RemovalPlan or None
+        For a trial, what was carried out.
+    """
+
+    name: str
+    state: GlobalState
+    folder: str
+    cost: dict[str, Any]
+    plan: RemovalPlan | None = None
 
 
 def measure_centrally(

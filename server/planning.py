@@ -16,10 +16,11 @@ from oblivion.errors import PlanRefusedError
 from oblivion.ledger.budget import budget_of
 from oblivion.ledger.rounds import Absence, RoundRecord
 from oblivion.removal import removal_from
-from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, plan_removal
+from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, from_round, plan_removal
 from oblivion.seeding import derive_seed
 from oblivion.training.batches import steps_per_visit
 from oblivion.types import ForgetRequest
+from server.fitting import Unfit
 
 
 def oracle_seeds(config: RunConfig) -> dict[str, int]:
@@ -46,10 +47,42 @@ def present(data: FederatedData, exclusions: Sequence[Absence]) -> FederatedData
     return data
 
 
-def visits(config: RunConfig, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Client id to the client-steps of one visit, from its number of rows; clients without rows are left out."""
+def usable(data: FederatedData, unfit: Unfit) -> dict[str, int]:
+    """Client id to the number of its rows that can be trained on, as far as it is known which cannot."""
+    return {client: len(rows) - len(unfit.get(client, ())) for client, rows in data.clients.items()}
+
+
+def visits(config: RunConfig, usable: Mapping[str, int]) -> dict[str, int]:
+    """Client id to the client-steps of one visit, from its number of usable rows."""
     train = config.train
-    return {c: steps_per_visit(rows, train.batch_size, train.local_epochs) for c, rows in sizes.items() if rows}
+    return {c: steps_per_visit(rows, train.batch_size, train.local_epochs) for c, rows in usable.items()}
+
+
+def request_entry(data: FederatedData, request: ForgetRequest, situation: Situation, never: str) -> dict[str, Any]:
+    """What ``metrics.json`` says of a request before anything was done about it.
+
+    Parameters
+    ----------
+    data, request, situation
+        As in `make_situation`.
+    never : str
+        Why nothing of it is in the model; empty where something is.
+    """
+    rows = asked_rows(data.clients[request.client_id], request)
+    shared = [row.id for row in shared_rows(data, request)]
+    accepted = (record.round for record in situation.records if request.client_id in record.accepted)
+    return {
+        "id": request.id,
+        "client": request.client_id,
+        "samples": None if request.whole_client else len(rows),
+        "sample_ids": request.sample_ids,
+        "rows": len(rows),
+        **({"shared": shared} if shared else {}),
+        "t_u": from_round(request, situation),
+        "first_update": next(accepted, None),
+        **({"never": never} if never else {}),
+        "models": {},
+    }
 
 
 def make_situation(
@@ -58,6 +91,8 @@ def make_situation(
     request: ForgetRequest,
     records: Sequence[RoundRecord] = (),
     restorable: Sequence[int] | None = None,
+    unfit: Unfit | None = None,
+    rounding: str = "",
 ) -> Situation:
     """What a removal may know when it plans.
 
@@ -73,18 +108,27 @@ def make_situation(
         The rounds that led to the head of the run; empty before it was run.
     restorable : sequence of int, optional
         The rounds whose state can be had again; before a run, those that it will keep.
+    unfit : mapping, optional
+        See `server.fitting.unfit`; None where it is not known yet, and every row counts.
+    rounding : str, default ""
+        See `Situation`.
 
     Raises
     ------
     PlanRefusedError
         If nobody would be left.
     """
-    target = len(asked_rows(data.clients[request.client_id], request))
+    asked = asked_rows(data.clients[request.client_id], request)
+    target = len(asked)
     shared = tuple(row.id for row in shared_rows(data, request))
     sizes = {client: len(rows) - target * (client == request.client_id) for client, rows in data.clients.items()}
-    steps = visits(config, sizes)
-    if not steps:
-        raise PlanRefusedError(f"{request.client_id} is the only client; without it there is nothing to learn from")
+    unfit = unfit or {}
+    fit, forgotten = usable(data, unfit), sum(row.id not in unfit.get(request.client_id, ()) for row in asked)
+    fit[request.client_id] -= forgotten
+    steps = {client: count for client, count in visits(config, fit).items() if sizes[client]}
+    if not any(steps.values()):
+        why = "the only client" + (" with rows that fit" if steps else "")
+        raise PlanRefusedError(f"{request.client_id} is {why}; without it there is nothing to learn from")
     federation = config.federation
     return Situation(
         rounds=federation.rounds,
@@ -97,12 +141,13 @@ def make_situation(
         clients_per_round=federation.clients_per_round,
         joins=federation.joins,
         steps=steps,
-        unlearn_steps=steps_per_visit(target, config.train.batch_size, config.forget.local_epochs),
+        unlearn_steps=steps_per_visit(forgotten, config.train.batch_size, config.forget.local_epochs),
         shared=shared,
         # In a simulation every client can be asked at any time.
         available=frozenset({"target_online", "checkpoints", *(("public_data",) if data.public else ())}),
         samples={client: rows for client, rows in sizes.items() if rows},
         budget=budget_of(config),
+        rounding=rounding,
     )
 
 

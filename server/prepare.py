@@ -30,6 +30,7 @@ from oblivion.training.fused import fusible
 from oblivion.training.slots import slots_for
 from oblivion.types import ForgetRequest
 from server.estimate import check_disk
+from server.fitting import check_fits
 from server.manifest import make_manifest
 from server.planning import make_plan, make_request, make_situation, oracle_seeds, present
 from server.run_directory import RunDirectory
@@ -178,7 +179,9 @@ def load(config: RunConfig) -> RunConfig:
 def prepare(config: RunConfig) -> tuple[RunConfig, FederatedData]:
     """`check` and `load`: a config that is resolved, and its data."""
     config, data = check(config)
-    return load(config), data
+    config = load(config)
+    _check_request(config, data)
+    return config, data
 
 
 def _check_oracle(config: RunConfig, request: ForgetRequest, situation: Situation) -> None:
@@ -191,6 +194,12 @@ def _check_oracle(config: RunConfig, request: ForgetRequest, situation: Situatio
         ) from None
 
 
+def _check_request(config: RunConfig, data: FederatedData) -> None:
+    """Refuse a scenario that asks to forget what does not fit into the model, and so will not be learned."""
+    if config.forget.client:
+        check_fits(config, data, make_request(data, config.forget.client, config.forget.samples))
+
+
 def begin_run(config: RunConfig, data: FederatedData, root: Path) -> tuple[RunDirectory, RunConfig]:
     """Load the base model of a config that was checked, and make the run directory.
 
@@ -200,6 +209,7 @@ def begin_run(config: RunConfig, data: FederatedData, root: Path) -> tuple[RunDi
         Whatever is wrong, the disk included, before anything was written.
     """
     config = load(config)
+    _check_request(config, data)
     check_disk(config, data, root.parent)
     refuse_network(root.parent)
     return RunDirectory.create(root, config, make_manifest(config, data)), config

@@ -14,7 +14,7 @@ from typing import Any
 from oblivion.aggregation.products import as_adapter
 from oblivion.config import RunConfig
 from oblivion.data.federation import resolve
-from oblivion.data.groups import asked_rows, central_groups, shared_rows
+from oblivion.data.groups import central_groups, shared_rows
 from oblivion.errors import InputError
 from oblivion.files import remove
 from oblivion.ledger.opening import open_ledger
@@ -23,44 +23,22 @@ from oblivion.ledger.requests import issue
 from oblivion.ledger.rounds import Absence, Branch, RoundRecord
 from oblivion.metrics.evaluation import to_open_unlearning
 from oblivion.models.loading import locate
-from oblivion.models.randomness import base_draws
 from oblivion.models.resident import load_resident
-from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, from_round, in_short
+from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, in_short
 from oblivion.training.fused import fusible
 from oblivion.types import Cost, ForgetRequest, GlobalState
-from server.accounting import in_units
+from server.absence import never_took_part, refusal
+from server.accounting import in_units, rounded_otherwise
 from server.events import Observer, round_entry
+from server.fitting import beforehand, nothing_fits, unfit
 from server.hosts import Hosts
-from server.measure import client_tasks, measure_centrally, measure_clients, summary
-from server.planning import make_plan, make_situation, oracle_seeds, plan_values, present
+from server.measure import Trained, client_tasks, measure_centrally, measure_clients, summary
+from server.planning import make_plan, make_situation, oracle_seeds, plan_values, present, request_entry
 from server.rounds import Federation
 from server.run_directory import RunDirectory, to_json
 from server.spending import check_removals, privacy_values, spent
 
 ORIGINAL = "adapters/original"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Trained:
-    """A model to be measured.
-
-    Attributes
-    ----------
-    name, folder : str
-        Its key in ``metrics.json``, and where its adapter lies in the run directory.
-    state : GlobalState
-        The model: adapter and residual.
-    cost : dict
-        What it took, and the same in units of retraining; see `server.accounting.in_units`.
-    plan : RemovalPlan or None
-        For a trial, what was carried out.
-    """
-
-    name: str
-    state: GlobalState
-    folder: str
-    cost: dict[str, Any]
-    plan: RemovalPlan | None = None
 
 
 class Workflow:
@@ -93,10 +71,18 @@ class Workflow:
             self.initial = self.resident.initial_adapter(config.seed)
             self.federation = Federation(config, hosts, self.ledger, self.initial, observer)
             self.federation.describe()
+            # As they were at the beginning, so that cohorts are what they were: forgotten rows may be gone since.
+            counts = {c: len(rows) + len(self._gone.excluded(c)) for c, rows in self.data.clients.items()}
+            self.federation.sizes.update(counts)
             self.register.enrol_simulated(self.federation.sizes, self.data.names)
         except BaseException:
             self.close()
             raise
+
+    @property
+    def _gone(self) -> Branch:
+        """What was forgotten for good."""
+        return Branch(name="", seed=0, rounds=0, absent=self.register.exclusions())
 
     def reload(self) -> None:
         """Go by the exclusions as they are now."""
@@ -120,7 +106,8 @@ class Workflow:
             Branch(name=MAIN, seed=self.config.seed, rounds=self.config.federation.rounds), self.initial
         )
         if self.federation.head(MAIN).round == 0:
-            self._warn_beforehand()
+            for text in beforehand(self.config, self.data):
+                self.observer.event("warning", text=text)
         reason = fusible(self.resident)
         if self.config.privacy.unit == "sample":
             reason = "privacy.unit = 'sample' takes the gradient of every sample by itself"
@@ -133,15 +120,6 @@ class Workflow:
             self.federation.run_round(MAIN)
         self._keep_original()
         self.write_metrics(self.metrics())
-
-    def _warn_beforehand(self) -> None:
-        draws = base_draws(self.resident.base.model)
-        if draws:
-            text = (
-                f"the base model draws at random in training ({', '.join(draws)}): that is switched off while clients "
-            )
-            text += "train, so that the same run gives the same bits; lora.dropout is dropout of the adapter"
-            self.observer.event("warning", text=text)
 
     def _keep_original(self) -> None:
         """Save what was learned, if a crash came before that."""
@@ -181,7 +159,16 @@ class Workflow:
         return self.register.receive(issue(wanted.client_id, wanted.sample_ids, key, self.register.federation, now))
 
     def plan(self, request: ForgetRequest, method: str) -> RemovalPlan:
-        """Plan a removal without running anything."""
+        """Plan a removal without running anything.
+
+        Raises
+        ------
+        PlanRefusedError
+            If nothing of the data is in the model, or the removal cannot be done.
+        """
+        never = self._never(request)
+        if never:
+            raise refusal(self.run.root, request, never)
         return make_plan(self.config, request, self._situation(request), method)
 
     def check_budget(self, request: ForgetRequest, plans: Sequence[RemovalPlan], oracles: Sequence[str] = ()) -> None:
@@ -190,7 +177,14 @@ class Workflow:
 
     def _situation(self, request: ForgetRequest) -> Situation:
         records, restorable = self.ledger.records(self.head), self.ledger.restorable(self.head)
-        return make_situation(self.config, self.data, request, records, restorable)
+        rounding = rounded_otherwise(self.resident.repeats_bits, records)
+        rows = unfit(self.config, self.data, request.client_id)
+        return make_situation(self.config, self.data, request, records, restorable, rows, rounding)
+
+    def _never(self, request: ForgetRequest) -> str:
+        """Why nothing of the data is in the model, in words; empty where something may be."""
+        asked = never_took_part(self.ledger.records(self.head), request.client_id)
+        return nothing_fits(self.config, self.data, request) or asked
 
     def measure_learned(self) -> None:
         """Measure the learned model where nobody asks to be forgotten."""
@@ -209,16 +203,17 @@ class Workflow:
         """
         self._keep_original()
         request = asked.request
-        plans = {method: self.plan(request, method) for method in methods}
         entry = self._request_entry(request)
+        if "never" in entry:
+            self._enter(entry)
+            raise refusal(self.run.root, request, entry["never"])
+        plans = {method: self.plan(request, method) for method in methods}
         names = {method: self._trial_name(entry, plan) for method, plan in plans.items()}
         new = [plan for method, plan in plans.items() if names[method] not in entry["models"]]
         self.check_budget(request, new, [name for name in oracle_seeds(self.config) if name not in entry["models"]])
         if "shared" in entry and not entry["models"]:
-            text = (
-                f"of what {request.client_id} asks to be forgotten, others hold {in_short(entry['shared'])}, too: it "
-            )
-            self.observer.event("warning", text=text + "stays learned from them, and is measured apart")
+            text = f"of what {request.client_id} asks to be forgotten, others hold {in_short(entry['shared'])}, too: "
+            self.observer.event("warning", text=text + "it stays learned from them, and is measured apart")
         if plans and asked.state == "received":
             self.register.move(request.id, "planned")
         self._measure_oracles(request, entry)
@@ -243,18 +238,7 @@ class Workflow:
         for entry in self.metrics()["requests"]:
             if entry["id"] == request.id:
                 return dict(entry)
-        rows = asked_rows(self.data.clients[request.client_id], request)
-        shared = [row.id for row in shared_rows(self.data, request)]
-        return {
-            "id": request.id,
-            "client": request.client_id,
-            "samples": None if request.whole_client else len(rows),
-            "sample_ids": request.sample_ids,
-            "rows": len(rows),
-            **({"shared": shared} if shared else {}),
-            "t_u": from_round(request, self._situation(request)),
-            "models": {},
-        }
+        return request_entry(self.data, request, self._situation(request), self._never(request))
 
     def _trial_name(self, entry: Mapping[str, Any], plan: RemovalPlan) -> str:
         """The trial of this very plan if there is one, else a new name."""
@@ -353,6 +337,11 @@ class Workflow:
     def _measure(self, model: Trained, request: ForgetRequest, entry: dict[str, Any]) -> None:
         """Measure a model and write it into the request's entry in ``metrics.json``."""
         entry["models"][model.name] = self._entry_of(model, request)
+        branches = [name for name in (self.head, f"{request.id}/{model.name}") if self.federation.has(name)]
+        records = [record for name in branches for record in self.ledger.records(name)]
+        rounding = rounded_otherwise(self.resident.repeats_bits, records)
+        if rounding := rounding or entry["models"].get("oracle", {}).get("rounding"):
+            entry["models"][model.name]["rounding"] = rounding
         self._enter(entry)
 
     def _enter(self, entry: dict[str, Any]) -> None:

@@ -146,6 +146,8 @@ class Situation:
         The clients that remain, with their number of samples without those to be forgotten.
     budget : Budget or None
         The empty privacy budget of the run; None without privacy.
+    rounding : str
+        Why the same rounds again may come out rounded otherwise; empty where they give the same bits.
     """
 
     rounds: int
@@ -163,6 +165,7 @@ class Situation:
     available: frozenset[str] = frozenset()
     samples: Mapping[str, int] = field(default_factory=dict)
     budget: Budget | None = None
+    rounding: str = ""
 
     def rounds_cost(self, first: int, last: int) -> int:
         """Client-steps of rounds `first` to `last` without the forgotten data."""
@@ -201,6 +204,8 @@ def plan_removal(removal: Removal, method: str, request: ForgetRequest, situatio
             "update would end what the run promises; 'exclude', 'rollback' and 'retrain' keep the promise"
         )
     touches = (*plan.touches, *_shared_touch(request, situation), _budget_touch(plan, situation))
+    if situation.rounding and plan.guarantee == "exact":
+        touches += (Touch("rounding", "unaffected", f"exact up to rounding: {situation.rounding}"),)
     return replace(plan, touches=touches, shared=situation.shared)
 
 
@@ -254,7 +259,7 @@ def _check_number(plan: RemovalPlan, method: str, request: ForgetRequest, situat
     for phase in (phase for phase in plan.phases if isinstance(phase, LearnPhase)):
         for number in range(phase.first, phase.last + 1):
             gone = unavailable.get(number, ()) if phase.replay else ()
-            there = [client for client in situation.steps if client not in gone]
+            there = [client for client, steps in situation.steps.items() if steps and client not in gone]
             rule = situation.aggregator
             short = short_round(rule, there, situation.joins, situation.clients_per_round, [number])
             if short:

@@ -77,6 +77,7 @@ class ModelRecord(_Record):
 
     label: Text = ""
     guarantee: Text | None = None
+    rounding: Text = ""
     central: dict[Text, Measure] = {}
     clients: dict[Text, dict[Text, Measure]] = {}
     cost: ModelCost = ModelCost()
@@ -92,6 +93,8 @@ class RequestRecord(_Record):
     rows: int | None = None
     shared: tuple[Text, ...] = ()
     t_u: int | None = None
+    first_update: int | None = None
+    never: Text = ""
     committed: Text | None = None
     committed_at: Text | None = None
     models: dict[Text, ModelRecord] = {}

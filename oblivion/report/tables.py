@@ -139,6 +139,11 @@ RELATIVE = ("forget_quality", "privleak")
 """Measures that compare with the oracle, and so say nothing of the oracle itself."""
 
 
+def _guarantee(standing: Standing) -> str:
+    model = standing.model
+    return f"{model.guarantee or '–'}{', up to rounding' if model.rounding and model.guarantee == 'exact' else ''}"
+
+
 def _interval(measure: Measure) -> str:
     return f"[{number(measure.interval[0])}, {number(measure.interval[1])}]" if measure.interval else ""
 
@@ -171,7 +176,7 @@ def cost_share(standing: Standing) -> str:
 
 def _cell(standing: Standing, column: Column, comparison: Comparison) -> Cell:
     if column.metric == GUARANTEE:
-        return Cell(value=standing.model.guarantee or "–")
+        return Cell(value=_guarantee(standing))
     if column.metric == COST:
         steps, _, tokens = cost_share(standing).partition(", ")
         return Cell(value=steps, difference=tokens)
@@ -281,7 +286,7 @@ def runs_table(runs: Sequence[tuple[str, Sequence[Comparison]]]) -> tuple[RunRow
                     number(standing.utility) + note,
                     number(standing.others),
                     cost_share(standing),
-                    standing.model.guarantee or "–",
+                    _guarantee(standing),
                 )
                 rows.append(
                     RunRow(

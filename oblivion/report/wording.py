@@ -180,6 +180,9 @@ def answer(comparison: Comparison) -> Markup:
     Markup
         HTML in which everything that came from the run is escaped.
     """
+    if comparison.request.never:
+        text = "{}. No removal was run: the model is what it is without it."
+        return Markup(text).format(comparison.request.never)
     spoken, unspoken = _spoken(comparison)
     first = _before(comparison)
     if not spoken:
@@ -356,8 +359,11 @@ def measured_on(comparison: Comparison) -> str:
 def request_facts(comparison: Comparison) -> list[str]:
     """What is known of a request besides its id."""
     request, facts = comparison.request, [said for said in [measured_on(comparison)] if said]
-    if request.t_u is not None:
-        facts.append(f"in training from round {request.t_u}")
+    if request.never:
+        facts.append("never took part in training")
+    elif request.t_u is not None:
+        asked = f" (asked from round {request.t_u})" if (request.first_update or request.t_u) != request.t_u else ""
+        facts.append(f"in training from round {request.first_update or request.t_u}{asked}")
     elif "t_u" in request.model_fields_set:
         # Written as null; a file that does not say leaves it open.
         facts.append("never selected in training")
