@@ -63,7 +63,7 @@ def nothing_fits(config: RunConfig, data: FederatedData, request: ForgetRequest)
     why = f"fits into the context of {context} tokens (the shortest has {shortest})"
     if not shortest:
         why = "has an answer with a token of its own"
-    return f"{request.client_id}: none of {part} {why}, so nothing was or is trained on, and there is nothing to forget"
+    return f"{request.client_id}: none of {part} {why}, so none is ever trained on, and there is nothing to forget"
 
 
 def check_fits(config: RunConfig, data: FederatedData, request: ForgetRequest) -> None:
