@@ -14,7 +14,7 @@ from typing import Any
 from oblivion.aggregation.products import as_adapter
 from oblivion.config import RunConfig
 from oblivion.data.federation import resolve
-from oblivion.data.groups import central_groups, shared_rows
+from oblivion.data.groups import central_groups
 from oblivion.errors import InputError
 from oblivion.files import remove
 from oblivion.ledger.opening import open_ledger
@@ -72,17 +72,13 @@ class Workflow:
             self.federation = Federation(config, hosts, self.ledger, self.initial, observer)
             self.federation.describe()
             # As they were at the beginning, so that cohorts are what they were: forgotten rows may be gone since.
-            counts = {c: len(rows) + len(self._gone.excluded(c)) for c, rows in self.data.clients.items()}
+            gone = Branch(name="", seed=0, rounds=0, absent=self.register.exclusions())
+            counts = {c: len(rows) + len(gone.excluded(c)) for c, rows in self.data.clients.items()}
             self.federation.sizes.update(counts)
             self.register.enrol_simulated(self.federation.sizes, self.data.names)
         except BaseException:
             self.close()
             raise
-
-    @property
-    def _gone(self) -> Branch:
-        """What was forgotten for good."""
-        return Branch(name="", seed=0, rounds=0, absent=self.register.exclusions())
 
     def reload(self) -> None:
         """Go by the exclusions as they are now."""
@@ -166,8 +162,7 @@ class Workflow:
         PlanRefusedError
             If nothing of the data is in the model, or the removal cannot be done.
         """
-        never = self._never(request)
-        if never:
+        if never := self._never(request):
             raise refusal(self.run.root, request, never)
         return make_plan(self.config, request, self._situation(request), method)
 
@@ -300,7 +295,7 @@ class Workflow:
         units = in_units(cost, entry["models"].get("oracle", {}).get("cost"), plan.fraction)
         self._save_adapter(f"{where}/adapters", state)
         trial = Trained(name=name, state=state, folder=f"{where}/adapters", cost=units, plan=plan)
-        entry["models"][name] = self._entry_of(trial, request)
+        entry["models"][name] = self._measured(trial, request, entry)
         self.run.write_json(f"{where}/metrics.json", entry["models"][name])
         self.federation.replay.check(branch)
         self.register.move(request.id, "verified")
@@ -336,13 +331,15 @@ class Workflow:
 
     def _measure(self, model: Trained, request: ForgetRequest, entry: dict[str, Any]) -> None:
         """Measure a model and write it into the request's entry in ``metrics.json``."""
-        entry["models"][model.name] = self._entry_of(model, request)
+        entry["models"][model.name] = self._measured(model, request, entry)
+        self._enter(entry)
+
+    def _measured(self, model: Trained, request: ForgetRequest, entry: dict[str, Any]) -> dict[str, Any]:
         branches = [name for name in (self.head, f"{request.id}/{model.name}") if self.federation.has(name)]
         records = [record for name in branches for record in self.ledger.records(name)]
-        rounding = rounded_otherwise(self.resident.repeats_bits, records)
-        if rounding := rounding or entry["models"].get("oracle", {}).get("rounding"):
-            entry["models"][model.name]["rounding"] = rounding
-        self._enter(entry)
+        own = rounded_otherwise(self.resident.repeats_bits, records)
+        rounding = own or entry["models"].get("oracle", {}).get("rounding")
+        return {**self._entry_of(model, request), **({"rounding": rounding} if rounding else {})}
 
     def _enter(self, entry: dict[str, Any]) -> None:
         metrics = self.metrics()

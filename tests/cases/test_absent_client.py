@@ -12,6 +12,8 @@ import tiny_models
 import torch
 
 import oblivion as ob
+from oblivion.data.federation import _resolve
+from oblivion.training import cohort as cohort_module
 from oblivion.training import fused, local
 from oblivion.types import HostReply, HostRequest
 from simulations import RunResult, simulate
@@ -33,16 +35,15 @@ def settings(model: Path, folder: Path, **changes: Any) -> dict[str, Any]:
         for client, count in ROWS.items():
             for n in range(count):
                 answer = "word " * (300 if client == LONG else 2 + n)
-                file.write(
-                    json.dumps({"question": f"What {n}?", "answer": f"{client} {answer}", "owner": client}) + "\n"
-                )
+                row = {"id": f"{client}/{n}", "question": f"What {n}?", "answer": f"{client} {answer}", "owner": client}
+                file.write(json.dumps(row) + "\n")
     return {
         "engine": "inline",
         "model.name": str(model),
         "lora.rank": 4,
         "data.name": "jsonl",
         "data.path": str(path),
-        "data.columns": {"client": "owner"},
+        "data.columns": {"client": "owner", "id": "id"},
         "federation.clients": 6,
         "federation.clients-per-round": 6,
         "federation.rounds": 3,
@@ -122,3 +123,42 @@ def test_who_has_no_rows_and_takes_a_free_place_does_not_stop_a_replay(model: Pa
             ob.load_config(None, {**values, "seed": seed, "evaluate.oracle-seeds": 1}), tmp_path / f"{seed}"
         )
         assert same_bits(result, "rollback", "oracle")
+
+
+def test_rows_that_are_gone_at_their_source_change_no_cohort(model: Path, tmp_path: Path) -> None:
+    """Cohorts go by numbers of rows: those at the beginning, also when some were forgotten and deleted since."""
+    values = settings(model, tmp_path, train__cohort=2)
+    values |= {"forget.client": "", "forget.methods": [], "data.path": str(tmp_path / "rows.jsonl")}
+    result = simulate(ob.load_config(None, values), tmp_path / "run")
+    gone = [f"client-3/{n}" for n in range(5)]
+    (tmp_path / "ids.txt").write_text("\n".join(gone))
+    result.forget("client-3", samples=str(tmp_path / "ids.txt"), method="rollback").commit()
+    rows = (tmp_path / "rows.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "rows.jsonl").write_text("".join(row for row in rows if json.loads(row)["id"] not in gone))
+    _resolve.cache_clear()  # as in a new process
+    trial = result.forget(LATE, method="rollback")
+    oracle = RunResult(trial.directory, f"{trial.model.partition('/')[0]}/oracle")
+    assert all(torch.equal(trial.adapter[name], oracle.adapter[name]) for name in oracle.adapter)
+
+
+def test_exact_is_up_to_rounding_where_a_cohort_was_halved(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fused.train_fused
+
+    def small(*arguments: Any) -> Any:
+        if arguments[-1] > 1 and (arguments[-2].branch, arguments[-2].round) == ("main", 2):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(*arguments)
+
+    monkeypatch.setattr(cohort_module, "train_fused", small)
+    events: list[dict[str, Any]] = []
+    config = ob.load_config(None, settings(model, tmp_path, train__cohort=3))
+    result = simulate(config, tmp_path / "run", [events.append])
+    assert any("equal up to rounding" in event.get("text", "") for event in events)
+    (entry,) = result.metrics["requests"]
+    rollback = entry["models"]["rollback"]
+    assert rollback["guarantee"] == "exact" and "in round 2 a cohort did not fit" in rollback["rounding"]
+    (touch,) = [touch for touch in rollback["touches"] if touch["item"] == "rounding"]
+    assert touch["why"].startswith("exact up to rounding: in round 2")
+    assert "exact, up to rounding" in (tmp_path / "run" / "report.html").read_text()
