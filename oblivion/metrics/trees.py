@@ -146,30 +146,39 @@ def takes_trees(model: Any, trees: Sequence[Tree], pad_id: int) -> bool:
     It does not where attention ends at a window that is shorter than the longest row (a mask of one's own takes the
     place of the window's), or a state runs from token to token; the model's config tells. For what it does not tell,
     two trees are tried: the longest one, and the one with the longest row, since what a shorter one shows need not hold
-    for them.
+    for them. The answer for trees of these lengths is kept: it is the architecture's, not the weights'.
     """
-    import torch
-
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     several = [tree for tree in trees if len(tree.answers) > 1]
     if not several:
         return True
-    longest = max(several, key=lambda tree: tree.length)
-    deepest = max(several, key=_depth)
+    longest, deepest = max(several, key=lambda tree: tree.length), max(several, key=_depth)
     if not sees_all_before(plain, _depth(deepest)):
         return False
-    tolerance = _LOW_PRECISION.get(str(plain.dtype).removeprefix("torch."))
-    for tree in (longest, deepest) if deepest is not longest else (longest,):
-        alone = [Tree(tree.prompt, (answer,), (row,)) for answer, row in zip(tree.answers, tree.rows, strict=True)]
-        try:
-            with torch.no_grad():
-                together, apart = (_log_probs(*tree_logits(plain, some, pad_id)) for some in ([tree], alone))
-        except (RuntimeError, TypeError, ValueError):
-            return False
-        allowed = _TOLERANCE if tolerance is None else tolerance * float(apart.abs().max())
-        if not float((together - apart).abs().max()) <= allowed:
-            return False
-    return True
+    known: dict[tuple[int, int], bool] = vars(plain).setdefault("_oblivion_trees", {})
+    lengths = (longest.length, _depth(deepest))
+    if lengths not in known:
+        known[lengths] = all(_is_taken(plain, tree, pad_id) for tree in {id(t): t for t in (longest, deepest)}.values())
+    return known[lengths]
+
+
+def _is_taken(model: Any, tree: Tree, pad_id: int) -> bool:
+    """Whether the longest answer of a tree, and its last, are as likely there as alone."""
+    import torch
+
+    last = len(tree.answers) - 1
+    tried = sorted({last, max(range(last + 1), key=lambda index: len(tree.answers[index]))})
+    alone = [Tree(tree.prompt, (tree.answers[index],), (index,)) for index in tried]
+    try:
+        with torch.inference_mode():
+            together, apart = (_log_probs(*tree_logits(model, some, pad_id)) for some in ([tree], alone))
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    ends = [sum(map(len, tree.answers[: index + 1])) for index in tried]
+    same = torch.cat([together[end - len(tree.answers[index]) : end] for index, end in zip(tried, ends, strict=True)])
+    tolerance = _LOW_PRECISION.get(str(model.dtype).removeprefix("torch."))
+    allowed = _TOLERANCE if tolerance is None else tolerance * float(apart.abs().max())
+    return float((same - apart).abs().max()) <= allowed
 
 
 def _depth(tree: Tree) -> int:
