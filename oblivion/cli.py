@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -369,10 +370,15 @@ def _end(error: OblivionError) -> NoReturn:
     raise SystemExit(error.exit_code)
 
 
+def _at_home(word: str) -> str:
+    """A word with its ``~`` as a folder: a shell expands it at the beginning of a word, and not after ``--out=``."""
+    return re.sub(r"^(--[\w-]+=)?~(?=/|$)", lambda found: (found[1] or "") + str(Path.home()), word)
+
+
 def main() -> None:
     """Run the command line; errors that a user can act on end without a traceback and with their exit code."""
     try:
-        app()
+        app([_at_home(word) for word in sys.argv[1:]])
     except OblivionError as error:
         _end(error)
     except OSError as error:

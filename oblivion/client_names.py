@@ -11,11 +11,13 @@ from oblivion.types import CLIENT_ID
 _LONGEST = 64
 _DIGITS = 10
 _JOINERS = "\u200c\u200d"
-"""Zero-width characters that words of some scripts need, and emojis; all other invisible ones say nothing."""
+"""Zero-width characters that words of some scripts need, and emojis."""
+_UNSEEN = re.compile("[\u00ad\u034f\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]")
+"""Other characters that show nothing: marks of direction, of line breaking, of how an emoji is drawn."""
 
 
 def canonical_name(name: str) -> str:
-    """The name as one sees it: composed (NFC), without invisible formatting and without blanks around it.
+    """The name as one sees it: composed (NFC), every blank a space, without what shows nothing and blanks around it.
 
     Two names that only differ in these are one owner.
 
@@ -29,13 +31,19 @@ def canonical_name(name: str) -> str:
     ValueError
         If nothing is left, or it holds a control character or half of a surrogate pair.
     """
-    composed = unicodedata.normalize("NFC", name)
-    seen = "".join(c for c in composed if unicodedata.category(c) != "Cf" or c in _JOINERS).strip()
+    spaced = "".join(" " if c.isspace() and not c.isascii() else c for c in _UNSEEN.sub("", name))
+    seen = unicodedata.normalize("NFC", spaced).strip()
     if not seen.strip(_JOINERS):
         raise ValueError("is empty")
     if any(unicodedata.category(c) in ("Cc", "Cs") and c != "\t" for c in seen):
         raise ValueError("holds a control character")
     return seen
+
+
+def folded_name(name: str) -> str:
+    """What the spellings of a name have in common, in capitals or not, in wide letters or not: two are rarely meant."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", canonical_name(name)).casefold())
+    return " ".join(re.sub(f"[{_JOINERS}]", "", folded).split())
 
 
 def client_id_of(name: str) -> str:

@@ -88,7 +88,8 @@ def _absolute(text: Any, inside: str = "") -> Any:
     except RuntimeError:  # there is no such user
         return text
     found = next((one for one in (path, Path(inside) / path) if one.exists()), None)
-    return str(found.resolve()) if found else str(path) if text.startswith("~") else text
+    # A link stays one: its name says how the file is read, and it may lead elsewhere tomorrow.
+    return str(found.absolute()) if found else str(path) if text.startswith("~") else text
 
 
 def _dtype(config: RunConfig) -> str:

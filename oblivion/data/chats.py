@@ -18,18 +18,18 @@ def is_chat(value: Any) -> bool:
 
 
 def _is_turn(value: Any) -> bool:
-    return isinstance(value, dict) and any(names[0] in value for names in _NAMES)
+    return isinstance(value, dict) and any(names <= value.keys() for names in map(set, _NAMES))
 
 
-def unfold(row: Row, questions: tuple[str, ...]) -> Row:
+def unfold(row: Row, questions: tuple[str, ...], answers: tuple[str, ...]) -> Row:
     """A row with the question and answer of its conversation as columns; one without a conversation as it is.
 
     Parameters
     ----------
     row : Row
         The record.
-    questions : tuple of str
-        Columns that hold a question; where the row has one of them, that counts.
+    questions, answers : tuple of str
+        Columns that hold a question, and an answer; where the row has both, they count and not the conversation.
 
     Returns
     -------
@@ -43,7 +43,7 @@ def unfold(row: Row, questions: tuple[str, ...]) -> Row:
         If the conversation is not one question and one answer; names the row.
     """
     column = next((name for name in CHATS if row.values.get(name) is not None), "")
-    if not column or any(row.values.get(name) for name in questions):
+    if not column or all(any(row.values.get(name) for name in names) for names in (questions, answers)):
         return row
     turns = row.values[column]
     if not is_chat(turns):
@@ -59,7 +59,7 @@ def unfold(row: Row, questions: tuple[str, ...]) -> Row:
             "one of the assistant, and at most one of the system before them"
         )
     above = [text for text in system if text.strip()]
-    rest = {key: value for key, value in row.values.items() if key != column}
+    rest = {key: value for key, value in row.values.items() if key not in (column, *questions, *answers)}
     return Row({**rest, "question": "\n".join([*above, said[0][1]]), "answer": said[1][1]}, row.where)
 
 
@@ -69,14 +69,16 @@ def _wanted() -> str:
 
 def _turn(turn: dict[str, Any], where: str) -> tuple[str, str]:
     """Who speaks, and the text."""
-    role_name, text_name = next(names for names in _NAMES if names[0] in turn)
-    role, content = str(turn[role_name]), turn.get(text_name)
+    role_name, text_name = next(names for names in _NAMES if set(names) <= turn.keys())
+    role, content = str(turn[role_name]), turn[text_name]
     if isinstance(content, list):  # parts, as of a message that could also hold a picture
         content = "".join(_part(part, where) for part in content)
     if not isinstance(content, str):
         raise InputError(f"{where}: '{text_name}' is {kind_of(content)}; expected text")
     if role != "system" and role not in _ROLES:
         raise InputError(f"{where} is from '{role}'; expected system, {', '.join(_ROLES)}")
+    if role != "system" and not content.strip():
+        raise InputError(f"{where} is empty; fill it or delete the row")
     return _ROLES.get(role, role), content
 
 

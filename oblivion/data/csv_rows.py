@@ -10,7 +10,8 @@ from pathlib import Path
 from oblivion.data.rows import Faults, Row
 from oblivion.errors import InputError
 
-ENDINGS = (".csv", ".tsv", ".tab", ".txt")
+TABS = (".tsv", ".tab")
+ENDINGS = (".csv", *TABS, ".txt")
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _HEADER = 2**20
 """Characters among which the header is looked for."""
@@ -18,17 +19,19 @@ _NOTE = re.compile(r"sep=(.)\r?\n")
 """A first line that Excel reads and writes."""
 
 
-def csv_rows(path: Path, text: str, faults: Faults) -> list[Row]:
+def csv_rows(path: Path, text: str, faults: Faults, *, tabs: bool = False) -> list[Row]:
     """Read a table whose first line names the columns.
 
     Parameters
     ----------
     path : Path
-        For messages; ``.tsv`` prefers tabs.
+        For messages.
     text : str
         The whole file. A text with the delimiter, a quote or a line break in it stands in double quotes.
     faults : Faults
         Takes what is wrong with single rows.
+    tabs : bool, default False
+        Whether tabs in the header count before any other delimiter.
 
     Raises
     ------
@@ -37,7 +40,7 @@ def csv_rows(path: Path, text: str, faults: Faults) -> list[Row]:
     """
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a long text is no error
     note = _NOTE.match(text)
-    delimiter = note[1] if note else _delimiter(path, text)
+    delimiter = note[1] if note else _delimiter(text, tabs)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
     rows: list[Row] = []
@@ -67,10 +70,10 @@ def _name(delimiter: str) -> str:
     return _DELIMITERS.get(delimiter, f"'{delimiter}'")
 
 
-def _delimiter(path: Path, text: str) -> str:
+def _delimiter(text: str, tabs: bool) -> str:
     """The one that makes the most columns of the header."""
     columns = {delimiter: _columns(text[:_HEADER], delimiter) for delimiter in _DELIMITERS}
-    if ".tsv" in path.suffixes and columns["\t"] > 1:
+    if tabs and columns["\t"] > 1:
         return "\t"
     return max(columns, key=lambda delimiter: columns[delimiter])
 
@@ -98,6 +101,8 @@ def _header(path: Path, line: int, cells: list[str]) -> list[str]:
 
 
 def _row(where: str, header: list[str], cells: list[str], delimiter: str) -> Row:
+    if not any(cell.strip() for cell in cells[len(header) :]):  # some programs end rows with delimiters
+        cells = cells[: len(header)]
     if len(cells) != len(header):
         raise InputError(
             f"{where}: has {len(cells)} cells and the header {len(header)} (with {_name(delimiter)}); put a text that "

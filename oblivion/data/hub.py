@@ -7,16 +7,16 @@ import json
 import re
 from pathlib import Path
 
+from oblivion.data.row_files import ENDINGS
 from oblivion.data.rows import Row, RowFile
 from oblivion.errors import InputError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_FILE_ENDINGS = (".json", ".jsonl", ".ndjson", ".txt", ".csv", ".tsv", ".parquet", ".gz")
 
 
 def is_hub_id(path: str) -> bool:
     """Whether `path` reads as ``owner/name`` and nothing of that name is on the disk."""
-    return bool(_HUB_ID.fullmatch(path)) and not path.endswith(_FILE_ENDINGS) and not Path(path).exists()
+    return bool(_HUB_ID.fullmatch(path)) and not path.endswith((*ENDINGS, ".gz")) and not Path(path).exists()
 
 
 def read_hub_table(repository: str, subset: str = "", split: str = "train", revision: str = "") -> RowFile:

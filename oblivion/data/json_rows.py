@@ -25,6 +25,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
+_MARK = "\ufeff"
+"""Files that were put together have byte order marks inside."""
 # Numbers are kept as they are written: as an answer, 3.50 is not 3.5.
 _DECODER = json.JSONDecoder(parse_int=Number, parse_float=Number, object_pairs_hook=_object)
 
@@ -55,20 +57,21 @@ def json_rows(path: Path, text: str, names: Collection[str], faults: Faults) -> 
     except (ValueError, RecursionError) as error:
         if _by_line(text):
             return _lines(path, text, faults)
-        line = getattr(error, "lineno", 1)
-        raise InputError(f"{path}:{line}: not JSON ({_reason(error)}); expected {SHAPES}") from None
+        line, expected = getattr(error, "lineno", 1), SHAPES
+        if not text.lstrip().startswith("{"):
+            expected += ", or a table of text with a name that ends in .csv or .tsv"
+        raise InputError(f"{path}:{line}: not JSON ({_reason(error)}); expected {expected}") from None
     return _document(path, text, document, names, faults)
 
 
 def _by_line(text: str) -> bool:
     """Whether the first or second line is an object of its own (one of the two may be broken)."""
-    first = [line for line in text.split("\n", 64) if line.strip()][:2]
-    return any(_is_object(line) for line in first) or not text.lstrip().startswith("{")
+    return any(_is_object(line) for line in [line for line in text.split("\n", 64) if line.strip()][:2])
 
 
 def _is_object(line: str) -> bool:
     try:
-        return isinstance(_DECODER.decode(line), dict)
+        return isinstance(_DECODER.decode(line.lstrip(_MARK)), dict)
     except (ValueError, RecursionError):
         return False
 
@@ -87,7 +90,7 @@ def _lines(path: Path, text: str, faults: Faults) -> list[Row]:
             continue
         with faults.collect():
             try:
-                value = _DECODER.decode(line)
+                value = _DECODER.decode(line.lstrip(_MARK))
             except (ValueError, RecursionError) as error:
                 raise InputError(f"{path}:{number}: not JSON ({_reason(error)}); expected {SHAPES}") from None
             rows.append(_row(value, f"{path}:{number}"))
@@ -150,7 +153,8 @@ def _unknown(document: dict[str, Any], tables: list[str]) -> str:
 
 
 def _holds_objects(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, dict) for item in value) and not is_chat(value)
+    filled = isinstance(value, list) and bool(value)
+    return filled and all(isinstance(item, dict) for item in value) and not is_chat(value)
 
 
 def _position_of(text: str, key: str) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from oblivion.config import DataConfig
 from oblivion.data import with_paths
 from oblivion.data.chats import unfold
-from oblivion.data.columns import QUESTIONS, USUAL, Columns, check_columns, find_columns
+from oblivion.data.columns import ANSWERS, QUESTIONS, USUAL, Columns, check_columns, find_columns
 from oblivion.data.corpus import Corpus
 from oblivion.data.hub import is_hub_id, read_hub_table
 from oblivion.data.owners import Owners, scalar
@@ -137,8 +137,10 @@ def _paths(folder: Path, data: DataConfig, holdout: Path | None) -> list[Path]:
     if not isinstance(pattern, str) or "/" in pattern:
         raise ConfigError(f"data.parameters.pattern = {pattern!r}: expected a file name with wildcards")
     reserved = holdout.resolve() if holdout else None
-    found = [p for p in sorted(folder.glob(pattern or "*")) if p.is_file() and p.resolve() != reserved]
-    paths = [p for p in found if pattern or is_row_file(p)]
+    found = [
+        p for p in sorted(folder.glob(pattern or "*")) if p.is_file() or not p.exists()
+    ]  # a link to nothing is bad
+    paths = [p for p in found if (pattern or is_row_file(p)) and p.resolve() != reserved]
     if not paths:
         what = f"no file matches data.parameters.pattern = '{pattern}'" if pattern else "no JSON, CSV, TSV or Parquet"
         raise InputError(f"{folder}: {what}; expected one file per client")
@@ -152,7 +154,7 @@ def _unfolded(file: RowFile, columns: Mapping[str, str], faults: Faults) -> RowF
     rows = []
     for row in file.rows:
         with faults.collect():
-            rows.append(unfold(row, QUESTIONS))
+            rows.append(unfold(row, QUESTIONS, ANSWERS))
     return replace(file, rows=tuple(rows))
 
 

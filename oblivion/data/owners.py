@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from oblivion.client_names import canonical_name, client_id_of
+from oblivion.client_names import canonical_name, client_id_of, folded_name
 from oblivion.data.rows import Row, text_of
 from oblivion.errors import InputError
 
@@ -22,7 +22,7 @@ class Owners:
     """
 
     names: dict[str, str] = field(default_factory=dict)
-    _first: dict[str, tuple[str, str]] = field(default_factory=dict)
+    _first: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
     _files: dict[str, str] = field(default_factory=dict)
     _ids: dict[str, str] = field(default_factory=dict)
 
@@ -51,12 +51,12 @@ class Owners:
             client = client_id_of(seen)
         except ValueError as error:
             raise InputError(f"{where}: {what} {error}; expected a name or an id") from None
-        for key in (client, seen.lower()):
+        for key in (("id", client), ("name", folded_name(name))):
             first, there = self._first.setdefault(key, (seen, where))
             if first != seen:
                 raise InputError(
                     f"{where}: {what} and another one ({there}) are too alike, they both make the client id "
-                    f"'{client}' or differ in capitals alone; {_REMEDY}"
+                    f"'{client}' or differ in how the same letters are written alone; {_REMEDY}"
                 )
         if seen != client:
             self.names[client] = seen

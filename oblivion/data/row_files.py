@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import re
 import zlib
 from collections.abc import Collection
 from pathlib import Path
@@ -16,7 +17,10 @@ from oblivion.data.rows import Faults, Row, RowFile
 from oblivion.errors import InputError
 
 EXPECTED = "JSON, CSV, TSV or Parquet"
-ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
+ENDINGS = (*JSON_ENDINGS, *csv_rows.ENDINGS, ".parquet")
+_BEGINS_JSON = re.compile(r"""\s*(\{\s*["}]|\[\s*["{\[\]])""")
+"""How rows as JSON begin; a table's header may begin with a bracket, too."""
 _GZIP = b"\x1f\x8b"
 _MOST = 2**30
 """Bytes that a packed file may become: far above any table of texts, far below a machine's memory."""
@@ -42,9 +46,12 @@ def owner_name(name: str) -> str:
 
 
 def is_row_file(path: Path) -> bool:
-    """Whether the name says that the file holds rows; hidden files do not."""
-    name = path.name.lower().removesuffix(".gz")
-    return name.endswith(ENDINGS) and not name.startswith(".")
+    """Whether the name says that the file holds rows; hidden files do not, and a ``.txt`` is likelier a note."""
+    return _ending(path) in ENDINGS and _ending(path) != ".txt" and not path.name.startswith(".")
+
+
+def _ending(path: Path) -> str:
+    return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
 def read_row_file(
@@ -125,7 +132,7 @@ def decode(path: Path, raw: bytes, expected: str = EXPECTED) -> str:
         line = raw.count(b"\n", 0, nul) + 1
         raise InputError(f"{path}:{line}: holds a NUL byte, so it is no UTF-8 text (UTF-16?); save it as UTF-8")
     try:
-        return raw.decode("utf-8-sig")
+        return raw.decode().lstrip("\ufeff")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise InputError(
@@ -134,13 +141,13 @@ def decode(path: Path, raw: bytes, expected: str = EXPECTED) -> str:
 
 
 def _text_rows(path: Path, text: str, names: Collection[str], faults: Faults) -> list[Row]:
-    ending = Path(path.name.lower().removesuffix(".gz")).suffix
-    if text.lstrip()[:1] not in ("[", "{") and text.strip():
-        if ending in csv_rows.ENDINGS:
-            return csv_rows.csv_rows(path, text, faults)
-        if ending not in (".json", ".jsonl", ".ndjson"):
-            raise InputError(
-                f"{path}: is not JSON, and its name does not end in {', '.join(csv_rows.ENDINGS)}; "
-                f"expected {EXPECTED} ({SHAPES})"
-            )
-    return json_rows(path, text, names, faults) if text.strip() else []
+    if not text.strip():
+        return []
+    if _ending(path) in csv_rows.ENDINGS and not _BEGINS_JSON.match(text):
+        return csv_rows.csv_rows(path, text, faults, tabs=_ending(path) in csv_rows.TABS)
+    if _ending(path) not in JSON_ENDINGS and text.lstrip()[0] not in "[{":
+        raise InputError(
+            f"{path}: is not JSON, and its name does not end in {', '.join(csv_rows.ENDINGS)}; "
+            f"expected {EXPECTED} ({SHAPES})"
+        )
+    return json_rows(path, text, names, faults)

@@ -79,6 +79,8 @@ def kind_of(value: Any) -> str:
     """What a value is, in words."""
     if isinstance(value, Number):
         return "a number"
+    if isinstance(value, float) and math.isinf(value):
+        return "infinity"
     return _KINDS.get(type(value), f"a value of type {type(value).__name__}")
 
 
@@ -158,7 +160,7 @@ def _written_list(row: Row, column: str, text: str) -> list[Any]:
 def digest_of(files: Iterable[RowFile]) -> str:
     """SHA-256 over the names and digests of the files, sorted, so that moving a row is seen."""
     lines = sorted(f"{file.sha256}  {file.name}\n" for file in files)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()  # names may be no UTF-8
 
 
 def digest_of_texts(digests: Iterable[str]) -> str:

@@ -76,11 +76,20 @@ def test_every_name_makes_an_id_or_is_refused(name: str) -> None:
 def test_names_that_look_alike(tmp_path: Path) -> None:
     ids = owners(tmp_path, "zurich", "Zürich", "Zu\u0308rich", "Zärich", "Zurich Sud", "Zürich Süd", 10, "10")
     assert ids[1] == ids[2] and ids[6] == ids[7] == "10" and len(set(ids)) == 6
-    for one, other in (("North", "north"), ("Zürich", "zürich"), ("a b", "a.b")):
+    pairs = [("North", "north"), ("Zürich", "zürich"), ("a b", "a.b"), ("Straße", "STRASSE"), ("οδος", "οδοσ")]
+    pairs += [("Ａｄａ", "Ada"), ("Zür\u200dich", "Zürich"), ("São  Bento", "São Bento")]
+    for one, other in (*pairs, ("Zürich", client_id_of("Zürich"))):
         with pytest.raises(InputError) as error:
             owners(tmp_path, one, other)
         assert "x.jsonl:2: " in str(error.value) and "set data.columns.client to a column of ids" in str(error.value)
         assert one not in str(error.value), "a name may be a person's"
+
+
+def test_names_that_show_the_same_are_one_owner_and_others_are_not(tmp_path: Path) -> None:
+    assert len(set(owners(tmp_path, "São Bento", "São\u00a0Bento", "\u200eSão\u00ad Bento\u3000"))) == 1
+    assert len(set(owners(tmp_path, "🏥", "🏥\ufe0f"))) == 1
+    flags = ["🏴" + "".join(chr(0xE0000 + ord(c)) for c in f"gb{land}") + "\U000e007f" for land in ("eng", "sct")]
+    assert len(set(owners(tmp_path, *flags, "🏴", "\u0600١", "١"))) == 5
 
 
 def test_file_names_are_owners_too(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -212,7 +213,7 @@ def packed_zip() -> bytes:
         ("x.json", b'{"question": ["a"], "answer": []}', "different numbers of values (question 1, answer 0)"),
         ("x.json", b'{"meta": {"a": 1}, "n": 3}', "is JSON, one object with the keys meta, n"),
         ("x.json", b'{"data": [\n{"question": "q"},\n {"question" "r"}]}', "x.json:3: not JSON (Expecting ':'"),
-        ("x.json", b'{"data": []}', "holds no rows"),
+        ("x.json", b'{"data": []}', "is JSON, one object with the keys data, in which no rows are found"),
         ("x.json", b'{"question": "q", "answer": "a", "answer": "b"}', "has the key 'answer' twice"),
         ("x.json", b'{"a":' * 100_000, "not JSON"),
     ],
@@ -270,3 +271,61 @@ def test_parquet_without_the_optional_package(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
     assert "pip install 'oblivion-fl[parquet]'" in wrong(tmp_path / "x.parquet", {})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("twice-marked.csv", "\ufeff\ufeffquestion,answer\nq,a\nr,b\n"),
+        ("joined.jsonl", '{"question": "q", "answer": "a"}\n\ufeff{"question": "r", "answer": "b"}\n'),
+        ("TABS.TSV", "note, and more, or not\tquestion\tanswer\n\tq\ta\n\tr\tb\n"),
+        ("brackets.csv", "[id],question,answer\n1,q,a\n2,r,b\n"),
+        ("ragged.csv", "question,answer\nq,a,,\nr,b,\n"),
+        ("role.json", '{"data": [{"question": "q", "answer": "a", "role": "x"}, {"question": "r", "answer": "b"}]}'),
+        ("tags.json", '{"tags": [], "data": [{"question": "q", "answer": "a"}, {"question": "r", "answer": "b"}]}'),
+    ],
+)
+def test_what_stands_around_the_rows_changes_nothing(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    assert [(row.prompt, row.answer) for row in samples(tmp_path / name, {})] == [("q", "a"), ("r", "b")]
+
+
+def test_a_chat_beside_its_prompt_is_a_chat(tmp_path: Path) -> None:
+    """UltraChat and others repeat the first turn in a column."""
+    path = tmp_path / "x.jsonl"
+    plain = '{"prompt": "r", "answer": "b"}'
+    path.write_text("\n".join([chat(("user", "q"), ("assistant", "a"), prompt="q", prompt_id="7"), plain]))
+    with pytest.raises(InputError, match=r"x\.jsonl:1: column 'prompt' is missing|x\.jsonl:2: column 'question'"):
+        samples(path, {})
+    path.write_text("\n".join(chat(("user", q), ("assistant", "a"), prompt=q) for q in "qr"))
+    assert [(row.prompt, row.answer) for row in samples(path, {})] == [("q", "a"), ("r", "a")]
+    path.write_text(chat(("user", "q"), ("assistant", "a"), prompt="own", response="columns"))
+    assert [(row.prompt, row.answer) for row in samples(path, {})] == [("own", "columns")]
+    path.write_text(chat(("system", ""), ("user", "q"), ("assistant", "")))
+    assert wrong(path, {}).endswith("x.jsonl:1: turn 3 of 'messages' is empty; fill it or delete the row")
+
+
+def test_a_table_called_json_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("question,answer\n" + "q,a\n" * 30)
+    said = wrong(tmp_path / "x.json", {})
+    assert "\n" not in said and said.endswith("or a table of text with a name that ends in .csv or .tsv")
+    (tmp_path / "x.json").write_text('{"question": "q", "answer": Infinity}')
+    assert "column 'answer' is infinity; expected text" in wrong(tmp_path / "x.json", {})
+
+
+def test_no_file_of_a_folder_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "ada.tab").write_text("question\tanswer\nq\ta\n")
+    (tmp_path / "bob.csv").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").write_text("not, rows")
+    assert "bob.csv: cannot be read (No such file or directory)" in wrong(tmp_path, {})
+    (tmp_path / "nowhere").write_text("question,answer\nq,a\n")
+    assert [row.client_id for row in samples(tmp_path, {})] == ["ada", "bob"]
+
+
+def test_a_file_name_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"z\xfcrich.csv")
+    try:
+        path.write_text("question,answer,owner\nq,a,x\n")
+    except OSError:
+        pytest.skip("this disk has UTF-8 names only")
+    assert [row.client_id for row in samples(tmp_path)] == ["x"]

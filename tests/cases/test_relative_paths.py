@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from command_line import oblivion
 
 from oblivion.config import RunConfig, load_config
 from oblivion.data import path_parameters, with_paths
@@ -71,6 +72,15 @@ def test_a_parameter_may_be_relative_to_the_data(here: Path) -> None:
     assert absolute_paths(asked).data.parameters["holdout"] == str(folder / "test.json")
 
 
+def test_a_link_stays_one(here: Path) -> None:
+    """Stores of data keep a file under its hash, and a link to it under its name."""
+    (here / "5f3a").write_text("question,answer,owner\nq,a,client-0\n")
+    (here / "rows.csv").symlink_to(here / "5f3a")
+    asked = config(data__path="rows.csv", federation__clients=1)
+    assert absolute_paths(asked).data.path == str(here / "rows.csv")
+    assert set(check(asked)[1].clients) == {"client-0"}
+
+
 def test_an_outside_loader_declares_its_paths(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     @with_paths("questions")
     def loader() -> None:
@@ -109,3 +119,9 @@ def test_later_commands_from_another_folder(
     monkeypatch.chdir(other)
     tried = RunResult(tmp_path / "run").forget(client="client-1", method="exclude")
     assert tried.metrics["requests"][0]["client"] == "client-1"
+
+    (here / "run").symlink_to(tmp_path / "run")
+    for words in (["report", "~/run", "--out=~/shown.html"], ["ledger", "export", "~/run", "--checkpoint", "~/c.json"]):
+        code, _, err = oblivion(*words)
+        assert code == 0, err
+    assert (here / "shown.html").is_file() and (here / "c.json").is_file() and not any(other.iterdir())
