@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from oblivion.report.reading import Measure, ModelRecord, RequestRecord
 
 FORGET_PROBABILITY = "forget_Q_A_Prob"
 MODEL_UTILITY = "model_utility"
+MEMBERSHIP = "mia_min_k"
 ORIGINAL = "original"
 ORACLE = "oracle"
 NO_GAP = 0.01
@@ -45,7 +47,13 @@ class Standing:
     utility : float or None
         Model utility, or `others` where that was not measured.
     collapsed : bool
-        Whether the utility fell below half of the oracle's (without an oracle: of the original's).
+        Whether the utility fell below half of the oracle's (without an oracle: of the original's), or cannot be
+        computed any more where the oracle's can.
+    membership : float or None
+        AUC of the min-k attack on the forgotten rows.
+    told : {"", "still", "other side"}
+        Whether that AUC lies above what the oracles' intervals allow (the rows can still be told), or below it (they
+        can be told because the model avoids them: over-forgotten).
     """
 
     key: str
@@ -58,6 +66,8 @@ class Standing:
     others: float | None
     utility: float | None
     collapsed: bool
+    membership: float | None
+    told: Literal["", "still", "other side"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,9 +189,18 @@ def compare(request: RequestRecord) -> Comparison:
         [v - LEVEL for v in oracle_values] + [i[0] for key in oracles if (i := forget[key].interval)], default=0.0
     )
     standard = utility(reference if reference else request.models.get(ORIGINAL))
+    attacks = [_central(request.models[key], MEMBERSHIP) for key in oracles]
+    # An interval of no width, at an AUC of 0 or 1, says nothing.
+    bounds = [attack.interval for attack in attacks if attack.interval and attack.interval[0] < attack.interval[1]]
+
+    def told(attack: float | None) -> Literal["", "still", "other side"]:
+        if attack is None or not bounds or min(low for low, _ in bounds) <= attack <= max(high for _, high in bounds):
+            return ""
+        return "still" if attack > max(high for _, high in bounds) else "other side"
 
     def standing(key: str) -> Standing:
         model, value, useful = request.models[key], forget[key].value, utility(request.models[key])
+        lost = useful is None and bool(standard) and bool(_central(model, MODEL_UTILITY).reason)
         closed = None
         if value is not None and start is not None and goal is not None and start - goal >= NO_GAP:
             closed = (start - value) / (start - goal)
@@ -195,7 +214,9 @@ def compare(request: RequestRecord) -> Comparison:
             below=value is not None and bool(oracle_values) and value < floor,
             others=others_probability(request, model),
             utility=useful,
-            collapsed=useful is not None and standard is not None and useful < COLLAPSE * standard,
+            collapsed=lost or (useful is not None and standard is not None and useful < COLLAPSE * standard),
+            membership=_central(model, MEMBERSHIP).value,
+            told=told(_central(model, MEMBERSHIP).value),
         )
 
     return Comparison(

@@ -46,11 +46,16 @@ class _Record(BaseModel):
 
 
 class Measure(_Record):
-    """One number: `value` is None where it was not measured; its 95 % interval, and its rows `n`."""
+    """One number: `value` is None where there is none, for a `reason`; its 95 % interval, and its rows `n`.
+
+    `detectable` is what forget quality can detect with so many rows, as a KS statistic.
+    """
 
     value: Number = None
     interval: Interval = None
     n: Number = None
+    reason: Text = ""
+    detectable: Number = None
 
 
 class ModelCost(_Record):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from oblivion.metrics.forget_quality import ENOUGH, detectable
 from oblivion.report.comparison import (
     FORGET_PROBABILITY,
     MODEL_UTILITY,
@@ -16,7 +17,7 @@ from oblivion.report.comparison import (
     others_probabilities,
     own_entries,
 )
-from oblivion.report.formatting import NOT_MEASURED, number, percent, plural, power_of_ten, scientific, signed
+from oblivion.report.formatting import NOT_MEASURED, count, number, percent, plural, power_of_ten, scientific, signed
 from oblivion.report.reading import Measure
 from oblivion.report.wording import measured_on
 
@@ -67,6 +68,7 @@ def _line(title: str, cells: Sequence[Cell], over: str, counts: Sequence[float |
     return Row(title=title, cells=tuple(cells), strong=strong)
 
 
+FORGET_QUALITY = "forget_quality"
 OTHERS, COST, GUARANTEE = "others", "cost", "guarantee"
 MEASURES = (
     Column(
@@ -86,10 +88,10 @@ MEASURES = (
         "As close to the oracle as possible.",
     ),
     Column(
-        metric="forget_quality",
+        metric=FORGET_QUALITY,
         title="Forget quality",
         meaning="how well the truth ratios agree with the oracle’s (p-value; differences as powers of ten). "
-        "High is good, but a few questions can hardly give a low one.",
+        "High is good, but only where there are enough rows: below stands the largest KS distance that may be chance.",
         logarithmic=True,
     ),
     Column(
@@ -112,8 +114,7 @@ MEASURES = (
         metric="privleak",
         title="PrivLeak",
         meaning="the same attack, in percent off the oracle. 0 is ideal; negative: it remembers, "
-        "positive: it overdid the forgetting. The interval is the attack’s own, over the rows that were drawn: "
-        "a model that is the oracle bit for bit has one, too.",
+        "positive: it overdid the forgetting. The interval is that of the difference on the same rows.",
     ),
     Column(
         metric=OTHERS,
@@ -135,7 +136,7 @@ MEASURES = (
 )
 
 
-RELATIVE = ("forget_quality", "privleak")
+RELATIVE = (FORGET_QUALITY, "privleak")
 """Measures that compare with the oracle, and so say nothing of the oracle itself."""
 
 
@@ -144,8 +145,25 @@ def _guarantee(standing: Standing) -> str:
     return f"{model.guarantee or '–'}{', up to rounding' if model.rounding and model.guarantee == 'exact' else ''}"
 
 
+def few_rows(metric: str, measure: Measure) -> bool:
+    """Whether a forget quality stands on so few rows that only a difference above `ENOUGH` could be detected."""
+    return metric == FORGET_QUALITY and measure.n is not None and (_detectable(measure) or 0) > ENOUGH
+
+
+def _detectable(measure: Measure) -> float | None:
+    if measure.detectable is not None or not measure.n:
+        return measure.detectable
+    return detectable(int(measure.n), int(measure.n))  # written before it stood in the file
+
+
 def _interval(measure: Measure) -> str:
     return f"[{number(measure.interval[0])}, {number(measure.interval[1])}]" if measure.interval else ""
+
+
+def _beside(column: Column, measure: Measure) -> str:
+    """What stands under a value: its interval; under a forget quality, which has none, what it can detect."""
+    distance = _detectable(measure) if column.metric == FORGET_QUALITY else None
+    return _interval(measure) if distance is None else f"KS up to {number(distance)} may be chance"
 
 
 def _difference(value: float, reference: float, logarithmic: bool) -> str:
@@ -181,21 +199,27 @@ def _cell(standing: Standing, column: Column, comparison: Comparison) -> Cell:
         steps, _, tokens = cost_share(standing).partition(", ")
         return Cell(value=steps, difference=tokens)
     measure = _measure(standing, column, comparison)
+    relative = standing is comparison.oracle and column.metric in RELATIVE
+    if few_rows(column.metric, measure) and not relative:
+        return Cell(
+            value=f"not enough rows (n = {count(measure.n)})", interval=_beside(column, measure), measured=False
+        )
     if measure.value is None:
-        relative = standing is comparison.oracle and column.metric in RELATIVE
-        return Cell(value="the reference" if relative else NOT_MEASURED, measured=False)
+        if relative or not measure.reason:
+            return Cell(value="the reference" if relative else NOT_MEASURED, measured=False)
+        return Cell(value="no value", interval=measure.reason, measured=False)
     shown = scientific(measure.value) if column.logarithmic else number(measure.value)
     oracle = comparison.oracle
     if oracle is None or standing is oracle:
-        return Cell(value=shown, interval=_interval(measure))
+        return Cell(value=shown, interval=_beside(column, measure))
     reference = _measure(oracle, column, comparison)
     if reference.value is None:
-        return Cell(value=shown, interval=_interval(measure))
+        return Cell(value=shown, interval=_beside(column, measure))
     inside = reference.interval is not None and reference.interval[0] <= measure.value <= reference.interval[1]
     return Cell(
         value=shown,
         difference=_difference(measure.value, reference.value, column.logarithmic),
-        interval=_interval(measure),
+        interval=_beside(column, measure),
         level=inside,
     )
 
@@ -242,8 +266,10 @@ def everything_table(comparison: Comparison) -> tuple[Row, ...]:
         for standing in comparison.standings:
             measure = standing.model.central.get(name, Measure())
             counts.append(measure.n)
-            show = scientific if name == "forget_quality" else number
-            cells.append(Cell(value=show(measure.value), measured=measure.value is not None))
+            show = scientific if name == FORGET_QUALITY else number
+            few = few_rows(name, measure)
+            shown = f"not enough rows (n = {count(measure.n)})" if few else show(measure.value)
+            cells.append(Cell(value=shown, measured=measure.value is not None and not few))
         rows.append(_line(name, cells, "row", counts))
     return tuple(rows)
 

@@ -12,6 +12,8 @@ from oblivion.report.comparison import LEVEL, NO_GAP, Comparison, Standing, clie
 from oblivion.report.formatting import count, in_words, number, percent, plural
 from oblivion.report.reading import Metrics, RequestRecord, Run
 
+NEARLY = 0.9
+"""From this share of the gap on, a removal that membership tells apart is contradicted, not confirmed."""
 SPOKEN = 3
 """With more methods than this the answer names the closest and the farthest; the table has all of them."""
 MADE_OF = (
@@ -106,10 +108,18 @@ def _moved(standing: Standing, comparison: Comparison, note: str = "") -> Markup
         tokens = standing.model.cost.token_fraction
         more = "" if tokens is None else f" in client-steps, {number(tokens)} in tokens"
         said += Markup(" (at {} of the cost of retraining{})").format(number(fraction), more)
-    if standing.collapsed:
-        said += Markup(" <strong>but its utility collapsed</strong> ({} {}").format(
-            comparison.utility_name, number(standing.utility)
+    if standing.told:
+        good = standing.closed is not None and standing.closed >= NEARLY and not standing.below
+        how = "can still be told" if standing.told == "still" else "can be told from the other side: over-forgotten"
+        said += Markup(", {} its rows {} (membership AUC {}, the oracle’s {})").format(
+            "but" if good else "and",
+            how,
+            number(standing.membership),
+            number(comparison.oracle.membership if comparison.oracle else None),
         )
+    if standing.collapsed:
+        value_now = "has no value any more" if standing.utility is None else number(standing.utility)
+        said += Markup(" <strong>but its utility collapsed</strong> ({} {}").format(comparison.utility_name, value_now)
         if comparison.oracle and comparison.oracle.utility is not None:
             said += Markup(", the oracle has {}").format(number(comparison.oracle.utility))
         said += Markup(")")
@@ -127,9 +137,10 @@ def _spoken(comparison: Comparison) -> tuple[list[tuple[Standing, str]], int]:
     spoken = [(closest, "the closest to the oracle with its utility kept" if sound else "the closest to the oracle")]
     if farthest is not closest:
         spoken.append((farthest, "the farthest"))
-    # A collapse is never left to the table.
+    # A collapse is never left to the table, nor that a removal overdid it.
     known = {standing.key for standing, _ in spoken}
-    spoken += [(standing, "") for standing in methods if standing.collapsed and standing.key not in known]
+    grave = [standing for standing in methods if standing.collapsed or standing.told == "other side"]
+    spoken += [(standing, "") for standing in grave if standing.key not in known]
     return spoken, len(methods) - len(spoken)
 
 
@@ -167,8 +178,9 @@ def committed(request: RequestRecord) -> Markup | None:
 def answer(comparison: Comparison) -> Markup:
     """What the request came to, in two sentences.
 
-    Distance to the oracle is what counts: a model that went below it is said to have gone below it, never to
-    be better, and a removal whose utility collapsed is said to have collapsed.
+    Distance to the oracle is what counts, in probability and in membership: a model that went below it is said to have
+    gone below it, never to be better; one whose forgotten rows an attack tells apart where it could not on the oracle
+    is said to show them still, or to be over-forgotten; and one whose utility collapsed is said to have collapsed.
 
     Parameters
     ----------

@@ -52,6 +52,7 @@ def _model(name: str) -> dict[str, Any]:
     central: dict[str, Any] = {
         metric: {"value": values[column], "interval": None, "n": 35} for metric, values in CENTRAL.items()
     }
+    central["forget_quality"]["n"] = 40  # with 35 rows it would not be shown
     for metric in ("forget_Q_A_ROUGE", "forget_TR__closer_to_1_better", "extraction_strength"):
         value = central[metric]["value"]
         central[metric]["interval"] = [max(0.0, value - 0.05), value + 0.05]

@@ -21,8 +21,8 @@ from oblivion.report.picture_clients import clients_picture
 from oblivion.report.picture_costs import cost_line, costs_picture
 from oblivion.report.picture_curves import branches, curves_picture
 from oblivion.report.picture_tradeoff import tradeoff_picture
-from oblivion.report.reading import Metrics, RequestRecord, clean, flatten, read_run
-from oblivion.report.tables import clients_table, cost_share, everything_table, runs_table
+from oblivion.report.reading import Measure, Metrics, RequestRecord, clean, flatten, read_run
+from oblivion.report.tables import clients_table, cost_share, everything_table, methods_table, runs_table
 from oblivion.report.wording import answer, hurt, learned, noise, opening, shared
 
 
@@ -207,6 +207,107 @@ def test_answer_with_one_method_names_no_method_for_the_others() -> None:
         "Of that gap, <code>local</code> closed all of it (at the full cost of retraining), "
         "while the other clients’ probability moved from 0.80 to 0.60 (the oracle’s is 0.80)."
     ) in answer(compare(made))
+
+
+AUCS = {"original": (1.0, (1.0, 1.0)), "oracle": (0.45, (0.28, 0.62))}
+
+
+def attacked(closed: float, auc: float, utility: float = 0.5, **oracles: tuple[float, tuple[float, float]]) -> Any:
+    """A removal that closed so much of a gap of 0.5, with this AUC; the oracle's is 0.45, 0.28 to 0.62."""
+    made = request({"original": 0.7, "oracle": 0.2, "local": 0.7 - 0.5 * closed} | dict.fromkeys(oracles, 0.2))
+    values = {**AUCS, **oracles, "local": (auc, (max(0.0, auc - 0.1), auc + 0.1))}
+    for key, (value, interval) in values.items():
+        made.models[key].central["mia_min_k"] = Measure(value=value, interval=interval, n=34)
+        made.models[key].central["model_utility"] = Measure(value=utility if key == "local" else 0.5, n=9)
+    return made
+
+
+OTHER_SIDE = "its rows can be told from the other side: over-forgotten (membership AUC 0.14, the oracle’s 0.45)"
+STILL = "its rows can still be told (membership AUC 0.98, the oracle’s 0.45)"
+
+
+@pytest.mark.parametrize(
+    ("closed", "auc", "said"),
+    [
+        (1.0, 0.45, "</code> closed all of it."),
+        (0.95, 0.30, "</code> closed 95\u00a0%."),
+        (1.0, 0.14, f"</code> closed all of it, but {OTHER_SIDE}."),
+        (0.95, 0.98, f"</code> closed 95\u00a0%, but {STILL}."),
+        (0.3, 0.98, f"</code> closed 30\u00a0%, and {STILL}."),
+        (1.2, 0.14, f"</code> went below the oracle, to 0.10, and {OTHER_SIDE}."),
+        (1.2, 0.98, f"</code> went below the oracle, to 0.10, and {STILL}."),
+        (-0.2, 0.14, f"</code> moved away from the oracle, to 0.80, and {OTHER_SIDE}."),
+    ],
+)
+def test_the_answer_looks_at_membership_beside_probability(closed: float, auc: float, said: str) -> None:
+    comparison = compare(attacked(closed, auc))
+    assert said in answer(comparison)
+    assert comparison.methods[0].membership == auc
+
+
+def test_membership_is_judged_by_all_oracles_and_not_by_an_interval_of_no_width() -> None:
+    second = {"oracle-2": (0.2, (0.05, 0.35))}
+    assert compare(attacked(1.0, 0.14, **second)).methods[0].told == ""
+    assert compare(attacked(1.0, 0.04, **second)).methods[0].told == "other side"
+    sure = attacked(1.0, 0.9)
+    sure.models["oracle"].central["mia_min_k"] = Measure(value=1.0, interval=(1.0, 1.0), n=34)
+    assert compare(sure).methods[0].told == ""
+    sure.models["oracle"].central["mia_min_k"] = Measure(
+        reason="no answer of group 'forget' has a token before its end"
+    )
+    assert compare(sure).methods[0].told == "" and "over-forgotten" not in answer(compare(sure))
+
+
+def test_a_collapse_stands_beside_membership_and_counts_where_the_utility_is_gone() -> None:
+    said = answer(compare(attacked(1.0, 0.14, utility=0.01)))
+    assert f"{OTHER_SIDE} <strong>but its utility collapsed</strong> (model utility 0.01, the oracle has 0.50)." in said
+    made = attacked(1.0, 0.45)
+    made.models["local"].central["model_utility"] = Measure(reason="the model finds all answers impossible")
+    said = answer(compare(made))
+    assert (
+        "<strong>but its utility collapsed</strong> (model utility has no value any more, the oracle has 0.50)." in said
+    )
+
+
+def test_a_removal_that_overdid_it_is_never_left_to_the_table() -> None:
+    made = attacked(0.8, 0.14)
+    oracle = made.models["oracle"]
+    for place, value in enumerate((0.2, 0.25, 0.69)):
+        central = oracle.central | {"forget_Q_A_Prob": Measure(value=value)}
+        made.models[f"m{place}"] = oracle.model_copy(update={"central": central})
+    said = answer(compare(made))
+    assert "<code>m0</code>, the closest to the oracle" in said and "<code>m2</code>, the farthest" in said
+    assert "<code>local</code> closed 80" in said and OTHER_SIDE in said
+
+
+@pytest.mark.parametrize(
+    ("n", "distance", "value", "under"),
+    [
+        (40, 0.304, "0.87", "KS up to 0.30 may be chance"),
+        (40, None, "0.87", "KS up to 0.30 may be chance"),
+        (17, 0.466, "not enough rows (n\u00a0=\u00a017)", "KS up to 0.47 may be chance"),
+        (17, None, "not enough rows (n\u00a0=\u00a017)", "KS up to 0.47 may be chance"),
+        (1, 1.92, "not enough rows (n\u00a0=\u00a01)", "KS up to 1.92 may be chance"),
+    ],
+)
+def test_forget_quality_never_stands_alone(n: int, distance: float | None, value: str, under: str) -> None:
+    made = attacked(1.0, 0.45)
+    for key, quality in (("original", 1.6e-14), ("oracle", None), ("local", None if n == 1 else 0.87)):
+        made.models[key].central["forget_quality"] = Measure(value=quality, n=n, detectable=distance)
+    row = next(row for row in methods_table(compare(made)) if row.title == "Forget quality")
+    oracle, local = row.cells[1], row.cells[2]
+    assert (local.value, local.interval) == (value, under) and oracle.value == "the reference"
+    everything = next(row for row in everything_table(compare(made)) if row.title == "forget_quality")
+    assert everything.cells[2].value == value
+    text = " ".join([row.counted, *(cell.value + cell.counted for cell in row.cells)])
+    assert f"{n} " in text or f"\u00a0{n})" in text
+
+
+def test_a_value_that_is_missing_for_a_reason_gives_it() -> None:
+    made = attacked(1.0, 0.45)
+    made.models["local"].central["privleak"] = Measure(reason="nearly nothing to divide by")
+    row = next(row for row in methods_table(compare(made)) if row.title == "PrivLeak")
+    assert (row.cells[2].value, row.cells[2].interval) == ("no value", "nearly nothing to divide by")
 
 
 def test_hurt_needs_an_oracle_and_names_the_worst() -> None:
