@@ -61,11 +61,6 @@ def _central(metric: str) -> Measured:
     return value
 
 
-def _tokens(request: RequestRecord, model: ModelRecord) -> float | None:
-    oracle = request.models["oracle"].cost.tokens
-    return model.cost.tokens / oracle if model.cost.fraction is not None and model.cost.tokens and oracle else None
-
-
 LINES: tuple[tuple[str, Measured], ...] = (
     ("probability of its answers", _central("forget_Q_A_Prob")),
     ("extraction strength", _central("extraction_strength")),
@@ -73,7 +68,7 @@ LINES: tuple[tuple[str, Measured], ...] = (
     ("KS statistic of the truth ratios beside the oracle's", _central("ks_statistic")),
     ("the other clients' probability", others_probability),
     ("cost in client-steps, as a fraction of retraining", lambda _, model: model.cost.fraction),
-    ("cost in tokens, as a fraction of retraining", _tokens),
+    ("cost in tokens, as a fraction of retraining", lambda _, model: model.cost.token_fraction),
 )
 """What the table says of every model."""
 

@@ -23,19 +23,19 @@ SMALL = {
 }
 
 
-def model(probability: float, steps: float | None, tokens: int) -> ModelRecord:
+def model(probability: float, steps: float | None, tokens: float | None) -> ModelRecord:
     return ModelRecord(
         central={"forget_Q_A_Prob": Measure(value=probability)},
         clients={"a": {"probability": Measure(value=probability / 2)}, "b": {"probability": Measure(value=0.5)}},
-        cost=ModelCost(fraction=steps, tokens=tokens),
+        cost=ModelCost(fraction=steps, token_fraction=tokens),
     )
 
 
 def request(probability: float) -> RequestRecord:
     models = {
-        "oracle": model(0.25, 1, 1000),
-        "original": model(probability, None, 2000),
-        "local": model(0.125, 0.2, 300),
+        "oracle": model(0.25, 1, 1),
+        "original": model(probability, None, None),
+        "local": model(0.125, 0.2, 0.3),
     }
     return RequestRecord(id="req-1", client="b", models=models)
 
