@@ -168,6 +168,12 @@ def load(config: RunConfig) -> RunConfig:
     """
     config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": _dtype(config)})})
     resident = load_resident(config.model, config.lora, config.train.max_length)
+    if resident.shared and scheme_of(config).state_fields:
+        layer = resident.shared[0].removeprefix("base_model.model.")
+        raise ConfigError(
+            f"lora.scheme = '{config.lora.scheme}' adds to the base model's weights, and {layer!r} shares its weight "
+            "with another layer; leave it out of lora.targets, or take another scheme"
+        )
     if config.train.cohort == "auto":
         fused = fusible(resident) is None and config.privacy.unit != "sample"
         asked = config.federation.clients_per_round

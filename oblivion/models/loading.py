@@ -131,6 +131,11 @@ def _read_config(config: ModelConfig) -> Any:
             f"model {config.name!r}: its config.json (model_type {settings.model_type!r}) has a text_config: it "
             f"takes more than text, which is not supported; give a model for text alone (such as {text.model_type!r})"
         )
+    if getattr(settings, "quantization_config", None):
+        raise InputError(
+            f"model {config.name!r}: its config.json has a quantization_config: quantised weights are not supported; "
+            "give the model in float32, bfloat16 or float16"
+        )
     if getattr(settings, "is_encoder_decoder", False):
         raise InputError(
             f"model {config.name!r}: model_type {settings.model_type!r} with an encoder is not supported; "

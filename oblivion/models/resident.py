@@ -98,14 +98,19 @@ class ResidentModel:
         return {name: module for name, module in self.model.named_modules() if hasattr(module, "lora_A")}
 
     @functools.cached_property
+    def shared(self) -> tuple[str, ...]:
+        """The layers with an adapter whose base weight is another layer's too, such as a head tied to the embedding."""
+        modules = self.model.get_base_model().modules()
+        owners = Counter(id(weight) for module in modules for weight in module.parameters(recurse=False))
+        return tuple(name for name, layer in self.lora_layers.items() if owners[id(layer.base_layer.weight)] > 1)
+
+    @functools.cached_property
     def _folds(self) -> bool:
         """Whether the adapter can be folded into the base weights and gives the same as beside them."""
         import torch
 
         base, layers = self.model.get_base_model(), self.lora_layers.values()
-        owners = Counter(id(weight) for module in base.modules() for weight in module.parameters(recurse=False))
-        weights = [layer.base_layer.weight for layer in layers]
-        if any(str(weight.dtype) not in _EXACT or owners[id(weight)] > 1 for weight in weights):
+        if self.shared or any(str(layer.base_layer.weight.dtype) not in _EXACT for layer in layers):
             return False
         called: set[Any] = set()
         hooks = [layer.register_forward_hook(lambda module, *_: called.add(module)) for layer in layers]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from oblivion.config import TrainConfig
 from oblivion.data.tokens import TokenRow
+from oblivion.models.attention import changes_with_length
 from oblivion.models.factors import factor_of
 from oblivion.models.forward import answer_logits
 from oblivion.models.resident import ResidentModel
@@ -41,6 +42,8 @@ def fusible(resident: ResidentModel) -> str | None:
     for name, module in resident.lora_layers.items():
         if type(module) is not Linear or type(module.base_layer) is not torch.nn.Linear:
             return f"layer {name} is not a plain linear layer"
+    if changes_with_length(resident.base.model, resident.max_length):
+        return "the model's positions depend on the longest text of a batch, and so would on the neighbours'"
     return None
 
 

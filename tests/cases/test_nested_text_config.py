@@ -10,10 +10,11 @@ import pytest
 import tiny_models
 from command_line import oblivion
 
-from oblivion.config import LoraConfig, ModelConfig
-from oblivion.errors import InputError
+from oblivion.config import LoraConfig, ModelConfig, load_config
+from oblivion.errors import ConfigError, InputError
 from oblivion.models.loading import context_of, load_base, resolve_dtype, width_of
 from oblivion.models.resident import ResidentModel
+from server.prepare import load
 
 
 def test_a_model_that_also_sees_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -60,3 +61,21 @@ def test_a_model_folder_with_an_adapter_beside_is_no_plain_model(micro_model: Pa
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
     with pytest.raises(InputError, match="merge that adapter first"):
         load_base(ModelConfig(name=str(folder)))
+
+
+def test_quantised_weights_are_refused_by_name(micro_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(micro_model, tmp_path / "model")
+    settings = json.loads((folder / "config.json").read_text())
+    settings["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match="quantization_config: quantised weights are not supported"):
+        load_base(ModelConfig(name=str(folder)))
+
+
+def test_a_scheme_with_a_residual_is_refused_on_a_head_that_is_the_embedding_too(tmp_path: Path) -> None:
+    folder = tiny_models.build("llama", tmp_path / "model", tie_word_embeddings=True)
+    targets = {"lora.targets": ["q_proj", "lm_head"], "model.name": str(folder), "lora.rank": 2}
+    load(load_config(None, targets))  # an adapter beside the head is no harm
+    with pytest.raises(ConfigError, match="'lm_head' shares its weight with another layer"):
+        load(load_config(None, {**targets, "lora.scheme": "flora"}))
+    load(load_config(None, {**targets, "lora.targets": ["q_proj"], "lora.scheme": "flora"}))

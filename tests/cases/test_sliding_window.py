@@ -10,7 +10,7 @@ import pytest
 import tiny_models
 import torch
 
-from oblivion.config import ModelConfig
+from oblivion.config import LoraConfig, ModelConfig
 from oblivion.data.tokens import TokenRow
 from oblivion.errors import InputError
 from oblivion.metrics.generation import generate
@@ -19,17 +19,22 @@ from oblivion.metrics.trees import plant, takes_trees
 from oblivion.models.attention import sees_all_before
 from oblivion.models.forward import answer_logits, head_is_linear
 from oblivion.models.loading import Base, load_base
+from oblivion.models.resident import ResidentModel
 from oblivion.seeding import numpy_generator
+from oblivion.training.fused import fusible
 
 WINDOWS = ("mistral", "gemma3", "qwen2-window", "gpt-neo", "gpt-oss", "llama4", "modernbert-decoder")
 STATES = ("mamba2", "jamba", "lfm2")
 OTHER = ("bloom", "mpt", "openai-gpt", "gpt2", "llama")
 LONGROPE = {
-    "rope_type": "longrope",
-    "rope_theta": 10_000.0,
-    "short_factor": [1.0] * 4,
-    "long_factor": [3.0] * 4,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10_000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [3.0] * 4,
+    },
     "original_max_position_embeddings": 32,
+    "sliding_window": None,
 }
 
 
@@ -103,7 +108,7 @@ def test_a_tree_may_be_longer_than_the_context(tmp_path: Path) -> None:
 
 
 def test_positions_that_turn_otherwise_in_long_texts(tmp_path: Path) -> None:
-    base = base_of("phi3", tmp_path, rope_parameters=LONGROPE, sliding_window=None)
+    base = base_of("phi3", tmp_path, **LONGROPE)
     rows = rows_with(4, 3) + [TokenRow((1, *range(40, 40 + length - 2), 2), 3) for length in (31, 32, 33, 34)]
     assert min(len(row.ids) for row in rows) < 32 < max(len(row.ids) for row in rows)
     expected = [alone(base.model, row) for row in rows]
@@ -149,3 +154,15 @@ def test_a_cap_that_small_logits_do_not_reach_is_seen(tmp_path: Path) -> None:
 def test_a_model_that_looks_ahead_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="depends on tokens that come later"):
         base_of("bert", tmp_path)
+
+
+def test_clients_of_a_model_whose_positions_depend_on_the_batch_are_not_trained_together(tmp_path: Path) -> None:
+    folder = tiny_models.build("phi3", tmp_path, **LONGROPE)
+    config = ModelConfig(name=str(folder))
+    original = LONGROPE["original_max_position_embeddings"]
+    assert isinstance(original, int)
+    within, beyond = (
+        ResidentModel(load_base(config, length), LoraConfig(rank=2)) for length in (original, original + 1)
+    )
+    assert fusible(within) is None
+    assert "positions depend on the longest text" in str(fusible(beyond))
