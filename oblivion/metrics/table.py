@@ -62,7 +62,7 @@ def _header(manifest: Mapping[str, Any]) -> Iterator[str]:
         yield f"target    {manifest['target']}" + (f" (model {model})" if model not in ("", manifest["target"]) else "")
     if "suite" in manifest:
         yield f"suite     {manifest['suite']}, template {manifest.get('template', '')}"
-    if manifest.get("data"):
+    if manifest.get("data", manifest.get("target")) != manifest.get("target"):
         yield f"data      {manifest['data']}" + (f", {manifest['split']}" if manifest.get("split") else "")
     if manifest.get("rows"):
         yield "rows      " + ", ".join(f"{name} {count}" for name, count in manifest["rows"].items())
