@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tiny_models import CONTEXT
 
 from oblivion.config import LoraConfig, ModelConfig, TrainConfig
 from oblivion.data.tokens import TokenRow
@@ -26,6 +26,7 @@ from oblivion.types import Adapter, ClientUpdate, RoundInfo
 INFO = RoundInfo(branch="main", round=2, rounds=3, population=("c0",), seed=5)
 LORA = LoraConfig(rank=4, alpha=8)
 TRAIN = TrainConfig(batch_size=4, local_epochs=1, optimizer="sgd", learning_rate=0.5, clip_norm=1.0)
+Prompt = tuple[int, ...]
 LAST = 1023
 """The highest id of the tokenizer."""
 
@@ -73,38 +74,41 @@ def farthest_score(ours: Any, plain: Any, rows: Sequence[TokenRow]) -> float:
     )
 
 
-def plain_text(model: Any, tokenizer: Any, prompt: tuple[int, ...], limit: int, stops: Sequence[int]) -> str:
-    """What transformers itself generates for one prompt."""
-    with torch.no_grad():
-        ids = model.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=limit,
-            eos_token_id=list(stops),
-            pad_token_id=0,
-        )
-    new = ids[0, len(prompt) :].tolist()
-    return str(tokenizer.decode(new[:-1] if new[-1] in stops else new, skip_special_tokens=True)).strip()
-
-
-def generated(base: Base, plain: Any, new: int = 20) -> list[tuple[str, str]]:
-    """Ours and the plain model's text for every prompt; some end early, at a token that the plain model likes."""
+def plain_ids(model: Any, prompt: Prompt, limit: int, stops: Sequence[int]) -> list[int]:
+    """What transformers itself generates for one prompt; a model's own generation settings are not used."""
     from transformers import GenerationConfig
 
-    prompts = prompts_of(base.max_length, new)
-    limits = [min(new, base.max_length - len(prompt)) for prompt in prompts]
-    plain.generation_config = GenerationConfig()  # some models bring settings that are not greedy
-    known = plain.generate(torch.tensor([prompts[3]]), do_sample=False, max_new_tokens=6, pad_token_id=0)
-    stops = [2, int(known[0, -2])]
+    settings = GenerationConfig(do_sample=False, max_new_tokens=limit, eos_token_id=list(stops), pad_token_id=0)
+    model.generation_config = GenerationConfig()
+    ids = torch.tensor([prompt])
+    with torch.no_grad():
+        new = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)[0, len(prompt) :]
+    return [token for token in new.tolist() if token not in stops]
+
+
+def is_tied(model: Any, ids: Sequence[int]) -> bool:
+    """Whether rounding decides which token is the most likely one after these."""
+    with torch.no_grad():
+        best = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].topk(2).values
+    return float(best[0] - best[1]) < 1e-5
+
+
+def wrong_texts(base: Base, plain: Any, new: int = 20) -> list[str]:
+    """Prompts whose generated text is not the plain model's; some end early, at a token that the plain model likes."""
+    prompts = prompts_of(CONTEXT, new)
+    stops = [2, plain_ids(plain, prompts[3], 6, [2])[-1]]
     base.model.generation_config.eos_token_id = stops
-    ours = generate(base.model, base.tokenizer, prompts, max_new_tokens=new, max_length=base.max_length, batch_size=4)
-    stops.append(base.tokenizer.eos_token_id)
-    theirs = [
-        plain_text(plain, base.tokenizer, prompt, limit, stops) for prompt, limit in zip(prompts, limits, strict=True)
-    ]
-    return list(zip(ours, theirs, strict=True))
+    ours = generate(base.model, base.tokenizer, prompts, max_new_tokens=new, max_length=CONTEXT, batch_size=4)
+    wrong = []
+    for prompt, text in zip(prompts, ours, strict=True):
+        ids = plain_ids(plain, prompt, min(new, CONTEXT - len(prompt)), stops)
+        texts = [base.tokenizer.decode(ids[:n], skip_special_tokens=True).strip() for n in range(len(ids) + 1)]
+        if text == texts[-1]:
+            continue
+        same = max(n for n, start in enumerate(texts) if text.startswith(start))
+        if not any(is_tied(plain, (*prompt, *ids[:n])) for n in range(max(0, same - 1), min(same + 1, len(ids)))):
+            wrong.append(f"{len(prompt)} tokens: {text!r}, plain {texts[-1]!r}")
+    return wrong
 
 
 def start_of(resident: ResidentModel) -> Adapter:
@@ -122,22 +126,20 @@ def clients() -> list[LocalTask]:
     return tasks
 
 
-def trained(resident: ResidentModel, tasks: Sequence[LocalTask]) -> list[ClientUpdate]:
+def trained(resident: ResidentModel, start: Adapter, tasks: Sequence[LocalTask]) -> list[ClientUpdate]:
     """Our own visits of some clients, as one cohort."""
-    updates, failures = train_cohort(resident, start_of(resident), tasks, objective_from("lm", {}), TRAIN, INFO)
-    if failures:
-        raise AssertionError(failures)
+    updates, failures = train_cohort(resident, start, tasks, objective_from("lm", {}), TRAIN, INFO)
+    assert not failures, failures
     return updates
 
 
-def plain_visit(model: Any, start: Adapter, targets: Any, task: LocalTask) -> Adapter:
-    """One client's visit with PEFT, transformers' own loss, and torch's optimizer, each row padded with a mask."""
+def plain_visit(folder: Path, settings: Any, start: Adapter, task: LocalTask) -> Adapter:
+    """One client's visit with PEFT, transformers and torch's optimizer, every row alone: no padding, no neighbour."""
     import peft
 
-    settings = peft.LoraConfig(r=LORA.rank, lora_alpha=LORA.alpha, target_modules=targets, task_type="CAUSAL_LM")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        adapted = peft.get_peft_model(model, settings).eval()
+        adapted = peft.get_peft_model(plain_model(folder), settings).eval()
     own = {n.replace(".default.", "."): p for n, p in adapted.named_parameters() if p.requires_grad}
     with torch.no_grad():
         for name, parameter in own.items():
@@ -147,11 +149,11 @@ def plain_visit(model: Any, start: Adapter, targets: Any, task: LocalTask) -> Ad
         rows = step[0]["retain"]
         optimizer.zero_grad()
         labels = sum(len(row.labels) for row in rows)
-        for row in rows:  # each alone: no padding, no neighbour
+        for row in rows:
             logits = adapted(input_ids=torch.tensor([row.ids]), use_cache=False).logits[0].float()
-            wanted = torch.tensor(row.labels)
-            where = logits[row.prompt_length - 1 : len(row.ids) - 1]
-            (torch.nn.functional.cross_entropy(where, wanted, reduction="sum") / labels).backward()
+            answer = logits[row.prompt_length - 1 : len(row.ids) - 1]
+            loss = torch.nn.functional.cross_entropy(answer, torch.tensor(row.labels), reduction="sum") / labels
+            loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(list(own.values()), TRAIN.clip_norm)
         optimizer.step()
     return {name: parameter.detach() - start[name] for name, parameter in own.items()}
@@ -164,14 +166,6 @@ def distance(one: Adapter, other: Adapter) -> float:
     return float((gap / sum(float(other[n].double().square().sum()) for n in other)) ** 0.5)
 
 
-@dataclass(frozen=True)
-class Opened:
-    """A model opened by the product."""
-
-    folder: Path
-
-    def base(self) -> Base:
-        return load_base(ModelConfig(name=str(self.folder), dtype="float32"))
-
-    def resident(self, lora: LoraConfig = LORA) -> ResidentModel:
-        return ResidentModel(self.base(), lora)
+def opened(folder: Path) -> Base:
+    """The model as the product opens it."""
+    return load_base(ModelConfig(name=str(folder), dtype="float32"))
