@@ -24,9 +24,9 @@ from oblivion.metrics import entries_of
 from oblivion.metrics.evaluation import evaluate_model, read_reference, to_open_unlearning
 from oblivion.models.adapter_folder import CONFIG, StoredAdapter, read_adapter_folder
 from oblivion.models.loading import load_base, locate, model_digest
-from oblivion.models.resident import load_resident
+from oblivion.models.resident import ResidentModel, load_resident
 from oblivion.parameters import build
-from oblivion.types import ForgetRequest, Sample
+from oblivion.types import Adapter, ForgetRequest, Sample
 
 _PINNED = "give its commit with --revision"
 
@@ -131,13 +131,36 @@ def _opened(target: Target) -> Iterator[tuple[Any, Any, int]]:
         return
     try:
         resident = load_resident(target.model, target.adapter.settings)
-        resident.write(target.adapter.tensors)
+        resident.write(_without_base_weights(target.adapter.tensors, resident, target.name))
     except (ConfigError, IntegrityError) as error:
         if target.run is not None:
             raise
         raise InputError(f"{target.name} does not fit its base model {target.model.name!r}: {error}") from None
     with resident.merged() as model:
         yield model, resident.tokenizer, resident.max_length
+
+
+def _without_base_weights(adapter: Adapter, resident: ResidentModel, name: str) -> Adapter:
+    """The adapter's own tensors: beside an adapter on the head or embedding PEFT writes the base model's weight, too.
+
+    Raises
+    ------
+    InputError
+        If such a weight is not the base model's own, so that it was trained or resized.
+    """
+    import torch
+
+    base = {key: tensor for key, tensor in resident.model.state_dict().items() if key not in resident.parameters}
+    own = {}
+    for key, tensor in adapter.items():
+        if key not in base:
+            own[key] = tensor
+        elif base[key].shape != tensor.shape or not torch.equal(base[key].to("cpu", torch.float32), tensor):
+            raise InputError(
+                f"{name}: its weights hold {key!r}, which is not what the base model has there; merge the adapter into "
+                "its base with PEFT and measure the merged model"
+            )
+    return own
 
 
 def _groups(target: Target, suite: str, data: str, split: str, limit: int) -> dict[str, tuple[Sample, ...]]:

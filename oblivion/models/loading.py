@@ -141,6 +141,10 @@ def _read_config(config: ModelConfig) -> Any:
             f"model {config.name!r}: model_type {settings.model_type!r} with an encoder is not supported; "
             "give a decoder alone, that is a causal language model"
         )
+    if "lsh" in (getattr(settings, "attn_layers", None) or ()):
+        raise InputError(
+            f"model {config.name!r}: model_type {settings.model_type!r} draws its attention at random (lsh)"
+        )
     return settings
 
 

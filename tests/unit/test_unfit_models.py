@@ -53,3 +53,9 @@ def test_weights_that_transformers_would_draw_at_random(tmp_path: Path, lost: st
     del weights[lost]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     assert f"lack 1 weights of a LlamaForCausalLM, the first of them '{lost}'" in refusal(folder)
+
+
+def test_a_model_whose_attention_is_drawn_at_random(tmp_path: Path) -> None:
+    folder = build("llama", tmp_path)
+    rewrite(folder, model_type="reformer", attn_layers=["local", "lsh"], is_decoder=True)
+    assert "'reformer' draws its attention at random" in refusal(folder)

@@ -15,6 +15,7 @@ import plain
 import pytest
 import torch
 from command_line import oblivion
+from safetensors.torch import load_file, save_file
 from tiny_models import CONTEXT, build
 
 from oblivion.errors import InputError
@@ -152,3 +153,17 @@ def test_the_command_line_says_so_with_exit_3(name: str, folders: Path, tmp_path
     assert code == 3
     assert case.refused in err and "Traceback" not in err
     shutil.rmtree(folder)
+
+
+def test_a_head_that_was_changed_with_its_adapter_is_refused(folders: Path, tmp_path: Path) -> None:
+    """PEFT writes the head's own weight beside an adapter on it, and puts it back when it loads."""
+    case = CASES["head"]
+    folder = make(case, base_of(case, folders), tmp_path / "adapter")
+    weights = load_file(folder / "adapter_model.safetensors")
+    weights["base_model.model.lm_head.base_layer.weight"] += 1
+    save_file(weights, folder / "adapter_model.safetensors", {"format": "pt"})
+    with (
+        pytest.raises(InputError, match=r"lm_head\.base_layer\.weight"),
+        _opened(find_target(folder, str(folders / "llama"))),
+    ):
+        pass

@@ -12,7 +12,10 @@ from tiny_models import CONTEXT, KINDS, build
 
 from oblivion.config import LoraConfig
 from oblivion.errors import OblivionError
+from oblivion.metrics.generation import _is_plain
+from oblivion.models.attention import sees_all_before
 from oblivion.models.resident import ResidentModel
+from oblivion.training.fused import fusible
 
 REFUSED = {
     "bert": "depends on tokens that come later",
@@ -83,6 +86,28 @@ def test_an_exported_adapter_in_plain_peft_is_what_is_measured(kind: str, folder
         assert plain.farthest_score(merged, other, rows) < LOSS
     assert plain.farthest_score(plain.opened(folder).model, other, rows) > 100 * LOSS, "the adapter changes something"
     assert all(torch.equal(before[name], tensor) for name, tensor in resident.model.state_dict().items())
+
+
+def documented() -> dict[str, tuple[str, ...]]:
+    """Kind to its row of the table in docs/models.md."""
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith(("| together", "| one by"))]
+    return {kind.strip("` "): tuple(row[:3]) for row in rows for kind in row[3].split(",")}
+
+
+def test_the_page_on_models_has_every_architecture_once() -> None:
+    assert sorted(documented()) == sorted(OPENED)
+
+
+@pytest.mark.parametrize("kind", KIND)
+def test_the_page_on_models_says_which_way_it_goes(kind: str, folders: Path) -> None:
+    resident = resident_of(kind, folder_of(kind, folders))
+    model = resident.base.model
+    assert documented()[kind] == (
+        "together" if fusible(resident) is None else "one by one",
+        "one sequence" if sees_all_before(model, 200) else "one by one",
+        "side by side" if _is_plain(model, 200) else "by transformers",
+    )
 
 
 @pytest.mark.parametrize("kind", REFUSED)
