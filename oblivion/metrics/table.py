@@ -98,4 +98,4 @@ def _notes(name: str, entry: Mapping[str, Any]) -> Iterator[str]:
         yield f"{entry['left_out']} left out, where it is not defined"
     zero = [part for part, number in entry.get("components", {}).items() if number == 0]
     if zero and entry["agg_value"] == 0:
-        yield f"0 because {', '.join(zero)} is 0"
+        yield f"0 because {', '.join(zero)} {'is' if len(zero) == 1 else 'are'} 0"
