@@ -16,7 +16,7 @@ from oblivion.data.corpus import FederatedData
 from oblivion.data.federation import client_digests, for_source, resolve
 from oblivion.data.requests import AUTHORS
 from oblivion.data.tokens import encode_prompt
-from oblivion.errors import ConfigError, IntegrityError, PlanRefusedError, nearest
+from oblivion.errors import ConfigError, InputError, IntegrityError, PlanRefusedError, nearest
 from oblivion.ledger.register import EXCLUSIONS, absences
 from oblivion.ledger.rounds import Absence
 from oblivion.ledger.schema import refuse_network
@@ -80,7 +80,13 @@ def absolute_paths(config: RunConfig) -> RunConfig:
 
 
 def _absolute(text: Any, inside: str = "") -> Any:
-    """The whole path of what is there; else `text`, with its ``~`` expanded, for an error that names it."""
+    """The whole path of what is there; else `text`, with its ``~`` expanded, for an error that names it.
+
+    Raises
+    ------
+    InputError
+        If the path is no UTF-8 text, as the files of a run are.
+    """
     if not isinstance(text, str) or not text:
         return text
     try:
@@ -89,7 +95,12 @@ def _absolute(text: Any, inside: str = "") -> Any:
         return text
     found = next((one for one in (path, Path(inside) / path) if one.exists()), None)
     # A link stays one: its name says how the file is read, and it may lead elsewhere tomorrow.
-    return str(found.absolute()) if found else str(path) if text.startswith("~") else text
+    whole = str(found.absolute()) if found else str(path) if text.startswith("~") else text
+    try:
+        whole.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{whole!a}: the name of a file or folder is no UTF-8 text; rename it") from None
+    return whole
 
 
 def _dtype(config: RunConfig) -> str:

@@ -88,6 +88,8 @@ def _columns(text: str, delimiter: str) -> int:
 
 def _header(path: Path, line: int, cells: list[str]) -> list[str]:
     header = [cell.strip() for cell in cells]
+    while not header[-1]:  # some programs end lines with delimiters
+        header.pop()
     named = [name for name in header if name]
     twice = sorted({name for name in named if named.count(name) > 1})
     if twice:
@@ -101,12 +103,14 @@ def _header(path: Path, line: int, cells: list[str]) -> list[str]:
 
 
 def _row(where: str, header: list[str], cells: list[str], delimiter: str) -> Row:
-    if not any(cell.strip() for cell in cells[len(header) :]):  # some programs end rows with delimiters
+    if not any(cell.strip() for cell in cells[len(header) :]):
         cells = cells[: len(header)]
     if len(cells) != len(header):
         raise InputError(
             f"{where}: has {len(cells)} cells and the header {len(header)} (with {_name(delimiter)}); put a text that "
             "holds the delimiter or a line break in double quotes"
         )
-    # A column without a name is the index that pandas writes; nobody could map it.
+    for place, (name, cell) in enumerate(zip(header, cells, strict=True), start=1):
+        if cell.strip() and not name and place > 1:  # the first such column is the index that pandas writes
+            raise InputError(f"{where}: has a text in column {place}, which the header does not name")
     return Row({name: cell for name, cell in zip(header, cells, strict=True) if name}, where)

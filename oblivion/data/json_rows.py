@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +183,7 @@ def _by_column(path: Path, document: dict[str, list[Any]]) -> list[Row]:
 
 def _table(path: Path, document: dict[str, dict[str, Any]], known: bool, names: Collection[str]) -> list[Row]:
     """Values by column and index, as ``DataFrame.to_json`` writes them, or rows by index."""
-    inner = _ordered(key for values in document.values() for key in values)
+    inner = list(dict.fromkeys(key for values in document.values() for key in values))
     if not known and set(inner) & set(names):
         return [Row(values, f"{path}: row '{index}'") for index, values in document.items()]
     if not known:
@@ -192,10 +192,6 @@ def _table(path: Path, document: dict[str, dict[str, Any]], known: bool, names: 
         Row({key: values[index] for key, values in document.items() if index in values}, f"{path}: row '{index}'")
         for index in inner
     ]
-
-
-def _ordered(keys: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(keys))
 
 
 def _reason(error: Exception) -> str:

@@ -136,11 +136,11 @@ def _paths(folder: Path, data: DataConfig, holdout: Path | None) -> list[Path]:
     pattern = data.parameters.get("pattern", "")
     if not isinstance(pattern, str) or "/" in pattern:
         raise ConfigError(f"data.parameters.pattern = {pattern!r}: expected a file name with wildcards")
-    reserved = holdout.resolve() if holdout else None
+    reserved = {Path(path).resolve() for path in (holdout, data.public) if path}
     found = [
         p for p in sorted(folder.glob(pattern or "*")) if p.is_file() or not p.exists()
     ]  # a link to nothing is bad
-    paths = [p for p in found if (pattern or is_row_file(p)) and p.resolve() != reserved]
+    paths = [p for p in found if (pattern or is_row_file(p)) and p.resolve() not in reserved]
     if not paths:
         what = f"no file matches data.parameters.pattern = '{pattern}'" if pattern else "no JSON, CSV, TSV or Parquet"
         raise InputError(f"{folder}: {what}; expected one file per client")

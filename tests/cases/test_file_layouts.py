@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from oblivion.config import DataConfig
+from oblivion.config import DataConfig, load_config
 from oblivion.data import row_files
+from oblivion.data.federation import resolve
 from oblivion.data.jsonl import load, load_rows
 from oblivion.errors import ConfigError, InputError
+from server.prepare import absolute_paths
 
 CASE = Path(__file__).parent / "file-layouts"
 ROWS = [
@@ -201,6 +203,12 @@ def packed_zip() -> bytes:
         ("x.csv", "question,answer\nq,a\n".encode("utf-16-le"), "x.csv:1: holds a NUL byte"),
         ("x.csv", b"question,answer\nq,\xfc\n", "x.csv:2: not UTF-8 text; save it as UTF-8"),
         ("x.csv", b"question,answer,answer\nq,a,b\n", "names the column 'answer' twice"),
+        ("x.csv", b"question,answer,,\nq,Yes, it is,\n", "x.csv:2: has 4 cells and the header 2"),
+        (
+            "x.csv",
+            b"question,,answer\nq,,a\nr,?,b\n",
+            "x.csv:3: has a text in column 2, which the header does not name",
+        ),
         ("x.csv", b"question\nq\n", "x.csv:1: the first line is no header"),
         ("x.csv", b'question,answer\nq,"a\nr,b\n', "x.csv:2: the row that begins here is not CSV"),
         ("x.csv", b"question,answer\n", "holds no rows"),
@@ -281,6 +289,7 @@ def test_parquet_without_the_optional_package(tmp_path: Path, monkeypatch: pytes
         ("TABS.TSV", "note, and more, or not\tquestion\tanswer\n\tq\ta\n\tr\tb\n"),
         ("brackets.csv", "[id],question,answer\n1,q,a\n2,r,b\n"),
         ("ragged.csv", "question,answer\nq,a,,\nr,b,\n"),
+        ("ends.csv", "question,answer,,\nq,a\nr,b,,,\n"),
         ("role.json", '{"data": [{"question": "q", "answer": "a", "role": "x"}, {"question": "r", "answer": "b"}]}'),
         ("tags.json", '{"tags": [], "data": [{"question": "q", "answer": "a"}, {"question": "r", "answer": "b"}]}'),
     ],
@@ -322,6 +331,15 @@ def test_no_file_of_a_folder_is_passed_over(tmp_path: Path) -> None:
     assert [row.client_id for row in samples(tmp_path, {})] == ["ada", "bob"]
 
 
+def test_rows_that_are_nobodys_may_lie_beside_the_clients(tmp_path: Path) -> None:
+    for name in ("ada", "bob", "held", "public"):
+        (tmp_path / f"{name}.csv").write_text(f"question,answer\n{name}?,a\n")
+    values = {"data.name": "jsonl", "data.path": str(tmp_path), "federation.clients": 2}
+    values |= {"data.parameters.holdout": "held.csv", "data.public": str(tmp_path / "public.csv")}
+    data = resolve(load_config(None, values))
+    assert list(data.clients) == ["ada", "bob"] and [row.prompt for row in data.public] == ["public?"]
+
+
 def test_a_file_name_that_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"z\xfcrich.csv")
     try:
@@ -329,3 +347,5 @@ def test_a_file_name_that_is_no_text(tmp_path: Path) -> None:
     except OSError:
         pytest.skip("this disk has UTF-8 names only")
     assert [row.client_id for row in samples(tmp_path)] == ["x"]
+    with pytest.raises(InputError, match="no UTF-8 text; rename it"):
+        absolute_paths(load_config(None, {"data.name": "jsonl", "data.path": str(path)}))
