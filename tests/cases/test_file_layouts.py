@@ -215,8 +215,8 @@ def packed_zip() -> bytes:
         ("x.csv", b"a,b\n1,2\n", "x.csv has the columns: a, b"),
         ("x.json", b"question,answer\nq,a\n", "x.json:1: not JSON"),
         ("x.dat", b"question,answer\nq,a\n", "is not JSON, and its name does not end in .csv"),
-        ("x.jsonl.gz", gzip.compress(b'{"question": "q"}')[:-5], "is packed with gzip and damaged"),
-        ("x.jsonl.gz", gzip.compress(gzip.compress(b"{}")), "is packed twice"),
+        ("x.jsonl.gz", gzip.compress(b'{"question": "q"}', mtime=0)[:-5], "is packed with gzip and damaged"),
+        ("x.jsonl.gz", gzip.compress(gzip.compress(b"{}", mtime=0), mtime=0), "is packed twice"),
         ("x.json", b'{"train": [{"a": 1}], "test": [{"a": 2}]}', "holds more than one table (train, test)"),
         ("x.json", b'{"question": ["a"], "answer": []}', "different numbers of values (question 1, answer 0)"),
         ("x.json", b'{"meta": {"a": 1}, "n": 3}', "is JSON, one object with the keys meta, n"),
@@ -233,13 +233,13 @@ def test_what_cannot_be_read_says_what_it_is(name: str, data: bytes, message: st
 
 def test_a_packed_file_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_files, "_MOST", 1000)
-    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(b" " * 5000))
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(b" " * 5000, mtime=0))
     assert "unpacks to more than" in wrong(tmp_path / "x.jsonl.gz")
 
 
 def test_a_folder_has_one_file_per_client_in_any_layout(tmp_path: Path) -> None:
     (tmp_path / "ada.csv").write_text("question,answer\nq,a\n")
-    (tmp_path / "bob.v2.jsonl.gz").write_bytes(gzip.compress(b'{"question": "q", "answer": "a"}'))
+    (tmp_path / "bob.v2.jsonl.gz").write_bytes(gzip.compress(b'{"question": "q", "answer": "a"}', mtime=0))
     (tmp_path / "eve.json").write_text('{"data": [{"instruction": "q", "output": "a"}]}')
     (tmp_path / "README.md").write_text("# rows")
     (tmp_path / "._ada.csv").write_bytes(b"\0\0")
