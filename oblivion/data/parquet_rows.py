@@ -40,7 +40,8 @@ def parquet_rows(path: Path, raw: bytes) -> list[Row]:
         if twice:
             raise InputError(f"{path}: has two columns '{twice[0]}'; rename one")
         for place, field in enumerate(table.schema):
-            if types.is_float32(field.type):  # as text, since 0.1 is 0.10000000149011612 in double precision
+            # As text: 0.1 is 0.10000000149011612 in double precision, and Python's times have no nanoseconds.
+            if types.is_float32(field.type) or types.is_temporal(field.type):
                 table = table.set_column(place, field.name, table.column(place).cast(pyarrow.string()))
         records = table.to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:

@@ -271,6 +271,12 @@ def test_parquet(tmp_path: Path, expected) -> None:
     assert "x.parquet: row 2: column 'answer' is empty" in wrong(tmp_path / "x.parquet", {})
     parquet.write_table(pyarrow.table(table).slice(0, 1), tmp_path / "x.parquet")
     assert [row.answer for row in samples(tmp_path / "x.parquet", {"label": "note"})] == ["0.1"]
+    table |= {
+        "answer": pyarrow.array([0, 1], pyarrow.date32()),
+        "note": pyarrow.array([1, 2**62], pyarrow.timestamp("ns")),
+    }
+    parquet.write_table(pyarrow.table(table), tmp_path / "x.parquet")
+    assert [row.answer for row in samples(tmp_path / "x.parquet", {})] == ["1970-01-01", "1970-01-02"]
     (tmp_path / "x.parquet").write_bytes(b"PAR1 and no more")
     assert "not a Parquet file that can be read" in wrong(tmp_path / "x.parquet", {})
 
