@@ -296,7 +296,10 @@ def test_parquet_without_the_optional_package(tmp_path: Path, monkeypatch: pytes
         ("brackets.csv", "[id],question,answer\n1,q,a\n2,r,b\n"),
         ("ragged.csv", "question,answer\nq,a,,\nr,b,\n"),
         ("ends.csv", "question,answer,,\nq,a\nr,b,,,\n"),
-        ("role.json", '{"data": [{"question": "q", "answer": "a", "role": "x"}, {"question": "r", "answer": "b"}]}'),
+        (
+            "role.json",
+            '{"data": [{"question": "q", "answer": "a", "role": "x"}, {"question": "r", "answer": "b", "role": "y"}]}',
+        ),
         ("tags.json", '{"tags": [], "data": [{"question": "q", "answer": "a"}, {"question": "r", "answer": "b"}]}'),
     ],
 )
