@@ -6,7 +6,7 @@ Canonne, Kamath and Steinke (2020, "The discrete Gaussian for differential priva
 the exact formula of Balle and Wang (2018, "Improving the Gaussian mechanism for differential privacy", theorem 8); T
 rounds of it with noise multiplier sigma are one with sigma / sqrt(T) (Dong, Roth and Su, 2022, corollary 3.3).
 
-Neighbours, for unit sample: two federations of which one has, in the place of one row, a null row, which is drawn like
+Neighbours, for unit sample: two federations of which one has a null row where the other has a row; it is drawn like
 any other and trains nothing; rates, steps and divisors are the same in both, so the divergence of adding or removing a
 row's gradient is theirs. For unit client: a federation, and the same without one of its clients. How far a round's sum
 moves then is said in `oblivion.ledger.budget`.

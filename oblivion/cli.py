@@ -197,12 +197,12 @@ def _show_plan(plan: dict[str, Any], as_json: bool) -> None:
         _say(json.dumps(plan, indent=1))
         return
     _say(f"{plan['label']}: guarantee {plan['guarantee']}, {plural(plan['client_steps'], 'client-step')}")
-    _say(f"cost: {plan['fraction']:.2f} of retraining in client-steps (tokens are known when it has run)")
+    _say(f"cost: {plan['fraction']:.2f} of retraining in client-steps (tokens are counted when it is run)")
     _say(f"first round with the data: {plan['from_round'] or 'none'}")
     for touch in plan["touches"]:
         _say(f"  {touch['status']:<12} {touch['item']}: {touch['why']}")
     for what in plan["invalidates"]:
-        _say(f"  on commit, this goes: {what}")
+        _say(f"  a commit erases: {what}")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""From the name of an owner, in any script, to a client id; the same name always makes the same id."""
+"""From the name of an owner, in any script, to a client id; the same name always gives the same id."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _DIGITS = 10
 _JOINERS = "\u200c\u200d"
 """Zero-width characters that words of some scripts need, and emojis."""
 _UNSEEN = re.compile("[\u00ad\u034f\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]")
-"""Other characters that show nothing: marks of direction, of line breaking, of how an emoji is drawn."""
+"""Other invisible characters: marks of direction, of line breaking, of how an emoji is drawn."""
 
 
 def canonical_name(name: str) -> str:
-    """The name as one sees it: composed (NFC), every blank a space, without what shows nothing and blanks around it.
+    """The name as a reader sees it: composed (NFC), every blank a space, nothing invisible, no blanks around it.
 
-    Two names that only differ in these are one owner.
+    Two names that differ in nothing else are one owner.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def canonical_name(name: str) -> str:
 
 
 def folded_name(name: str) -> str:
-    """What the spellings of a name have in common, in capitals or not, in wide letters or not: two are rarely meant."""
+    """The name without capitals, wide letters and repeated spaces: two owners rarely differ in these alone."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", canonical_name(name)).casefold())
     return " ".join(re.sub(f"[{_JOINERS}]", "", folded).split())
 
@@ -60,7 +60,7 @@ def client_id_of(name: str) -> str:
     -------
     str
         An ASCII name in small letters, with ``-`` for what an id may not have ("Bob Ltd." is ``bob-ltd-``). Where that
-        makes no id or the name is not ASCII: what is left of it without accents, and ten digits of its SHA-256
+        gives no id or the name is not ASCII: what is left of it without accents, and ten digits of its SHA-256
         ("Zürich" is ``zurich-`` and the digits, a name without a Latin letter ``client-`` and the digits).
 
     Raises

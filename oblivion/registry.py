@@ -35,7 +35,7 @@ class Registry:
     -----
     Other distributions add to a table through the entry point group ``oblivion.<kind>s``. A name that two of them
     give, or that is built in, cannot be used until one is uninstalled, so that installing a package can never change
-    what a scenario means. All other names can: what is wrong with one part is said when that part is asked for.
+    what a scenario means. All other names can: what is wrong with a part is reported when that part is used.
     """
 
     def __init__(self, kind: str, table: Mapping[str, str], needs: tuple[str, ...] = ()) -> None:
@@ -60,7 +60,7 @@ class Registry:
         return [entry for _, entries in sorted(self._outside.items()) for entry in entries]
 
     def entries(self, name: str) -> list[EntryPoint]:
-        """What other packages say of the part called `name`; nothing where it is built in."""
+        """The entry points of other packages for the part called `name`; none where it is built in."""
         return list(self._outside.get(name, ()))
 
     def check(self, name: str) -> None:
@@ -87,7 +87,7 @@ class Registry:
             ) from error
         if not callable(part):
             raise InputError(
-                f"{self.kind} '{name}' is not one: {_printable(entries[0].value)} is no class and no function, "
+                f"{self.kind} '{name}' is not one: {_printable(entries[0].value)} is neither a class nor a function, "
                 f"from {package_of(entries[0])}"
             )
 
@@ -119,7 +119,7 @@ class Registry:
             )
 
     def describe(self) -> dict[str, str]:
-        """Name to the first line of the implementation's docstring, for ``oblivion list``; where there is none, why."""
+        """Name to the first line of the part's docstring, for ``oblivion list``, or why the part cannot be used."""
         described = {}
         for name in self.names():
             try:

@@ -285,7 +285,7 @@ class MetricResult:
     reason : str
         Why there is no value; empty where there is one.
     extra : mapping of str to Any
-        What is shown beside the value, as plain JSON values; ``left_out`` counts rows on which it is not defined.
+        What is shown beside the value, as plain JSON values; ``left_out`` counts rows for which it is not defined.
     """
 
     value: float | None
@@ -298,7 +298,7 @@ class MetricResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a branch cost: optimizer steps, tokens forwarded in training (None: not told), bytes sent each way."""
+    """What a branch cost: optimizer steps, tokens forwarded in training (None: withheld), bytes sent each way."""
 
     client_steps: int = 0
     tokens: int | None = 0

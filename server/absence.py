@@ -14,7 +14,7 @@ from server.accounting import count
 
 
 def missing(outcome: CohortOutcome, branch: Branch, replayed: RoundRecord | None) -> dict[str, str]:
-    """Who fails in a replay and must not: all but those who have no rows, and had none then or forgot some since."""
+    """Who fails in a replay and must not: everyone but clients without rows that had none then or forgot some since."""
     if replayed is None:
         return {}
 
@@ -25,12 +25,12 @@ def missing(outcome: CohortOutcome, branch: Branch, replayed: RoundRecord | None
 
 
 def check_quorum(quorum: float, accepted: Sized, asked: Sized, number: int, lost: Mapping[str, str]) -> None:
-    """Refuse a round that too few clients gave an update for.
+    """Refuse a round for which too few clients gave an update.
 
     Raises
     ------
     FederationError
-        With the reason of each that is lost.
+        With the reason for each client that is missing.
     """
     enough = max(1, math.ceil(quorum * len(asked)))
     if len(accepted) < enough:
@@ -42,7 +42,7 @@ def check_quorum(quorum: float, accepted: Sized, asked: Sized, number: int, lost
 
 
 def halved(cohorts: Sequence[Sequence[str]], stored: Sequence[ClientUpdate], refused: Collection[str]) -> bool:
-    """Whether fewer clients shared a pass than there were in their cohort that could be trained."""
+    """Whether a pass held fewer clients than its cohort had to train."""
     together = {update.client_id: count(update, "together") for update in stored}
     for cohort in cohorts:
         trained = sum(client in together or client in refused for client in cohort)
@@ -72,10 +72,10 @@ def never_took_part(records: Sequence[RoundRecord], client: str) -> str:
         f"{'round' if len(rounds) == 1 else 'rounds'} {', '.join(rounds)}: {why}" for why, rounds in reasons.items()
     )
     times = plural(len(asked), "round")
-    return f"{client} never took part: it was asked in {times}, and no update of it was taken ({told})"
+    return f"{client} never took part: it was asked in {times}, and none of its updates was taken ({told})"
 
 
 def refusal(root: Path, request: ForgetRequest, never: str) -> PlanRefusedError:
-    """What a removal of something that never took part comes to; `never` says why."""
+    """The error for a request about data that was never learned; `never` says why."""
     way = f"oblivion forget {root} --refuse {request.id or 'REQUEST'} --ground 'never took part'"
-    return PlanRefusedError(f"{never}. The request is refused for good with: {way}")
+    return PlanRefusedError(f"{never}. To refuse the request for good: {way}")

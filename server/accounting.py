@@ -41,7 +41,7 @@ def mean_loss(accepted: Sequence[ClientUpdate]) -> float:
 
 
 def rounded_otherwise(repeats_bits: bool, records: Iterable[RoundRecord]) -> str:
-    """Why rounds that are run again may come out rounded otherwise, in words; empty where they give the same bits.
+    """Why rounds that are run again may be rounded differently, in words; empty where they give the same bits.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def cost_of(
 ) -> Cost:
     """What a round cost; with `corrected`, every client was sent a correction besides the state.
 
-    With `private` the tokens are not told: they are computed from the texts, without noise.
+    With `private` the number of tokens is withheld: it is computed from the texts, without noise.
     """
     down = _bytes(state.adapter) * (2 if corrected else 1) + _bytes(state.residual)
     return Cost(
@@ -82,7 +82,7 @@ def cost_of(
 def in_units(cost: Cost, oracle: Mapping[str, Any] | None = None, planned: float | None = None) -> dict[str, Any]:
     """A cost, with ``fraction`` (client-steps) and ``token_fraction`` (tokens) in units of what the oracle cost.
 
-    None where one of the two is not told, or the oracle had nothing to do; without an oracle `fraction` is as planned.
+    None where a number is withheld, or the oracle had nothing to do; without an oracle, `fraction` is as planned.
     """
 
     def share(name: str) -> float | None:

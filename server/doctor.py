@@ -36,7 +36,7 @@ def examine() -> dict[str, str]:
         **{name: package_version(name) for name in names},
         "code": str(Path(oblivion.__file__).parent),
         "fingerprint": code_fingerprint(),
-        "parts of others": _outside() or "none",
+        "outside parts": _outside() or "none",
         "cores": str(len(os.sched_getaffinity(0))),
         "device": "unknown" if "torch" in missing else _device(),
         "free disk": f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB",
@@ -48,7 +48,7 @@ def examine() -> dict[str, str]:
 
 
 def _outside() -> str:
-    """The parts that other packages bring, by package; of one that cannot be used, why."""
+    """The parts that other packages bring, by package; for a part that cannot be used, the reason."""
     brought: dict[str, list[str]] = {}
     for registry in REGISTRIES:
         for entry in registry.outside():

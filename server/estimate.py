@@ -55,7 +55,7 @@ def estimate(config: RunConfig, data: FederatedData) -> dict[str, Any]:
         rows = len(asked_rows(data.clients[request.client_id], request))
         expected["forget"] = f"{rows} of {sizes[request.client_id]} rows of {request.client_id}"
         if situation.shared:
-            expected["forget"] += f"; others hold {in_short(situation.shared)} of these, too, which no removal forgets"
+            expected["forget"] += f"; others also hold {in_short(situation.shared)} of these, which no removal forgets"
         expected["oracles"] = oracles
         expected["removals"] = [
             f"{plan.label}: guarantee {plan.guarantee}, {plan.fraction:.2f} of retraining" for plan in plans

@@ -1,4 +1,4 @@
-"""Which rows fit into the model's context, asked before anything is trained, with as little tokenising as may be."""
+"""Which rows fit into the model's context: found before anything is trained, with as little tokenising as possible."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def context_of(config: RunConfig) -> int:
 
 
 def unfit(config: RunConfig, data: FederatedData, client: str = "") -> Unfit:
-    """Rows that do not fit: all of a client none of whose rows does, and those of `client`.
+    """Rows that do not fit: those of `client`, and all rows of every client that has none that fits.
 
-    Of every other client rows are looked at up to the first that fits, which takes no time. How many of its others fit
-    is known when it was trained.
+    The rows of other clients are only looked at up to the first that fits, which takes no time. How many of the rest
+    fit is known once the client was trained.
     """
     context, found = context_of(config), {}
     for name, samples in data.clients.items():
@@ -81,11 +81,11 @@ def check_fits(config: RunConfig, data: FederatedData, request: ForgetRequest) -
 
 
 def beforehand(config: RunConfig, data: FederatedData) -> list[str]:
-    """What is to be known before anything is trained, in words."""
+    """What the user should know before anything is trained: warnings."""
     draws = base_draws(load_resident(config.model, config.lora, config.train.max_length).base.model)
     told = (
-        f"the base model draws at random in training ({', '.join(draws)}): that is switched off while clients train, "
-        "so that the same run gives the same bits; lora.dropout is dropout of the adapter"
+        f"the base model draws at random in training ({', '.join(draws)}): this is switched off while clients train, "
+        "so that a run can be repeated bit for bit; for dropout on the adapter, set lora.dropout"
     )
     return [text for text in (told if draws else "", _idle_clients(config, data)) if text]
 
@@ -98,7 +98,7 @@ def _idle_clients(config: RunConfig, data: FederatedData) -> str:
     named = _some([f"{client}: {plural(len(data.clients[client]), 'row')}" for client in idle])
     return (
         f"{plural(len(idle), 'client')} without a row that fits into the context of {context_of(config)} tokens "
-        f"({named}): nothing of them is trained on, and they fail in every round"
+        f"({named}): their rows are not trained on, and they fail in every round"
     )
 
 

@@ -55,10 +55,10 @@ def describe_clients(data: FederatedData) -> dict[str, dict[str, Any]]:
 
 
 def note_code(run: RunDirectory, config: RunConfig, observer: Observer) -> None:
-    """Compare the code with what a run began with, before it goes on.
+    """Before a run goes on, compare the code with the code that it began with.
 
-    What a removal takes from other packages than the run did is added to the manifest, as ``packages_added``.
-    Where code is another than it was, a warning says so: the rounds before and after are then not of one make.
+    Packages that a removal uses and the run did not are added to the manifest, as ``packages_added``. A warning says
+    where code has changed: the rounds before and after are then made by different code.
     """
     manifest = run.read_json("manifest.json", {})
     began = [Package(**package) for package in manifest.get("packages", [])]

@@ -71,9 +71,9 @@ def measure_centrally(
 
 
 def client_tasks(data: FederatedData, request: ForgetRequest | None, exclusions: Sequence[Absence]) -> list[ClientTask]:
-    """What every client that is left shall measure: its own rows, less those that were forgotten before.
+    """What each remaining client is to measure: its own rows, less those that were forgotten before.
 
-    Of rows that are asked to be forgotten, those that others hold, too, are left out: they are measured apart.
+    Rows of the request that others hold, too, are left out: they are measured separately.
     """
     gone = Branch(name="", seed=0, rounds=0, absent=tuple(exclusions))
     tasks = []

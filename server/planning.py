@@ -48,7 +48,7 @@ def present(data: FederatedData, exclusions: Sequence[Absence]) -> FederatedData
 
 
 def usable(data: FederatedData, unfit: Unfit) -> dict[str, int]:
-    """Client id to the number of its rows that can be trained on, as far as it is known which cannot."""
+    """Client id to the number of its rows that can be trained on, as far as that is known."""
     return {client: len(rows) - len(unfit.get(client, ())) for client, rows in data.clients.items()}
 
 
@@ -59,14 +59,14 @@ def visits(config: RunConfig, usable: Mapping[str, int]) -> dict[str, int]:
 
 
 def request_entry(data: FederatedData, request: ForgetRequest, situation: Situation, never: str) -> dict[str, Any]:
-    """What ``metrics.json`` says of a request before anything was done about it.
+    """What ``metrics.json`` says about a request before any removal was run.
 
     Parameters
     ----------
     data, request, situation
         As in `make_situation`.
     never : str
-        Why nothing of it is in the model; empty where something is.
+        Why the model learned nothing of it; empty if it did.
     """
     rows = asked_rows(data.clients[request.client_id], request)
     shared = [row.id for row in shared_rows(data, request)]
@@ -109,7 +109,7 @@ def make_situation(
     restorable : sequence of int, optional
         The rounds whose state can be had again; before a run, those that it will keep.
     unfit : mapping, optional
-        See `server.fitting.unfit`; None where it is not known yet, and every row counts.
+        See `server.fitting.unfit`; None where that is not known yet, so that every row counts.
     rounding : str, default ""
         See `Situation`.
 
@@ -171,7 +171,7 @@ def make_plan(config: RunConfig, request: ForgetRequest, situation: Situation, m
 
 
 def plan_values(plan: RemovalPlan) -> dict[str, Any]:
-    """A plan as plain JSON values; every phase says its kind, and ``shared`` stands there where there are such rows."""
+    """A plan as plain JSON values; every phase names its kind, and ``shared`` is left out if there are no such rows."""
     content = dataclasses.asdict(plan)
     if not plan.shared:
         del content["shared"]

@@ -80,12 +80,12 @@ def absolute_paths(config: RunConfig) -> RunConfig:
 
 
 def _absolute(text: Any, inside: str = "") -> Any:
-    """The whole path of what is there; else `text`, with its ``~`` expanded, for an error that names it.
+    """The absolute path of what exists; else `text`, with its ``~`` expanded, for an error that names it.
 
     Raises
     ------
     InputError
-        If the path is no UTF-8 text, as the files of a run are.
+        If the path is not UTF-8 text, as the files of a run are.
     """
     if not isinstance(text, str) or not text:
         return text
@@ -124,7 +124,7 @@ def check(config: RunConfig, fresh: bool = True, forgotten: Sequence[Absence] = 
     fresh : bool, default True
         Whether nothing of the run was done yet, so that all of it must fit the privacy budget.
     forgotten : sequence of Absence, optional
-        Who and what the run has forgotten for good: nobody of them can ask for anything, or be named.
+        What the run has forgotten for good: these clients can ask for nothing, and no message may name them.
 
     Returns
     -------
@@ -213,7 +213,7 @@ def _check_oracle(config: RunConfig, request: ForgetRequest, situation: Situatio
 
 
 def _check_request(config: RunConfig, data: FederatedData) -> None:
-    """Refuse a scenario that asks to forget what does not fit into the model, and so will not be learned."""
+    """Refuse a scenario that asks to forget rows that do not fit into the model, and so will not be learned."""
     if config.forget.client:
         check_fits(config, data, make_request(data, config.forget.client, config.forget.samples))
 

@@ -1,4 +1,4 @@
-"""Where Ray puts its folder: sockets lie in it, and a Unix socket's path may have 107 bytes."""
+"""Where Ray puts its folder: it holds sockets, and the path of a Unix socket may have at most 107 bytes."""
 
 from __future__ import annotations
 

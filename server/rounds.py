@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from oblivion.aggregation.control import ControlRule
 from oblivion.aggregation.gate import Gate, GateState
 from oblivion.config import RunConfig
-from oblivion.errors import FederationError
+from oblivion.errors import FederationError, plural
 from oblivion.ledger.budget import charge
 from oblivion.ledger.replay import replay_of
 from oblivion.ledger.rounds import Branch, CohortOutcome, Ledger, RoundRecord, RoundState, Selection
@@ -322,8 +322,8 @@ class Federation:
             self.observer.event(
                 "warning",
                 text=f"{len(cohort)} clients together do not fit into a host's memory: {together} are trained at a "
-                "time. Where that happens in one run of a round and not in another, the two are equal up to rounding "
-                f"alone; train.cohort={together} avoids it",
+                "time. The same round in another run is then equal only up to rounding, unless that happens there as "
+                f"well; set train.cohort={together} to avoid it",
             )
 
     def _warn_of_skipped(self, accepted: Sequence[ClientUpdate]) -> None:
@@ -331,7 +331,8 @@ class Federation:
             skipped = count(update, "skipped")
             if skipped and update.client_id not in self._warned:
                 self._warned.add(update.client_id)
-                text = f"{skipped} of {update.client_id}'s rows are longer than the context and are left out whole"
+                rows = f"{plural(skipped, 'row')} of {update.client_id}"
+                text = f"left out whole, because longer than the context: {rows}"
                 self.observer.event("warning", text=text, client=update.client_id, skipped=skipped)
 
     def unlearn(self, name: str, request: ForgetRequest, phase: UnlearnPhase, public: Sequence[Sample]) -> RoundRecord:

@@ -15,7 +15,7 @@ from oblivion.aggregation.products import as_adapter
 from oblivion.config import RunConfig
 from oblivion.data.federation import resolve
 from oblivion.data.groups import central_groups
-from oblivion.errors import InputError
+from oblivion.errors import InputError, plural
 from oblivion.files import remove
 from oblivion.ledger.opening import open_ledger
 from oblivion.ledger.register import MAIN, Asked
@@ -207,8 +207,8 @@ class Workflow:
         new = [plan for method, plan in plans.items() if names[method] not in entry["models"]]
         self.check_budget(request, new, [name for name in oracle_seeds(self.config) if name not in entry["models"]])
         if "shared" in entry and not entry["models"]:
-            text = f"of what {request.client_id} asks to be forgotten, others hold {in_short(entry['shared'])}, too: "
-            self.observer.event("warning", text=text + "it stays learned from them, and is measured apart")
+            text = f"of what {request.client_id} asks to be forgotten, others also hold {in_short(entry['shared'])}: "
+            self.observer.event("warning", text=text + "that stays learned from them, and is measured separately")
         if plans and asked.state == "received":
             self.register.move(request.id, "planned")
         self._measure_oracles(request, entry)
@@ -355,7 +355,9 @@ class Workflow:
         evaluation = measure_centrally(model.state, self.resident, groups, self.config, reference)
         self.run.write_json(f"{where}/{model.name}.json", to_open_unlearning(evaluation, {"model": model.name}))
         if evaluation.skipped:
-            text = f"{len(evaluation.skipped)} evaluation rows are longer than the context and are left out whole"
+            text = (
+                f"left out whole, because longer than the context: {plural(len(evaluation.skipped), 'evaluation row')}"
+            )
             self.observer.event("warning", text=text, samples=evaluation.skipped)
         central = summary(evaluation)
         if model.name == "oracle":

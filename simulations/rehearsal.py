@@ -1,11 +1,11 @@
-"""Choose a setting of `local` on another client than the one that will judge it.
+"""Choose a setting of `local` on a client other than the one that is then forgotten.
 
 ``python -m simulations.rehearsal SCENARIO --client ID --key learning-rate --values 1e-4 3e-4 1e-3 --out DIR``
 
-A setting that is tuned until the removal comes out near the oracle is tuned on what judges it, and nobody who has to
-forget has the oracle. So another client leaves in a rehearsal, every value is tried on it, and the one is taken after
-which an attacker can tell the forgotten rows from held-out ones least: whose membership AUC (min-k) is nearest to 0.5.
-That needs held-out rows and no oracle. Started again, it takes what is done in the directory as it is.
+To tune a setting until the removal comes close to the oracle is to tune it on its judge; and in practice nobody who
+has to forget has an oracle. So another client leaves in a rehearsal, and every value is tried on it. The value is taken
+after which an attacker is worst at telling the forgotten rows from held-out ones, that is, whose membership AUC (min-k)
+is nearest to 0.5. This needs held-out rows, but no oracle. Started again, the command does not repeat what is done.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def rehearse(
     scenario : Path
         A scenario's file.
     out : Path
-        The run directory; what is in it already is not run again.
+        The run directory; what it already holds is not run again.
     client : str
         Who leaves, in place of the scenario's client.
     key : str
@@ -75,7 +75,8 @@ def rehearse(
         measured = entry["models"][name]["central"].get(ATTACK, {})
         if measured.get("value") is None:
             raise InputError(
-                f"{out}: {ATTACK} was not measured; the rehearsal needs held-out rows beside the forgotten"
+                f"{out}: {ATTACK} was not measured; a rehearsal needs held-out rows (for your own data: "
+                "data.parameters.holdout)"
             )
         areas[value] = float(measured["value"])
     return areas
@@ -94,7 +95,7 @@ def rehearsal_table(name: str, areas: Mapping[float, float]) -> str:
 
 
 def finished(scenario: Path, out: Path, changes: Settings) -> RunResult:
-    """The run of a scenario with some changes: new, or gone on with, or as it is.
+    """The finished run of a scenario with some changes: run anew, resumed, or as it is.
 
     Raises
     ------
@@ -107,7 +108,7 @@ def finished(scenario: Path, out: Path, changes: Settings) -> RunResult:
     known = RunDirectory.open(out)[1]
     train = config.train.model_copy(update={"cohort": known.train.cohort})  # the run has resolved it
     if (known.seed, known.train, known.forget) != (config.seed, train, config.forget):
-        raise InputError(f"{out} was run with other settings than these; choose another --out, or remove it")
+        raise InputError(f"{out} was run with other settings; choose another --out, or remove it")
     return resume(out)
 
 

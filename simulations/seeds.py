@@ -3,11 +3,11 @@
 One run of a federation is one draw: who owns how many rows, in which order they are seen, which rows are held out. So
 the table of the README is the mean and the range over the seeds 1 to 5, which were fixed before any of them was run.
 
-The learning rate of `local` is not chosen on them. Before, another client leaves in a rehearsal with another seed
+The learning rate of `local` is not chosen on them, but before, in a rehearsal with another client and another seed
 (`simulations.rehearsal`).
 
-Every run lies in a directory of its own, ``DIR/rehearsal`` and ``DIR/seed-1``, ... Started again, the command takes
-what is done as it is and goes on with what was interrupted.
+Every run has a directory of its own: ``DIR/rehearsal``, ``DIR/seed-1``, ... Started again, the command keeps finished
+runs and goes on with those that were interrupted.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ RATES = (1e-4, 2e-4, 3e-4, 5e-4, 1e-3)
 
 
 def run_seed(scenario: Path, seed: int, rate: float, out: Path, settings: Settings) -> RequestRecord:
-    """Run the demonstration with a seed and a rate of `local`, or go on with it, or read what it came to."""
+    """Run the demonstration with a seed and a rate of `local`; if it is done already, only read its result."""
     changes = {"seed": seed, "engine": "inline", "forget.learning-rate": rate}
     run = finished(scenario, out, {**settings, **changes})
     (request,) = read_run(run.directory).metrics.requests
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None, settings: Settings | None = Non
             try:
                 requests[seed] = future.result()
             except BaseException:
-                pool.shutdown(cancel_futures=True)  # or the error would be told when all other seeds are done
+                pool.shutdown(cancel_futures=True)  # else the error would only appear when all other seeds are done
                 raise
             _say(f"seed {seed}: done")
     shares = {seed: share(scenario, seed, changes) for seed in SEEDS}

@@ -35,7 +35,7 @@ templates = Registry(
 def with_paths(*parameters: str) -> Callable[[T], T]:
     """Declare which of ``data.parameters`` hold paths for the data set that the decorated function loads.
 
-    A run then keeps them as absolute paths, so that they are found from every folder. ``data.path`` always is one.
+    A run then stores them as absolute paths, so that they are found from any folder. ``data.path`` always is one.
     """
 
     def declare(loader: T) -> T:

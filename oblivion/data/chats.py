@@ -22,14 +22,14 @@ def _is_turn(value: Any) -> bool:
 
 
 def unfold(row: Row, questions: tuple[str, ...], answers: tuple[str, ...]) -> Row:
-    """A row with the question and answer of its conversation as columns; one without a conversation as it is.
+    """The row with the question and answer of its conversation as columns; without a conversation, the row itself.
 
     Parameters
     ----------
     row : Row
         The record.
     questions, answers : tuple of str
-        Columns that hold a question, and an answer; where the row has both, they count and not the conversation.
+        Columns that may hold a question, and an answer; where the row has both, its conversation is not used.
 
     Returns
     -------
@@ -47,7 +47,7 @@ def unfold(row: Row, questions: tuple[str, ...], answers: tuple[str, ...]) -> Ro
         return row
     turns = row.values[column]
     if not is_chat(turns):
-        raise InputError(f"{row.where}: column '{column}' is no list of turns with {_wanted()}")
+        raise InputError(f"{row.where}: column '{column}' is not a list of turns with {_wanted()}")
     said = [_turn(turn, f"{row.where}: turn {number} of '{column}'") for number, turn in enumerate(turns, start=1)]
     system = [text_of(row, "system", required=False)]
     if said[0][0] == "system":
@@ -84,6 +84,6 @@ def _turn(turn: dict[str, Any], where: str) -> tuple[str, str]:
 
 def _part(part: Any, where: str) -> str:
     if not isinstance(part, dict) or not isinstance(part.get("text"), str) or part.get("type", "text") != "text":
-        raise InputError(f"{where} has a part that is no text; only text is learned")
+        raise InputError(f"{where} has a part that is not text; only text is learned")
     text: str = part["text"]
     return text

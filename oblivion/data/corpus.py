@@ -25,8 +25,8 @@ class Corpus:
     digest : str
         SHA-256 over the content, for the manifest.
     names : mapping of str to str
-        Client id to the owner's name in the data, where the two differ. Such a name may be a person's, so it stands in
-        no log, message, manifest or report.
+        Client id to the owner's name in the data, where the two differ. A name may be a person's, so it is in no log,
+        message, manifest or report.
     """
 
     samples: tuple[Sample, ...]

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from oblivion.data.rows import Faults, Row
-from oblivion.errors import InputError
+from oblivion.errors import InputError, plural
 
 TABS = (".tsv", ".tab")
 ENDINGS = (".csv", *TABS, ".txt")
@@ -54,7 +54,7 @@ def csv_rows(path: Path, text: str, faults: Faults, *, tabs: bool = False) -> li
             with faults.collect():
                 raise InputError(
                     f"{path}:{line}: the row that begins here is not CSV with {_name(delimiter)} ({error}); a text "
-                    "with quotes in it stands in quotes, and its own are doubled"
+                    "with quotes in it must stand in double quotes, with its own quotes doubled"
                 ) from None
             return rows
         if not any(cell.strip() for cell in cells) or (note and line == 1):
@@ -107,8 +107,8 @@ def _row(where: str, header: list[str], cells: list[str], delimiter: str) -> Row
         cells = cells[: len(header)]
     if len(cells) != len(header):
         raise InputError(
-            f"{where}: has {len(cells)} cells and the header {len(header)} (with {_name(delimiter)}); put a text that "
-            "holds the delimiter or a line break in double quotes"
+            f"{where}: has {plural(len(cells), 'cell')} and the header {len(header)} (with {_name(delimiter)}); "
+            "put a text that holds the delimiter or a line break in double quotes"
         )
     for place, (name, cell) in enumerate(zip(header, cells, strict=True), start=1):
         if cell.strip() and not name and place > 1:  # the first such column is the index that pandas writes

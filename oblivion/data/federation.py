@@ -29,7 +29,7 @@ def resolve(config: RunConfig, forgotten: Collection[str] = ()) -> FederatedData
     config : RunConfig
         Of which ``data``, ``seed`` and ``federation.clients`` decide; ``federation.joins`` and ``.ranks`` name clients.
     forgotten : collection of str, optional
-        Clients that are not to be named in a message, because the run has forgotten them.
+        Clients that the run has forgotten, so that no message may name them.
 
     Returns
     -------
@@ -135,7 +135,7 @@ def _public(data: DataConfig, corpus: Corpus) -> tuple[tuple[Sample, ...], str]:
 
 
 def _check_own(data: FederatedData) -> None:
-    """The server's rows for evaluation are nobody's: what is trained on says nothing of what was never seen."""
+    """The server's evaluation rows must be nobody's training rows, or they would not show what was never seen."""
     trained = {(row.prompt, row.answer): client for client, rows in data.clients.items() for row in rows}
     for name, rows in data.groups.items():
         for row in rows if name != "retain" else ():  # those are clients' rows, see `Corpus`

@@ -37,9 +37,9 @@ def central_groups(data: FederatedData, request: ForgetRequest | None, limit: in
 
 
 def shared_rows(data: FederatedData, request: ForgetRequest) -> tuple[Sample, ...]:
-    """The rows of a request that also stand in a row that stays: another client's, or another of the client's own.
+    """The rows of a request of which an exact copy stays, at another client or among the client's other rows.
 
-    The same question and answer to the letter, whatever the ids; the same in other words is not found. No removal of
+    A copy has the same question and answer, to the letter, whatever its id; paraphrases are not found. No removal of
     the request forgets such rows: the oracle learns them, too.
     """
     asked = asked_rows(data.clients[request.client_id], request)

@@ -32,7 +32,7 @@ _DECODER = json.JSONDecoder(parse_int=Number, parse_float=Number, object_pairs_h
 
 
 def json_rows(path: Path, text: str, names: Collection[str], faults: Faults) -> list[Row]:
-    """Read the rows of a JSON text, whose layout is seen from its content.
+    """Read the rows of a JSON text; its layout is recognised by its content.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def json_rows(path: Path, text: str, names: Collection[str], faults: Faults) -> 
     text : str
         The whole file.
     names : collection of str
-        Columns that the data may have: they tell a record from what only holds records.
+        Columns that the data may have: by them a record is told from an object that holds records.
     faults : Faults
         Takes what is wrong with single lines.
 
@@ -149,7 +149,7 @@ def _unknown(document: dict[str, Any], tables: list[str]) -> str:
     if tables:
         return f"holds more than one table ({', '.join(tables)}); keep one in a file"
     keys = ", ".join(list(document)[:10])
-    return f"is JSON, one object with the keys {keys}, in which no rows are found (data.columns may name its columns)"
+    return f"is JSON, one object with the keys {keys}, in which no rows are found (name its columns in data.columns)"
 
 
 def _holds_objects(value: Any) -> bool:

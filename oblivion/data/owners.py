@@ -1,4 +1,4 @@
-"""Who owns a row, by the name that the data has for it, and that no two owners and no two rows get one name."""
+"""Who owns a row, by the owner's name in the data; no two owners, and no two rows, may get the same id."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _REMEDY = "rename one, or set data.columns.client to a column of ids"
 
 @dataclass
 class Owners:
-    """Client ids for owners, and sample ids, as they are met.
+    """Client ids of owners, and sample ids, collected while rows are read.
 
     Attributes
     ----------
@@ -36,12 +36,12 @@ class Owners:
         Raises
         ------
         InputError
-            If another file is called the same, but for its ending, or in small letters.
+            If the name of another file differs only in its ending or in capitals.
         """
         client = self._client(name, file, "the file's name")
         other = self._files.setdefault(client, file)
         if other != file:
-            raise InputError(f"{file}: {other} is the same client's; rename or join them, or take one away")
+            raise InputError(f"{file}: {other} belongs to the same client; rename one, join them, or remove one")
         return client
 
     def _client(self, name: str, where: str, what: str) -> str:
@@ -55,8 +55,8 @@ class Owners:
             first, there = self._first.setdefault(key, (seen, where))
             if first != seen:
                 raise InputError(
-                    f"{where}: {what} and another one ({there}) are too alike, they both make the client id "
-                    f"'{client}' or differ in how the same letters are written alone; {_REMEDY}"
+                    f"{where}: {what} and another one ({there}) are too alike: both give the client id '{client}', or "
+                    f"only capitals, spaces or the width of letters differ; {_REMEDY}"
                 )
         if seen != client:
             self.names[client] = seen
@@ -67,7 +67,7 @@ class Owners:
         sample_id = scalar(row, column)
         if sample_id in self._ids:
             raise InputError(
-                f"{row.where}: id '{sample_id}' stands also at {self._ids[sample_id]}; ids must be "
+                f"{row.where}: id '{sample_id}' is also the id of {self._ids[sample_id]}; ids must be "
                 "unique in the whole data set (leave out data.columns.id to get ids from the content)"
             )
         self._ids[sample_id] = row.where

@@ -23,7 +23,7 @@ _BEGINS_JSON = re.compile(r"""\s*(\{\s*["}]|\[\s*["{\[\]])""")
 """How rows as JSON begin; a table's header may begin with a bracket, too."""
 _GZIP = b"\x1f\x8b"
 _MOST = 2**30
-"""Bytes that a packed file may become: far above any table of texts, far below a machine's memory."""
+"""The most bytes that a packed file may unpack to: far above any table of texts, far below a machine's memory."""
 _OTHERS = {
     b"PK\x03\x04": "a ZIP archive or an Excel workbook; unpack it, or save the sheet as 'CSV UTF-8'",
     b"\xd0\xcf\x11\xe0": "an old Excel workbook; save the sheet as 'CSV UTF-8'",
@@ -66,14 +66,14 @@ def read_row_file(
     names : collection of str, optional
         Columns that the data may have; see `json_rows`.
     expected : str
-        What the file should be, for the message if it is not there.
+        What the file should be, for the message if it is missing.
     faults : Faults, optional
-        Takes what is wrong with single rows; without it, that is raised too.
+        Collects what is wrong with single rows; without it, that is raised as well.
 
     Raises
     ------
     InputError
-        If the file is missing, empty, or nothing that is read; names file and line.
+        If the file is missing, empty, or in no layout that is read; names file and line.
     """
     own = Faults() if faults is None else faults
     before = len(own)
@@ -120,7 +120,7 @@ def decode(path: Path, raw: bytes, expected: str = EXPECTED) -> str:
     Raises
     ------
     InputError
-        If it is no UTF-8 text; says what it is, if that can be seen, and what to do.
+        If it is not UTF-8 text; says what it is, if that can be recognised, and what to do.
     """
     for magic, what in _OTHERS.items():
         if raw.startswith(magic):
@@ -130,7 +130,7 @@ def decode(path: Path, raw: bytes, expected: str = EXPECTED) -> str:
     nul = raw.find(b"\0")
     if nul >= 0:
         line = raw.count(b"\n", 0, nul) + 1
-        raise InputError(f"{path}:{line}: holds a NUL byte, so it is no UTF-8 text (UTF-16?); save it as UTF-8")
+        raise InputError(f"{path}:{line}: holds a NUL byte, so it is not UTF-8 text (UTF-16?); save it as UTF-8")
     try:
         return raw.decode().lstrip("\ufeff")
     except UnicodeDecodeError as error:

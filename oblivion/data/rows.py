@@ -50,7 +50,7 @@ class RowFile:
 
 
 class Faults:
-    """What is wrong with some rows, so that all of it is said at once."""
+    """What is wrong with single rows, collected so that one message can list all of it."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []

@@ -120,8 +120,8 @@ def encode_answers(
     Raises
     ------
     InputError
-        If the template does not write an answer as it is, or opens it otherwise than it asks for it; or if a token
-        has no row in the model.
+        If the template changes an answer, or opens a given answer differently from the prompt; or if a token has no
+        row in the model's embedding.
     """
     frame = _frame(tokenizer, template, question)
     texts = [_without_tail(frame, template, template.full(tokenizer, question, answer), answer) for answer in answers]
@@ -145,7 +145,7 @@ def _check_rows(tokenizer: Any, ids: Sequence[int]) -> None:
     highest = max(ids, default=0)
     if rows is not None and highest >= rows:
         raise InputError(
-            f"a text has the token {tokenizer.convert_ids_to_tokens(highest)!r} with id {highest}, and the model has "
+            f"a text has the token {tokenizer.convert_ids_to_tokens(highest)!r} with id {highest}, but the model has "
             f"rows 0 to {rows - 1} only; resize the model's embeddings, or take the tokenizer that belongs to it"
         )
 
@@ -164,12 +164,12 @@ def _around(tokenizer: Any, template: Template, question: str) -> _Frame:
 
 @lru_cache(maxsize=8)
 def _check_opening(tokenizer: Any, template: Template) -> None:
-    """Refuse a format that asks for an answer in other words than those before an answer that is given."""
+    """Refuse a format whose text before a given answer does not begin with the prompt that asks for one."""
     asked, given = template.prompt(tokenizer, "?"), _around(tokenizer, template, "?").head
     if not given.startswith(asked):
         raise InputError(
-            f"{_named(template)} opens an answer differently when it is asked for and when it is given (the prompt "
-            f"ends {asked[-40:]!r}, a given answer follows {given[-40:]!r}); set data.template = 'plain'"
+            f"{_named(template)} opens an answer differently when it asks for one (the prompt ends "
+            f"{asked[-40:]!r}) and when one is given (it follows {given[-40:]!r}); set data.template = 'plain'"
         )
 
 
@@ -192,7 +192,7 @@ def _named(template: Template) -> str:
 def _encode(
     tokenizer: Any, template: Template, frame: _Frame, texts: Sequence[str]
 ) -> tuple[_Opening, list[tuple[int, ...]]]:
-    """How the rows of a question begin, and the ids of some texts, without any that are added after a text."""
+    """How the rows of a question begin, and the ids of some texts, without what the tokenizer adds after them."""
     boundary, stop = len(frame.head.rstrip(" ")), None
     if getattr(tokenizer, "is_fast", False):
         found = _call(tokenizer, [frame.begun, *texts], template.special_tokens).encodings
@@ -205,7 +205,7 @@ def _encode(
         *rows, alone = (tuple(ids) for ids in found)
         length = _common(rows[0], alone)
     if not length:
-        raise InputError(f"{_named(template)}: the prompt has no token of its own, from which to predict the answer")
+        raise InputError(f"{_named(template)}: the prompt has no token from which to predict the answer")
     return _Opening(rows[0][:length], stop), rows[1:]
 
 
@@ -216,7 +216,7 @@ def _call(tokenizer: Any, texts: Sequence[str], special_tokens: bool) -> Any:
 
 
 def _before_added(encoding: Any) -> int:
-    """Tokens up to those that a tokenizer put after the text by itself, such as EOS."""
+    """Number of tokens before those that the tokenizer adds after every text by itself, such as EOS."""
     length = len(encoding)
     while length > 1 and encoding.token_to_sequence(length - 1) is None:
         length -= 1
@@ -232,8 +232,8 @@ def _continuation(tokenizer: Any, opening: _Opening, text: str) -> tuple[int, ..
     """Ids of what follows the prompt's ids, tokenised apart from them."""
     if opening.stop is None:
         raise InputError(
-            "the tokenizer merges a prompt with the beginning of an answer and does not say where its tokens stand; "
-            "take a model with a fast tokenizer (tokenizer.json)"
+            "the tokenizer merges the end of a prompt with the beginning of an answer, and does not say which token "
+            "holds which text; take a model with a fast tokenizer (tokenizer.json)"
         )
     rest = text[opening.stop :]
     for anchor in _ANCHORS:
@@ -246,7 +246,7 @@ def _continuation(tokenizer: Any, opening: _Opening, text: str) -> tuple[int, ..
 
 @lru_cache(maxsize=8)
 def _end(tokenizer: Any, tail: str) -> int:
-    """The token that ends a row: the first one of the format's that was added to the vocabulary as one, else EOS."""
+    """The token that ends a row: the first special or added one that the format writes after it, else EOS."""
     if not tail:
         return int(tokenizer.eos_token_id)
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}

@@ -11,7 +11,7 @@ of removals that were tried and dropped, since each made a model from its data.
   larger than ``federation.clients-per-round``, all are asked, and the sum of the clipped updates moves by at most C.
   Where it is larger, the next client takes the place of the one that is gone, and the sum moves by up to 2 C. A round
   is one Gaussian mechanism with noise multiplier sigma, or sigma / 2; several make mu^2 = the sum of (1 or 2)^2 /
-  sigma^2. The clients that there are pay; of one that never was there nothing is said.
+  sigma^2. The clients of the federation pay; nothing is claimed about one that was never in it.
 """
 
 from __future__ import annotations
@@ -122,16 +122,17 @@ def charge(
     samples : mapping of str to int
         Number of samples of each client that is asked.
     selected, asked : collection of str
-        The clients that the selection chose, and those of them that are asked; the others were unavailable.
+        The clients that were selected, and those of them that are asked; the others were unavailable.
     others : bool
         Whether the round's population has clients that were not selected, so that one takes the place of any that goes.
 
     Returns
     -------
     dict
-        Unit sample: the samples of who is asked. Unit client: by how many clipping bounds the sum can move without the
-        client: 1 for its own update if it is asked, 1 for the update of who takes its place if somebody does (also the
-        place of one that was unavailable). Who was not selected changes nothing by going, and pays nothing.
+        Unit sample: the number of samples of each client that is asked. Unit client: by how many clipping bounds the
+        sum can move if the client goes: 1 for its own update if it is asked, plus 1 for the update of the client that
+        takes its place if there is one (even if it was itself unavailable). A client that was not selected changes
+        nothing by going, and pays nothing.
     """
     if unit == "sample":
         return {client: samples[client] for client in asked}

@@ -335,7 +335,7 @@ def in_words(predicate: dict[str, Any]) -> list[str]:
     """A predicate that passed its checks, for people."""
     request, plan, erased = predicate["request"], predicate["plan"], predicate["erased"]
     what = "everything" if request["scope"] == "client" else f"{request['samples']} samples"
-    shared = f"others hold {len(request.get('shared') or ())} of these rows, too; they stay learned from them: "
+    shared = f"others also hold {len(request.get('shared') or ())} of these rows; they stay learned from there: "
     shared += ", ".join(dict.fromkeys(request.get("shared") or ()))
     shares = _share(plan["cost"]["fraction"])
     if plan["cost"].get("token_fraction") is not None:

@@ -27,7 +27,7 @@ suites = Registry("suite", {"tofu": "oblivion.metrics.suite_tofu:tofu"})
 
 
 def entries_of(suite: str) -> list[EntryPoint]:
-    """What of a suite other packages bring: the suite itself and its metrics; a built-in one is not made for that."""
+    """The entry points of other packages for a suite and for its metrics; none for a suite that is built in."""
     suites.check(suite)
     entries = suites.entries(suite)
     if not entries:

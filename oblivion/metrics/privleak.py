@@ -55,7 +55,7 @@ class PrivLeak:
             reference = given.value
         extra = {"auc_reference": reference}
         if reference > HIGHEST:
-            reason = f"the attack has an AUC of {reference:.3g} on the reference already: nearly nothing to divide by"
+            reason = f"the attack already has an AUC of {reference:.3g} on the reference: nearly nothing to divide by"
             return DetailedResult(value=None, n=attack.n, reason=reason, extra=extra)
         return DetailedResult(
             value=privleak(attack.value, reference),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from oblivion.errors import plural
 from oblivion.metrics.forget_quality import ENOUGH
 from oblivion.metrics.layout import MANIFEST
 
@@ -15,7 +16,7 @@ _TITLES = {
     "ra": "real authors",
     "wf": "world facts",
     "memory": "how much of the forgotten answers is known by heart",
-    "membership": "whether forgotten rows can be told from rows never seen (1: all of them, 0.5: none)",
+    "membership": "whether forgotten rows can be told apart from rows never seen (1: all of them, 0.5: none)",
     "reference": "against a model that never saw the forgotten rows",
     "other": "others",
 }
@@ -40,8 +41,8 @@ def table(result: Mapping[str, Any]) -> str:
     Returns
     -------
     str
-        What was measured on which rows; then a line per metric, in groups: value, 95 % interval, rows, and what must be
-        known beside the value (why there is none, which component makes a utility zero, ...).
+        What was measured on which rows; then, in groups, a line per metric: value, 95 % interval, number of rows, and
+        a note where the value needs one (why there is none, which component makes a utility zero, ...).
     """
     manifest = result.get(MANIFEST, {})
     lines = list(_header(manifest))
@@ -92,10 +93,11 @@ def _notes(name: str, entry: Mapping[str, Any]) -> Iterator[str]:
         yield entry["reason"]
     if entry.get("detectable") is not None:
         few = name == "forget_quality" and entry["detectable"] > ENOUGH
-        told = f"a KS statistic up to {entry['detectable']:.2f} may be chance"
+        least = entry["detectable"]
+        told = f"a KS statistic up to {least:.2f} may be chance" if least < 1 else "any KS statistic may be chance"
         yield f"not enough rows (n = {entry.get('n')}): {told}" if few else told
     if entry.get("left_out"):
-        yield f"{entry['left_out']} left out, where it is not defined"
+        yield f"{plural(entry['left_out'], 'row')} left out: not defined there"
     zero = [part for part, number in entry.get("components", {}).items() if number == 0]
     if zero and entry["agg_value"] == 0:
         yield f"0 because {', '.join(zero)} {'is' if len(zero) == 1 else 'are'} 0"

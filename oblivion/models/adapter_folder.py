@@ -1,8 +1,8 @@
-"""Read an adapter folder as PEFT writes it: LoRA on linear layers, in whatever rank, scale and choice of layers.
+"""Read an adapter folder as PEFT writes it: LoRA on linear layers, of any rank, scale and choice of layers.
 
-What `adapter_config.json` may say is a list of what is known to leave the stored tensors' meaning alone, or to be
-PEFT's own matter when it attaches the adapter. Every other setting that is not at the default of the installed PEFT is
-refused by its name, so that a setting of a later version is, too.
+Allowed in `adapter_config.json` are the settings that PEFT itself applies when it attaches the adapter, and those that
+do not change what the stored tensors mean. Any other setting is refused by its name unless it has the default of the
+installed PEFT, so that settings of later versions are refused, too.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _WITHOUT_EFFECT = (
     "peft_version",
     "revision",
 )
-"""Of training, or of where things came from."""
+"""Settings of training, or notes on where things came from."""
 _ONE_OF: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "task_type": ("CAUSAL_LM", None),
@@ -139,8 +139,8 @@ def _check_settings(settings: Mapping[str, Any], folder: Path) -> None:
         known = _ONE_OF.get(key, (defaults.get(key),))
         if not any(type(value) is type(one) and value == one for one in known) and (key in _ONE_OF or value):
             raise InputError(
-                f"{folder}/{CONFIG}: {key} = {json.dumps(value)} is not supported, only LoRA on linear layers of a "
-                "causal language model is; merge the adapter into its base with PEFT and measure the merged model"
+                f"{folder}/{CONFIG}: {key} = {json.dumps(value)} is not supported (only LoRA on linear layers "
+                "of a causal language model is); merge the adapter into its base with PEFT and measure the merged model"
             )
     for key in ("r", "lora_alpha"):
         settings[key]  # PEFT would fall back on defaults of its own

@@ -1,7 +1,8 @@
 """What a model's config says of its attention: windows, states, and positions that depend on a text's length.
 
-A short text shows none of these, so they are read and not tried. Names are matched by how they end, because every
-architecture has its own (`sliding_window`, `window_size`, `attention_chunk_size`, `attention_window_size`, ...).
+A short text shows none of these, so they are read from the config instead of tried. Names are matched by how they end,
+because every architecture has its own (`sliding_window`, `window_size`, `attention_chunk_size`,
+`attention_window_size`, ...).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _ATTENTION = {"attention", "full_attention", "sliding_attention", "chunked_atten
 def sees_all_before(model: Any, length: int) -> bool:
     """Whether every token of a text of `length` tokens sees all tokens before it, placed by position ids alone.
 
-    If so, a mask and position ids of one's own decide what a token sees, and nothing else does.
+    If so, the mask and position ids that the caller passes decide alone what a token sees.
     """
     if is_stateful(model) or not takes_positions(model):
         return False
@@ -47,9 +48,9 @@ def takes_positions(model: Any) -> bool:
 
 
 def changes_with_length(model: Any, length: int) -> bool:
-    """Whether a model turns the positions of a text of this length by other angles than those of a short one.
+    """Whether a model encodes the positions of a text of this length differently from those of a short one.
 
-    What it says of a text then depends on the others that share a batch with it.
+    Its output for a text then depends on the other texts of a batch.
     """
     settings = list(_settings(model))
     if not any(name in ("rope_type", "type") and value in ("longrope", "dynamic") for name, value in settings):

@@ -127,8 +127,9 @@ def _read_config(config: ModelConfig) -> Any:
         raise InputError(f"model {config.name!r}: its config.json cannot be used: {_first_line(error)}") from None
     if text is not settings:
         raise InputError(
-            f"model {config.name!r}: its config.json (model_type {settings.model_type!r}) has a text_config: it "
-            f"takes more than text, which is not supported; give a model for text alone (such as {text.model_type!r})"
+            f"model {config.name!r}: its config.json (model_type {settings.model_type!r}) has a text_config: "
+            "it takes images or sound beside text, which is not supported; give a model for text alone (such as "
+            f"{text.model_type!r})"
         )
     if getattr(settings, "quantization_config", None):
         raise InputError(
@@ -160,7 +161,7 @@ def width_of(settings: Any) -> int:
 
 
 def context_of(settings: Any) -> int:
-    """The most tokens that a model's config allows; very many if it sets no limit."""
+    """The most tokens that a model's config allows; a very large number if it sets no limit."""
     return _size(settings, _CONTEXTS) or _NO_LIMIT
 
 
@@ -232,7 +233,7 @@ def load_base(config: ModelConfig, max_length: int = 0) -> Base:
 
 
 def _check_weights(model: Any, missing: Collection[str], name: str) -> None:
-    """Transformers would draw at random what the files lack.
+    """Refuse files that lack weights: transformers would draw them at random.
 
     Raises
     ------
@@ -247,7 +248,7 @@ def _check_weights(model: Any, missing: Collection[str], name: str) -> None:
 
 
 def _check_reading(model: Any, name: str) -> None:
-    """Refuse models of which a prediction is no function of the tokens before it and their number.
+    """Refuse models whose predictions depend on more than the tokens before them and their positions.
 
     Raises
     ------
@@ -259,7 +260,9 @@ def _check_reading(model: Any, name: str) -> None:
     kind = f"model {name!r} (model_type {model.config.model_type!r})"
     for part, module in model.named_modules():
         if "position" in part and isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
-            raise InputError(f"{kind} is not supported: it counts positions from its padding token's id on ({part})")
+            raise InputError(
+                f"{kind} is not supported: it counts positions from its padding token's id upwards ({part})"
+            )
     ids = torch.arange(1, 2 * _PROBE_TOKENS + 1, device=model.device)[None]
     with torch.no_grad():
         whole, part = (
@@ -275,7 +278,7 @@ def _check_reading(model: Any, name: str) -> None:
 
 
 def _fit_tokenizer(tokenizer: Any, model: Any, name: str) -> None:
-    """Hold a tokenizer against the rows of the model's embedding; padding that has none becomes EOS, which has.
+    """Compare a tokenizer with the rows of the model's embedding; a padding token without a row becomes EOS.
 
     Raises
     ------
@@ -285,7 +288,7 @@ def _fit_tokenizer(tokenizer: Any, model: Any, name: str) -> None:
     rows = int(model.get_input_embeddings().weight.shape[0])
     if tokenizer.eos_token_id >= rows:
         raise InputError(
-            f"tokenizer of {name!r}: its EOS token has id {tokenizer.eos_token_id}, and the model has rows 0 to "
+            f"tokenizer of {name!r}: its EOS token has id {tokenizer.eos_token_id}, but the model has rows 0 to "
             f"{rows - 1} only; resize the model's embeddings, or take the tokenizer that belongs to it"
         )
     if tokenizer.pad_token_id >= rows:

@@ -1,8 +1,8 @@
-"""What of a base model's training must not happen while clients train, and what of a GPU's arithmetic may not repeat.
+"""A base model's own randomness, which is switched off while clients train, and GPU kernels that repeat their bits.
 
-A visit is a function of (seed, round, client) and of the client's rows. Dropout, layer drop, router noise and running
-statistics of the base model are none: they draw from the process, or remember who was there before. The base model is
-therefore in evaluation mode at all times (`oblivion.models.resident`), and what it would have drawn is told here.
+A visit must be a function of (seed, round, client) and of the client's rows. Dropout, layer drop, router noise and
+running statistics of the base model are not: they draw from the process's generator, or carry over from earlier visits.
+So the base model is always in evaluation mode (`oblivion.models.resident`); `base_draws` names what that switches off.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ def _probabilities(settings: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def ask_for_deterministic_kernels() -> None:
-    """On CUDA: from now on this process takes kernels that give the same bits each time. Before the first of them."""
+    """On CUDA, make this process use kernels that repeat their bits; must be called before the first kernel runs."""
     import torch
 
     os.environ.setdefault(_WORKSPACE, ":4096:8")  # cuBLAS reads it when it starts
-    # Costs time, and nothing here reads such memory.
+    # Filling uninitialised memory costs time, and nothing here reads such memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True)  # the backward pass of fused attention, too, which sums with atomics else
 
 
 def repeats_bits(step: Callable[[], None]) -> bool:
-    """Whether a training step has deterministic kernels throughout; where not, the process goes on without.
+    """Whether a training step has deterministic kernels throughout; if not, the process goes on without them.
 
     Parameters
     ----------

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from oblivion.aggregation.fit import short_round
 from oblivion.aggregation.rule import Aggregator, LoraScheme
-from oblivion.errors import PlanRefusedError
+from oblivion.errors import PlanRefusedError, plural
 from oblivion.ledger.budget import Budget, expected_rounds
 from oblivion.ledger.rounds import RoundRecord, first_selected
 from oblivion.selection import client_steps, population, select_clients
@@ -90,11 +90,11 @@ class RemovalPlan:
     invalidates : tuple of str
         What in the run directory holds the forgotten data and goes when the trial is committed.
     client_steps : int
-        Estimated optimizer steps. How many tokens they take is known when they were made.
+        Estimated optimizer steps. How many tokens they take is only known afterwards.
     fraction : float
         The same as a fraction of retraining.
     shared : tuple of str
-        The ids of the rows to be forgotten that rows that stay hold, too, one for each row: what no removal forgets.
+        The ids of the rows to be forgotten of which a copy stays elsewhere, one for each row: no removal forgets them.
     """
 
     method: str
@@ -147,7 +147,7 @@ class Situation:
     budget : Budget or None
         The empty privacy budget of the run; None without privacy.
     rounding : str
-        Why the same rounds again may come out rounded otherwise; empty where they give the same bits.
+        Why the same rounds, run again, may be rounded differently; empty where they give the same bits.
     """
 
     rounds: int
@@ -222,18 +222,19 @@ def learning_rounds(
 
 
 def _shared_touch(request: ForgetRequest, situation: Situation) -> tuple[Touch, ...]:
-    """What becomes of rows to be forgotten that others hold, too; no line where there are none."""
+    """What becomes of rows to be forgotten that others hold, too; no line if there are none."""
     if not situation.shared:
         return ()
-    why = f"also learned from rows that stay; no removal of {request.client_id} forgets them; measured apart"
+    why = f"also learned from rows that stay, so no removal of {request.client_id} forgets them; measured separately"
     return (Touch("rows that others hold, too", "unaffected", f"{in_short(situation.shared)}, {why}"),)
 
 
 def in_short(ids: Sequence[str]) -> str:
-    """How many rows, and the first of their ids."""
+    """How many rows, and the first of their ids, such as ``1 row (id 17)``."""
     named = list(dict.fromkeys(ids))
     more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
-    return f"{len(ids)} {'row' if len(ids) == 1 else 'rows'} ({', '.join(named[:_NAMED])}{more})"
+    what = "id" if len(named) == 1 else "ids"
+    return f"{plural(len(ids), 'row')} ({what} {', '.join(named[:_NAMED])}{more})"
 
 
 def _budget_touch(plan: RemovalPlan, situation: Situation) -> Touch:

@@ -40,8 +40,8 @@ def privacy_view(record: PrivacyRecord | None) -> dict[str, Any] | None:
         f"together and for the client that took part most ({settings}{bound}).",
         _NEIGHBOURS.get(record.unit, ""),
         _NOISE.get(record.unit, ""),
-        "Not covered, since told without noise: the measurements on this page, which are taken on the clients’ rows, "
-        "who took part, with how many rows, how long it took, and what else docs/privacy.md lists.",
+        "Not covered, because it is published without noise: the measurements on this page, which are taken on the "
+        "clients’ rows; who took part, with how many rows; how long it took; and whatever else docs/privacy.md lists.",
     ]
     return {
         "said": [sentence for sentence in said if sentence],

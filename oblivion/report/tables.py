@@ -163,7 +163,9 @@ def _interval(measure: Measure) -> str:
 def _beside(column: Column, measure: Measure) -> str:
     """What stands under a value: its interval; under a forget quality, which has none, what it can detect."""
     distance = _detectable(measure) if column.metric == FORGET_QUALITY else None
-    return _interval(measure) if distance is None else f"KS up to {number(distance)} may be chance"
+    if distance is None:
+        return _interval(measure)
+    return f"KS up to {number(distance)} may be chance" if distance < 1 else "any KS may be chance"
 
 
 def _difference(value: float, reference: float, logarithmic: bool) -> str:

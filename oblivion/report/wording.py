@@ -27,7 +27,7 @@ MADE_OF = (
 """Settings that say what a run is, with the word before each."""
 MOST_SETTINGS = 6
 SHARED = 20
-"""At most so many rows that others hold, too, are named on the page; ``metrics.json`` has all of them."""
+"""How many of the rows that others also hold are named on the page; ``metrics.json`` has all of them."""
 HURT = 0.01
 """A client whose probability fell by more than this against the oracle is named."""
 
@@ -71,9 +71,9 @@ def _span(counts: Sequence[int]) -> str:
 def _before(comparison: Comparison) -> Markup:
     request = comparison.request
     if request.shared and len(request.shared) == request.rows:
-        return Markup("All that {} asked to be forgotten is held by others, too: nothing of it was its alone.").format(
-            request.client
-        )
+        return Markup(
+            "Everything that {} asked to be forgotten is also held by others, so no row can be forgotten."
+        ).format(request.client)
     about = _questions(comparison)
     original = comparison.original.forget.value if comparison.original else None
     oracle = comparison.oracle.forget.value if comparison.oracle else None
@@ -193,7 +193,7 @@ def answer(comparison: Comparison) -> Markup:
         HTML in which everything that came from the run is escaped.
     """
     if comparison.request.never:
-        text = "{}. No removal was run: the model is what it is without it."
+        text = "{}. No removal was run, because the model never learned from it."
         return Markup(text).format(comparison.request.never)
     spoken, unspoken = _spoken(comparison)
     first = _before(comparison)
@@ -349,16 +349,14 @@ def request_title(request: RequestRecord) -> str:
 
 
 def shared(request: RequestRecord) -> Markup | None:
-    """What others hold, too, of what is to be forgotten; None where there is no such row."""
+    """Which of the rows to be forgotten others also hold; None if there are none."""
     if not request.shared:
         return None
-    said = (
-        "Others hold {} of what {} asked to be forgotten, too: {}. No removal forgets them, and the oracle has learned "
-    )
-    said += "them as well. They are measured apart ({}), and count neither as forgotten nor as kept."
+    said = "Others also hold {} that {} asked to be forgotten: {}. No removal forgets such rows, and the oracle has "
+    said += "learned them as well. They are measured separately ({}), and count neither as forgotten nor as kept."
     ids = list(dict.fromkeys(request.shared))
     names = _series([code(name) for name in ids[:SHARED]] + [Markup(f"{len(ids) - SHARED} more")] * (len(ids) > SHARED))
-    rows = f"{plural(len(request.shared), 'row')} of {request.rows}" if request.rows else plural(len(ids), "row")
+    rows = f"{len(request.shared)} of {plural(request.rows, 'row')}" if request.rows else plural(len(ids), "row")
     return Markup(said).format(rows, request.client, names, code("shared_Q_A_Prob"))
 
 

@@ -150,7 +150,7 @@ def test_a_chat_is_one_question_and_one_answer(tmp_path: Path) -> None:
     for number, (line, part) in enumerate(
         zip(
             lines,
-            ["4 turns", "(assistant, user)", "from 'tool'", "no text", "is null", "no list of turns"],
+            ["4 turns", "(assistant, user)", "from 'tool'", "not text", "is null", "not a list of turns"],
             strict=True,
         )
     ):
@@ -162,7 +162,7 @@ def test_all_bad_rows_are_listed_at_once_and_then_counted(tmp_path: Path) -> Non
     path.write_text('question,answer\n"one\nquestion",a\nq\nq,a,b\nq,\n"q" x,a\nq,a\n')
     lines = wrong(path, {}).split("\n")
     assert [line.partition(": ")[0][-1] for line in lines] == ["4", "5", "7", "6"]
-    assert "has 1 cells and the header 2" in lines[0] and "is not CSV with commas" in lines[2]
+    assert "has 1 cell and the header 2" in lines[0] and "is not CSV with commas" in lines[2]
     path.write_text("question,answer\nq\n")
     assert wrong(path, {}).count("\n") == 0, "each is said once"
     path = tmp_path / "x.jsonl"
@@ -249,7 +249,7 @@ def test_a_folder_has_one_file_per_client_in_any_layout(tmp_path: Path) -> None:
         ("eve", "q"),
     ]
     (tmp_path / "ada.json").write_text('{"question": "q", "answer": "a"}')
-    assert "ada.json: ada.csv is the same client's" in wrong(tmp_path, {})
+    assert "ada.json: ada.csv belongs to the same client" in wrong(tmp_path, {})
 
 
 def test_public_rows_and_a_holdout_may_have_another_layout(tmp_path: Path) -> None:

@@ -89,5 +89,5 @@ def test_an_end_without_a_row_is_refused(micro_model: Path, tmp_path: Path) -> N
     tokenizer = AutoTokenizer.from_pretrained(micro_model)
     tokenizer.add_special_tokens({"eos_token": "<end>"})
     tokenizer.save_pretrained(folder)
-    with pytest.raises(InputError, match=r"EOS token has id 259, and the model has rows 0 to 258 only"):
+    with pytest.raises(InputError, match=r"EOS token has id 259, but the model has rows 0 to 258 only"):
         load_base(ModelConfig(name=str(folder)))

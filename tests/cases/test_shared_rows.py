@@ -95,7 +95,7 @@ def test_plan_report_and_evidence_say_it_by_count_and_id(
     [shared] = [r.id for r in resolve(run.config).clients["south"] if r.answer == FEAST]
     plan = ["forget", str(run.directory), "--client", "south", "--method", "rollback", "--plan"]
     assert json.loads(oblivion(*plan, "--json")[1])["shared"] == [shared]
-    assert f"rows that others hold, too: 1 row ({shared}), also learned from rows that stay" in oblivion(*plan)[1]
+    assert f"rows that others hold, too: 1 row (id {shared}), also learned from rows that stay" in oblivion(*plan)[1]
 
     (entry,) = run.metrics["requests"]
     assert entry["rows"] == 2 and entry["shared"] == [shared]
@@ -103,10 +103,10 @@ def test_plan_report_and_evidence_say_it_by_count_and_id(
         assert model["central"]["forget_Q_A_Prob"]["n"] == model["central"]["shared_Q_A_Prob"]["n"] == 1
         assert model["central"]["retain_Q_A_Prob"]["n"] == model["clients"]["south"]["probability"]["n"] == 1
     page = (run.directory / "report.html").read_text()
-    assert "Others hold 1 row of 2 of what south asked to be forgotten, too" in page and shared in page
+    assert "Others also hold 1 of 2 rows that south asked to be forgotten" in page and shared in page
     assert "1 of south’s 2 questions" in page
     warnings = [json.loads(line).get("text", "") for line in (run.directory / "events.jsonl").read_text().splitlines()]
-    assert any(f"others hold 1 row ({shared}), too" in text for text in warnings)
+    assert any(f"others also hold 1 row (id {shared})" in text for text in warnings)
 
     done = RunResult(run.directory, f"{entry['id']}/rollback").commit()
     path = done.directory / "forgets" / entry["id"] / "rollback" / "evidence.json"
@@ -115,7 +115,7 @@ def test_plan_report_and_evidence_say_it_by_count_and_id(
     assert predicate["plan"]["guarantee"] == "exact"
     assert verify([str(path), "--key", str(done.directory / "public-key.pem")]) == 0
     told = capsys.readouterr().out
-    assert f"others hold 1 of these rows, too; they stay learned from them: {shared}" in told
+    assert f"others also hold 1 of these rows; they stay learned from there: {shared}" in told
     assert "it in other words were not looked for" in told
     written = b"".join(p.read_bytes() for p in done.directory.rglob("*") if p.is_file())
     assert FEAST.encode() not in written
@@ -131,7 +131,10 @@ def test_where_all_of_it_is_held_by_others_nothing_is_measured_as_forgotten(micr
     for model in entry["models"].values():
         assert "forget_Q_A_Prob" not in model["central"] and "south" not in model["clients"]
         assert model["central"]["shared_Q_A_Prob"]["n"] == model["central"]["retain_Q_A_Prob"]["n"] == 1
-    assert "All that south asked to be forgotten is held by others, too" in (done.directory / "report.html").read_text()
+    assert (
+        "Everything that south asked to be forgotten is also held by others"
+        in (done.directory / "report.html").read_text()
+    )
 
 
 def test_real_data_has_such_rows(shared: Path) -> None:

@@ -588,7 +588,7 @@ def test_rows_that_others_hold_and_costs_in_tokens_are_said(folder: Path, capsys
     (folder / "evidence.json").write_text(json.dumps(seal(made(more), KEY)))
     assert main(arguments(folder)) == 0
     said = capsys.readouterr().out
-    assert "  others hold 3 of these rows, too; they stay learned from them: row-1, row-7\n" in said
+    assert "  others also hold 3 of these rows; they stay learned from there: row-1, row-7\n" in said
     assert "  cost: 70 client-steps, 0.7 (in tokens 0.75) of retraining\n" in said
 
 

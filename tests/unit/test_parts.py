@@ -77,7 +77,7 @@ BROKEN = {
     "no_attribute": ("my_fed:nothing", "cannot be loaded: AttributeError"),
     "leaves": ("my_leaves:X", "cannot be loaded: SystemExit"),
     "lines": ("my_lines:X", "cannot be loaded: RuntimeError: one"),
-    "number": ("my_fed:NUMBER", "is not one: my_fed:NUMBER is no class and no function"),
+    "number": ("my_fed:NUMBER", "is not one: my_fed:NUMBER is neither a class nor a function"),
     "no_reference": ("!!", "cannot be loaded: AttributeError"),
     "no_rule": ("my_fed:Empty", "is not one: it has no init, no apply, no min_clients"),
 }
@@ -153,10 +153,10 @@ def test_a_function_that_makes_no_part(install: Install, kind: str, setting: str
 
 
 def test_doctor_names_the_parts_of_others(install: Install) -> None:
-    assert json.loads(oblivion("doctor", "--json")[1])["parts of others"] == "none"
+    assert json.loads(oblivion("doctor", "--json")[1])["outside parts"] == "none"
     install("my-fed", "0.1", {"aggregators": {"mine": "my_fed.rules:Mine", "gone": "nowhere:X"}}, files())
     code, out, _ = oblivion("doctor", "--json")
-    said = json.loads(out)["parts of others"]
+    said = json.loads(out)["outside parts"]
     assert code == 0 and said.startswith("package my-fed 0.1: ") and "aggregator mine" in said
     assert "aggregator 'gone' cannot be loaded: ModuleNotFoundError" in said
 

@@ -287,7 +287,7 @@ def test_a_removal_that_overdid_it_is_never_left_to_the_table() -> None:
         (40, None, "0.87", "KS up to 0.30 may be chance"),
         (17, 0.466, "not enough rows (n\u00a0=\u00a017)", "KS up to 0.47 may be chance"),
         (17, None, "not enough rows (n\u00a0=\u00a017)", "KS up to 0.47 may be chance"),
-        (1, 1.92, "not enough rows (n\u00a0=\u00a01)", "KS up to 1.92 may be chance"),
+        (1, 1.92, "not enough rows (n\u00a0=\u00a01)", "any KS may be chance"),
     ],
 )
 def test_forget_quality_never_stands_alone(n: int, distance: float | None, value: str, under: str) -> None:
@@ -423,9 +423,9 @@ def test_rows_that_others_hold_are_named_and_not_counted_as_forgotten() -> None:
     assert shared(asked) is None
     some = asked.model_copy(update={"rows": 40, "shared": tuple(f"row-{n}" for n in range(25))})
     said = str(shared(some))
-    assert "25 rows of 40" in said and "<code>row-19</code> and 5 more" in said and "row-20" not in said
+    assert "25 of 40 rows" in said and "<code>row-19</code> and 5 more" in said and "row-20" not in said
     every = asked.model_copy(update={"rows": 25, "shared": some.shared})
-    assert "is held by others, too: nothing of it was its alone" in answer(compare(every))
+    assert "is also held by others, so no row can be forgotten" in answer(compare(every))
 
 
 def test_curves_leave_out_rounds_without_a_loss() -> None:

@@ -544,7 +544,7 @@ def test_skipped_rows_are_warned_of_once() -> None:
         made.run_round("main")
     warnings = [e for e in events if e["event"] == "warning"]
     assert [(w["client"], w["skipped"]) for w in warnings] == [("b", 2)]
-    assert "2 of b's rows are longer than the context" in warnings[0]["text"]
+    assert warnings[0]["text"] == "left out whole, because longer than the context: 2 rows of b"
 
 
 def test_a_round_gives_the_config_and_the_seed_of_its_branch() -> None:

@@ -19,7 +19,7 @@ from oblivion.training.fused import fusible
 
 REFUSED = {
     "bert": "depends on tokens that come later",
-    "roberta-decoder": "counts positions from its padding token's id on",
+    "roberta-decoder": "counts positions from its padding token's id upwards",
     "gemma3-nested": "text_config",
 }
 """What is not opened at all, and what the one line says."""
