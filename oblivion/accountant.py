@@ -9,7 +9,7 @@ rounds of it with noise multiplier sigma are one with sigma / sqrt(T) (Dong, Rot
 Neighbours, for unit sample: two federations of which one has a null row where the other has a row; it is drawn like
 any other and trains nothing; rates, steps and divisors are the same in both, so the divergence of adding or removing a
 row's gradient is theirs. For unit client: a federation, and the same without one of its clients. How far a round's sum
-moves then is said in `oblivion.ledger.budget`.
+moves then is described in `oblivion.ledger.budget`.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def json_rows(path: Path, text: str, names: Collection[str], faults: Faults) -> 
     text : str
         The whole file.
     names : collection of str
-        Columns that the data may have: by them a record is told from an object that holds records.
+        Columns that the data may have: they distinguish a record from an object that holds records.
     faults : Faults
         Takes what is wrong with single lines.
 

@@ -8,7 +8,7 @@ the format writes is counted as answer.
 Spaces right before the answer belong to it, and so does a token that holds both text of the prompt and of the answer:
 tokenizers put a space into the word after it, and a model continues a text before such a space. The prompt's ids are
 those before the word in the answer's place, so they are the same for every answer. Where an answer would change them
-(it begins with a line break that melts into the prompt's), what follows the prompt is tokenised apart, because
+(it begins with a line break that merges with the prompt's), what follows the prompt is tokenised on its own, because
 generation starts there too.
 """
 
@@ -229,7 +229,7 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def _continuation(tokenizer: Any, opening: _Opening, text: str) -> tuple[int, ...]:
-    """Ids of what follows the prompt's ids, tokenised apart from them."""
+    """Ids of what follows the prompt's ids, tokenised on its own."""
     if opening.stop is None:
         raise InputError(
             "the tokenizer merges the end of a prompt with the beginning of an answer, and does not say which token "

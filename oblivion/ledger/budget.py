@@ -3,8 +3,8 @@
 Worst case over clients. A client pays for every round in which it was asked, on every branch: also those of oracles and
 of removals that were tried and dropped, since each made a model from its data.
 
-- Unit sample: neighbours are two federations of which one has, in the place of one row of a client, a null row, which
-  is drawn and trains nothing. Numbers of rows, steps and who is asked are the same in both. A visit is as many steps of
+- Unit sample: neighbours are two federations that differ in one row of one client, where one has a null row, which is
+  drawn and trains nothing. Numbers of rows, steps and who is asked are the same in both. A visit is as many steps of
   DP-SGD as its number of samples makes, added up as Rényi divergences. A row belongs to one client, so the other
   clients' visits cost it nothing; what stands in k rows, at one client or several, is protected as a group of k.
 - Unit client: neighbours are a federation and the same without one of its clients. Where a round's population is no

@@ -137,7 +137,7 @@ class RoundRecord:
     unlearned : bool
         Whether it was an unlearning visit of one client, whose update is not kept.
     halved : bool
-        Whether a cohort did not fit into a host's memory as a whole, so that its updates are rounded otherwise.
+        Whether a cohort did not fit into a host's memory as a whole, so that its updates are rounded differently.
     """
 
     branch: str

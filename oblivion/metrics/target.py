@@ -118,7 +118,7 @@ def find_target(target: Any, base: str = "", revision: str = "") -> Target:
     try:
         locate(model, "as a model, TARGET", _PINNED)
     except (InputError, ConfigError) as error:
-        raise type(error)(f"{target} is no run and no adapter folder; {error}") from None
+        raise type(error)(f"{target} is neither a run nor an adapter folder; {error}") from None
     return Target(name=str(target), model=model)
 
 

@@ -143,10 +143,11 @@ def _mask(branch: Tensor, dtype: Any) -> Tensor:
 def takes_trees(model: Any, trees: Sequence[Tree], pad_id: int) -> bool:
     """Whether a model gives the same logits in these trees as row by row.
 
-    It does not where attention ends at a window that is shorter than the longest row (a mask of one's own takes the
-    place of the window's), or a state runs from token to token; the model's config tells. For what it does not tell,
-    two trees are tried: the longest one, and the one with the longest row, since what a shorter one shows need not hold
-    for them. The answer for trees of these lengths is kept: it is the architecture's, not the weights'.
+    It does not where attention ends at a window that is shorter than the longest row (the tree's mask would replace the
+    window's), or where a state runs from token to token; both are read from the model's config. For whatever the config
+    does not say, two trees are tried: the longest one, and the one with the longest row, since what shorter ones show
+    need not hold for them. The answer is kept for trees of these lengths: it depends on the architecture, not on the
+    weights.
     """
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     several = [tree for tree in trees if len(tree.answers) > 1]

@@ -43,7 +43,7 @@ def is_stateful(model: Any) -> bool:
 
 
 def takes_positions(model: Any) -> bool:
-    """Whether a model can be told where in the text each token stands."""
+    """Whether a model takes position ids, which say where in the text each token stands."""
     return "position_ids" in inspect.signature((model.get_decoder() or model).forward).parameters
 
 

@@ -52,8 +52,8 @@ class Standing:
     membership : float or None
         AUC of the min-k attack on the forgotten rows.
     told : {"", "still", "other side"}
-        Whether that AUC lies above what the oracles' intervals allow (the rows can still be told), or below it (they
-        can be told because the model avoids them: over-forgotten).
+        Whether that AUC lies above the oracles' intervals (the rows can still be recognised) or below them (they can be
+        recognised because the model avoids them: over-forgotten).
     """
 
     key: str

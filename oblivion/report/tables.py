@@ -186,7 +186,7 @@ def _measure(standing: Standing, column: Column, comparison: Comparison) -> Meas
 
 
 def cost_share(standing: Standing) -> str:
-    """What a model cost in client-steps, and where it is told in tokens, as parts of retraining."""
+    """What a model cost as a fraction of retraining: in client-steps, and in tokens where they are reported."""
     cost = standing.model.cost
     if cost.fraction is None:
         return "–"

@@ -13,7 +13,7 @@ from oblivion.report.formatting import count, in_words, number, percent, plural
 from oblivion.report.reading import Metrics, RequestRecord, Run
 
 NEARLY = 0.9
-"""From this share of the gap on, a removal that membership tells apart is contradicted, not confirmed."""
+"""From this share of the gap on, the sentence says "but" before rows that can be recognised, else "and"."""
 SPOKEN = 3
 """With more methods than this the answer names the closest and the farthest; the table has all of them."""
 MADE_OF = (
@@ -110,7 +110,9 @@ def _moved(standing: Standing, comparison: Comparison, note: str = "") -> Markup
         said += Markup(" (at {} of the cost of retraining{})").format(number(fraction), more)
     if standing.told:
         good = standing.closed is not None and standing.closed >= NEARLY and not standing.below
-        how = "can still be told" if standing.told == "still" else "can be told from the other side: over-forgotten"
+        how = "can still be recognised"
+        if standing.told != "still":
+            how = "can be recognised because the model avoids them: over-forgotten"
         said += Markup(", {} its rows {} (membership AUC {}, the oracle’s {})").format(
             "but" if good else "and",
             how,

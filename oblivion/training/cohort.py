@@ -100,7 +100,7 @@ def _one_by_one(
 
 
 def reason(error: Exception) -> str:
-    """A client's failure in one line: whatever it is, it is the client's own, and is told to the server."""
+    """A client's failure in one line, as it is reported to the server."""
     first, _, _ = str(error).strip().partition("\n")
     return f"{type(error).__name__}: {first}"
 

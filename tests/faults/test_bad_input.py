@@ -406,9 +406,9 @@ def test_data_or_a_model_that_changed_since_the_run(micro_model: Path, here: Pat
 
 
 def test_evaluate_of_something_that_is_no_model(finished: Path, micro_model: Path, here: Path) -> None:
-    refused(INPUT, "nonsense is no run and no adapter folder|no such folder", "evaluate", "nonsense")
+    refused(INPUT, "nonsense is neither a run nor an adapter folder|no such folder", "evaluate", "nonsense")
     (here / "file.json").write_text("{}")
-    refused(INPUT, "file.json is no run", "evaluate", "file.json")
+    refused(INPUT, "file.json is neither a run", "evaluate", "file.json")
     (here / "empty").mkdir()
     refused(INPUT, "empty has no config.json, no weights", "evaluate", "empty")
     refused(CONFIG, "hub id", "evaluate", "owner/name")

@@ -222,8 +222,10 @@ def attacked(closed: float, auc: float, utility: float = 0.5, **oracles: tuple[f
     return made
 
 
-OTHER_SIDE = "its rows can be told from the other side: over-forgotten (membership AUC 0.14, the oracle’s 0.45)"
-STILL = "its rows can still be told (membership AUC 0.98, the oracle’s 0.45)"
+OTHER_SIDE = (
+    "its rows can be recognised because the model avoids them: over-forgotten (membership AUC 0.14, the oracle’s 0.45)"
+)
+STILL = "its rows can still be recognised (membership AUC 0.98, the oracle’s 0.45)"
 
 
 @pytest.mark.parametrize(

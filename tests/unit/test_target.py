@@ -307,7 +307,7 @@ class TestWhatIsNotThere:
     def test_a_mistyped_path_is_no_hub_id(self, name: str) -> None:
         with pytest.raises(InputError) as caught:
             find_target(name)
-        assert f"{name} is no run and no adapter folder" in str(caught.value)
+        assert f"{name} is neither a run nor an adapter folder" in str(caught.value)
         assert "there is no such folder" in str(caught.value) and "is a hub id" not in str(caught.value)
 
     def test_a_base_model_names_its_option(self, run: RunResult, tmp_path: Path) -> None:
