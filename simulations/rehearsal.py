@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from oblivion.config import load_config, parse_assignment
-from oblivion.errors import InputError
+from oblivion.errors import InputError, OblivionError
 from server.run_directory import RunDirectory
 from server.scenarios import scenario_path
 from simulations.simulate import RunResult, resume, simulate
@@ -131,5 +131,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def exit_code(command: Callable[[], int]) -> int:
+    """Run a command; an error that the user can act on becomes one line on standard error, and its exit code."""
+    try:
+        return command()
+    except OblivionError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -25,7 +25,7 @@ from oblivion.files import write_atomically
 from oblivion.report.comparison import others_probability
 from oblivion.report.reading import ModelRecord, RequestRecord, read_run
 from server.scenarios import scenario_path
-from simulations.rehearsal import Settings, choose, finished, rehearsal_table, rehearse
+from simulations.rehearsal import Settings, choose, exit_code, finished, rehearsal_table, rehearse
 
 SEEDS = (1, 2, 3, 4, 5)
 REHEARSAL_SEED = 0
@@ -157,4 +157,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

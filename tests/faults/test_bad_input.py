@@ -438,7 +438,7 @@ def test_a_malformed_reference(finished: Path, here: Path, content: bytes, words
 
 
 def test_a_reference_that_is_not_there(finished: Path) -> None:
-    refused(INPUT, "nowhere.json is no run", "evaluate", finished, "--reference", "nowhere.json")
+    refused(INPUT, "nowhere.json is neither a run", "evaluate", finished, "--reference", "nowhere.json")
 
 
 def test_a_broken_adapter_folder(finished: Path, here: Path) -> None:

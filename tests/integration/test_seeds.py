@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from oblivion.errors import InputError
+from oblivion.errors import ConfigError, InputError
 from oblivion.report.reading import Measure, ModelCost, ModelRecord, RequestRecord
 from server.scenarios import scenario_path
+from simulations import rehearsal
 from simulations import seeds as module
-from simulations.rehearsal import choose
+from simulations.rehearsal import choose, exit_code
 from simulations.seeds import SEEDS, main, share, table
 
 SMALL = {
@@ -43,6 +44,13 @@ def request(probability: float) -> RequestRecord:
 def test_the_rate_nearest_to_an_auc_of_one_half_is_taken_and_of_two_the_smaller() -> None:
     assert choose({1e-4: 0.9, 3e-4: 0.55, 1e-3: 0.1}) == 3e-4
     assert choose({1e-3: 0.375, 1e-4: 0.625}) == 1e-4  # over-forgetting is as far off as not forgetting
+
+
+def test_an_error_of_the_command_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["nosuch", "--client", "client-2", "--values", "1e-4", "--out", str(tmp_path / "run")]
+    assert exit_code(lambda: rehearsal.main(asked)) == ConfigError.exit_code
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: unknown scenario 'nosuch'") and err.count("\n") == 1
 
 
 def test_the_table_has_means_and_ranges_worked_out_by_hand() -> None:
