@@ -249,8 +249,8 @@ def _budget_touch(plan: RemovalPlan, situation: Situation) -> Touch:
     return Touch(
         "privacy budget",
         "unaffected",
-        f"what was spent on the data stays spent; the clients that stay spend {len(rounds)} more rounds, by themselves "
-        f"epsilon {epsilon:.3g} at delta {situation.budget.privacy.delta:g}",
+        f"what was spent on the data stays spent; the clients that stay spend {plural(len(rounds), 'more round')}, "
+        f"which cost epsilon {epsilon:.3g} by themselves, at delta {situation.budget.privacy.delta:g}",
     )
 
 

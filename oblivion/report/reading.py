@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from oblivion.errors import InputError
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
-COUNTED_EVENTS = ("refused", "failed", "skipped")
+COUNTED_EVENTS = ("refused", "failed")
 
 
 def clean(text: str) -> str:
@@ -174,7 +174,7 @@ class Events:
     Attributes
     ----------
     counts : mapping of str to int
-        How often something was refused, failed or skipped.
+        How often something was refused, and how often something failed.
     warnings : mapping of str to int
         Text of a warning, to how often it came; in order of first appearance.
     unreadable : int

@@ -458,7 +458,7 @@ def test_reading_cleans_flattens_and_counts(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n", encoding="utf-8")
     run = read_run(tmp_path)
     assert run.manifest is None and run.config is None and run.events is not None
-    assert run.events.counts == {"refused": 1, "failed": 0, "skipped": 1}
+    assert run.events.counts == {"refused": 1, "failed": 0}
     assert run.events.warnings == {"(no text)": 1} and run.events.unreadable == 1
 
 
