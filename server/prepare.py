@@ -179,7 +179,7 @@ def load(config: RunConfig) -> RunConfig:
     """
     config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": _dtype(config)})})
     resident = load_resident(config.model, config.lora, config.train.max_length)
-    if resident.shared and scheme_of(config).state_fields:
+    if scheme_of(config).state_fields and resident.shared:
         layer = resident.shared[0].removeprefix("base_model.model.")
         raise ConfigError(
             f"lora.scheme = '{config.lora.scheme}' adds to the base model's weights, and {layer!r} shares its weight "

@@ -116,6 +116,7 @@ def adapters_alone() -> ResidentModel:
     settings = types.SimpleNamespace(to_dict=lambda: said, lora_dropout=0.0)
     resident.model = types.SimpleNamespace(peft_config={"default": settings}, named_modules=lambda: [])
     resident.base = types.SimpleNamespace(tokenizer=None, max_length=64)
+    resident.left_out = ()
     return resident
 
 
@@ -126,13 +127,16 @@ def configure(work: Path) -> RunConfig:
     for module in (server.prepare, server.workflow):
         module.load_resident = lambda *_: resident
         module.locate = lambda _: "a model"
+        module.fusible = lambda _: None
     for module in (server.prepare, server.manifest):
         module.model_digest = lambda _: "a digest"
     for module in (server.main, server.committing):
         module.write_report = report
     server.prepare.encode_prompt = lambda *_: []
     server.prepare.resolve_dtype = lambda _: "float32"
-    server.prepare.check_disk = lambda *_: None
+    server.prepare.check_disk = server.prepare.check_fits = lambda *_: None
+    server.workflow.beforehand = lambda *_: []
+    server.workflow.nothing_fits, server.workflow.unfit = (lambda *_: ""), (lambda *_: {})
     simulations.inline.Host = FakeHost
     server.workflow.measure_centrally = measure
     server.manifest._commit = lambda: "a commit"
