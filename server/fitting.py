@@ -98,7 +98,7 @@ def _idle_clients(config: RunConfig, data: FederatedData) -> str:
     named = _some([f"{client}: {plural(len(data.clients[client]), 'row')}" for client in idle])
     return (
         f"{plural(len(idle), 'client')} without a row that fits into the context of {context_of(config)} tokens "
-        f"({named}): their rows are not trained on, and they fail in every round"
+        f"({named}): such a client fails in every round, and nothing of it is learned"
     )
 
 
