@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from oblivion.config import load_config, parse_assignment
+from oblivion.data.federation import resolve
 from oblivion.errors import InputError, OblivionError
+from server.prepare import absolute_paths
 from server.run_directory import RunDirectory
 from server.scenarios import scenario_path
 from simulations.simulate import RunResult, resume, simulate
@@ -66,7 +68,13 @@ def rehearse(
         If the data set has no held-out rows, or `out` holds a run with other settings.
     """
     nobody = {"forget.client": "", "forget.samples": "", "forget.methods": [], "evaluate.oracle-seeds": 0}
-    run = finished(scenario, out, {"engine": "inline", **(settings or {}), **nobody})
+    changes = {"engine": "inline", **(settings or {}), **nobody}
+    if not resolve(absolute_paths(load_config(scenario, changes))).groups.get("holdout"):
+        raise InputError(
+            f"{scenario}: there are no held-out rows to compare the forgotten ones with (for your own data: "
+            "data.parameters.holdout)"
+        )
+    run = finished(scenario, out, changes)
     areas = {}
     for value in values:
         trial = run.forget(client, samples, method="local", parameters={key: value})
@@ -74,10 +82,7 @@ def rehearse(
         entry = next(entry for entry in run.metrics["requests"] if entry["id"] == request)
         measured = entry["models"][name]["central"].get(ATTACK, {})
         if measured.get("value") is None:
-            raise InputError(
-                f"{out}: {ATTACK} was not measured; a rehearsal needs held-out rows (for your own data: "
-                "data.parameters.holdout)"
-            )
+            raise InputError(f"{out}: {ATTACK} was not measured: {measured.get('reason') or 'no row could be scored'}")
         areas[value] = float(measured["value"])
     return areas
 
