@@ -12,6 +12,7 @@ from oblivion.errors import InputError
 DATE = datetime(2025, 4, 10)
 """Some chat formats write today's date into the prompt; a fixed one keeps runs repeatable."""
 _TODAY = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+_CALL = re.compile(r"strftime_now\s*\(")
 
 
 class ChatTemplate:
@@ -63,4 +64,10 @@ def _render(tokenizer: Any, turns: list[dict[str, str]], *, add_generation_promp
 
 @lru_cache(maxsize=8)
 def _dated(chat_template: str) -> str:
-    return _TODAY.sub(lambda call: repr(DATE.strftime(call[2])), chat_template)
+    dated = _TODAY.sub(lambda call: repr(DATE.strftime(call[2])), chat_template)
+    if _CALL.search(dated):
+        raise InputError(
+            "the tokenizer's chat format asks for today's date in a way that cannot be replaced by a fixed one, so its "
+            "rows would be others every day; write strftime_now(\"%d %b %Y\") in it, or set data.template = 'plain'"
+        )
+    return dated

@@ -197,8 +197,8 @@ def _encode(
     if getattr(tokenizer, "is_fast", False):
         found = _call(tokenizer, [frame.begun, *texts], template.special_tokens).encodings
         rows = [tuple(one.ids[: _before_added(one)]) for one in found]
-        inside = map(found[0].char_to_token, range(boundary, len(frame.begun)))
-        length = next((token for token in inside if token is not None), len(rows[0]))
+        # By where a token ends: some tokenizers leave spaces out of where a token stands.
+        length = next((i for i, (_, end) in enumerate(found[0].offsets) if end > boundary), len(rows[0]))
         stop = (found[0].token_to_chars(length - 1) or (0, 0))[1] if length else 0
     else:
         found = _call(tokenizer, [frame.begun, *texts, frame.head[:boundary]], template.special_tokens)["input_ids"]

@@ -79,6 +79,12 @@ def test_chat_date_is_fixed(byte_tokenizer):
     assert ChatTemplate().prompt(asked, "q").startswith("Today is 10 April 2025.\n<|start|>user")
 
 
+def test_a_chat_format_that_would_write_another_date_every_day_is_refused(byte_tokenizer):
+    tokenizer = _with(byte_tokenizer, "{% set form = '%d' %}{{ strftime_now(form) }}" + CHATML)
+    with pytest.raises(InputError, match=r"today's date in a way that cannot be replaced"):
+        ChatTemplate().prompt(tokenizer, "q")
+
+
 def test_an_answer_that_a_chat_format_does_not_end_ends_in_eos(byte_tokenizer):
     turns = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     tokenizer = _with(byte_tokenizer, turns + "{% if add_generation_prompt %}assistant: {% endif %}")

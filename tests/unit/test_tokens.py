@@ -53,6 +53,21 @@ def test_long_rows_are_refused_and_never_cut(words):
     assert encode(words, PlainTemplate(), "Who?", "Ada", 8) is None
 
 
+def test_a_space_belongs_to_the_answer_where_a_tokenizer_leaves_spaces_out_of_the_positions():
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = ["<s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    vocabulary = {name: i for i, name in enumerate([*alphabet, "ĠA"])}  # and no "Ġz"
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("Ġ", "A")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<s>")
+    row = encode(wrapped, PlainTemplate(), "Who?", "Ada", 100)
+    assert wrapped.convert_ids_to_tokens(row.labels) == ["ĠA", "d", "a", "<s>"]
+    assert list(row.ids[:-1]) == wrapped("Question: Who?\nAnswer: Ada")["input_ids"]
+
+
 class Slow:
     """A tokenizer without positions, a letter a token; it merges a space with the letter after it, and ends in EOS."""
 
