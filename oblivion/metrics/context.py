@@ -104,6 +104,20 @@ class Metric(Protocol):
         ...
 
 
+def score_of(row: Mapping[str, Any], where: str) -> float:
+    """A row's ``score`` in a reference's result `where`.
+
+    Raises
+    ------
+    InputError
+        If it has none.
+    """
+    score = row.get("score")
+    if isinstance(score, bool) or not isinstance(score, int | float):
+        raise InputError(f"the reference's {where} has no number called 'score'")
+    return float(score)
+
+
 class EvaluationContext:
     """Outputs by group, an optional reference, and the results computed so far.
 

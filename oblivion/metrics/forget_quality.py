@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from oblivion.errors import InputError
-from oblivion.metrics.context import REFERENCE, EvaluationContext
+from oblivion.metrics.context import REFERENCE, EvaluationContext, score_of
 from oblivion.metrics.truth_ratio import TruthRatio
 from oblivion.types import MetricResult
 
@@ -84,19 +83,13 @@ class _KSTest(abc.ABC):
                 "template"
             )
         mine = [row["score"] for row in result.per_example.values()]
-        theirs = [_score(index, row) for index, row in reference.per_example.items()]
+        theirs = [score_of(row, f"{NAMES[0]}, row {index},") for index, row in reference.per_example.items()]
         extra = {"detectable": detectable(len(mine), len(theirs))} if mine and theirs else {}
-        if min(len(mine), len(theirs)) < 2:
-            reason = result.reason or reference.reason or "one row is no distribution that could be compared"
+        fewest = min(len(mine), len(theirs))
+        if fewest < 2:
+            reason = result.reason or f"{'one row' if fewest else 'no row'} is no distribution that could be compared"
             return MetricResult(value=None, n=len(mine), reason=reason, extra=extra)
         return MetricResult(value=self.choose(*ks_test(mine, theirs)), n=len(mine), extra=extra)
-
-
-def _score(index: str, row: Mapping[str, Any]) -> float:
-    score = row.get("score")
-    if isinstance(score, bool) or not isinstance(score, int | float):
-        raise InputError(f"the reference's {NAMES[0]} has in row {index} no number called 'score'")
-    return float(score)
 
 
 class ForgetQuality(_KSTest):

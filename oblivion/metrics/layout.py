@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ def _read_entry(entry: Mapping[str, Any], where: str, bounds: tuple[float, float
     for index, row in rows.items():
         for key, number in row.items():
             if key not in TEXTS and number is not None:  # null is refused where the number is needed
-                _check_row(number, f"{where}.value_by_index.{index}.{key}", SHARE if key in _ROW_SHARES else ANY)
+                _check_row(number, f"{where}.value_by_index.{index}.{key}", _row_range(where, key))
     if rows and n is not None and n != len(rows):
         raise InputError(f"{where} says n = {n!r} and has {len(rows)} rows; take the file as it was written")
     left_out = entry.get("left_out", 0)
@@ -127,6 +128,12 @@ def _read_entry(entry: Mapping[str, Any], where: str, bounds: tuple[float, float
         extra={"left_out": left_out} if left_out else {},
         parts=parts,
     )
+
+
+def _row_range(where: str, key: str) -> tuple[float, float]:
+    if "_TR__" in where or where.lower().endswith("truth_ratio"):
+        return 0.0, math.inf
+    return SHARE if key in _ROW_SHARES else ANY
 
 
 def _check_row(value: Any, where: str, bounds: tuple[float, float]) -> None:
@@ -170,7 +177,7 @@ def read_reference(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot read the reference: {error.strerror}") from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a JSON file: {error}") from None
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected a JSON object with one entry per metric")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from oblivion.errors import InputError
 from oblivion.metrics.auc import Scores, difference_half_width
-from oblivion.metrics.context import DetailedResult, EvaluationContext
+from oblivion.metrics.context import DetailedResult, EvaluationContext, score_of
 from oblivion.metrics.membership import GROUPS
 from oblivion.metrics.mia_min_k import MinKAttack
 from oblivion.types import MetricResult
@@ -81,5 +81,8 @@ def _scores(result: MetricResult) -> Scores | None:
     """Scores of the forget and of the holdout rows, where the result keeps them."""
     if not isinstance(result, DetailedResult) or not all(group in result.parts for group in GROUPS):
         return None
-    forget, holdout = ([row["score"] for row in result.parts[group].per_example.values()] for group in GROUPS)
+    forget, holdout = (
+        [score_of(row, f"mia_min_k.{group}, row {index},") for index, row in result.parts[group].per_example.items()]
+        for group in GROUPS
+    )
     return forget, holdout

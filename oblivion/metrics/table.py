@@ -28,6 +28,7 @@ _GROUPS = {
     "ks_statistic": "reference",
 }
 _NAMES = 30
+_INTERVALS = 20
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -67,7 +68,7 @@ def _header(manifest: Mapping[str, Any]) -> Iterator[str]:
         yield f"data      {manifest['data']}" + (f", {manifest['split']}" if manifest.get("split") else "")
     if manifest.get("rows"):
         yield "rows      " + ", ".join(f"{name} {count}" for name, count in manifest["rows"].items())
-    yield f"  {'metric':<{_NAMES}} {'value':>9}  {'95 % interval':<18} rows"
+    yield f"  {'metric':<{_NAMES}} {'value':>9}  {'95 % interval':<{_INTERVALS}} rows"
 
 
 def _group(name: str) -> str:
@@ -85,13 +86,13 @@ def _line(name: str, entry: Mapping[str, Any]) -> str:
     note = "; ".join(_notes(name, entry))
     if name == "forget_quality" and entry.get("detectable", 0) > ENOUGH and entry["agg_value"] is not None:
         value = "-"
-    return f"  {name:<{_NAMES}} {value:>9}  {interval:<18} {rows:<5} {note}".rstrip()
+    return f"  {name:<{_NAMES}} {value:>9}  {interval:<{_INTERVALS}} {rows:<5} {note}".rstrip()
 
 
 def _notes(name: str, entry: Mapping[str, Any]) -> Iterator[str]:
     if entry.get("reason"):
         yield entry["reason"]
-    if entry.get("detectable") is not None:
+    elif entry.get("detectable") is not None:
         few = name == "forget_quality" and entry["detectable"] > ENOUGH
         least = entry["detectable"]
         told = f"a KS statistic up to {least:.2f} may be chance" if least < 1 else "any KS statistic may be chance"

@@ -22,6 +22,7 @@ from oblivion.fingerprint import code_fingerprint, packages_of
 from oblivion.ledger.register import EXCLUSIONS, absences
 from oblivion.metrics import entries_of
 from oblivion.metrics.evaluation import evaluate_model, read_reference, to_open_unlearning
+from oblivion.metrics.layout import MANIFEST
 from oblivion.models.adapter_folder import CONFIG, StoredAdapter, read_adapter_folder
 from oblivion.models.loading import load_base, locate, model_digest
 from oblivion.models.resident import ResidentModel, load_resident
@@ -228,7 +229,7 @@ def evaluate(
     chosen = template or (found.run.data.template if found.run else "plain")
     templates.check(chosen)
     packages = packages_of([*entries_of(suite), *templates.entries(chosen)])
-    known = _reference(reference, found, base, groups, chosen, suite, max_new_tokens, batch_size)
+    known = _reference(reference, found, base, groups, chosen, suite, split if data else "", max_new_tokens, batch_size)
     manifest = {
         "target": found.name,
         "model": found.model.name,
@@ -254,17 +255,32 @@ def _reference(
     groups: Mapping[str, Sequence[Sample]],
     template: str,
     suite: str,
+    split: str,
     max_new_tokens: int,
     batch_size: int,
 ) -> Mapping[str, Any] | None:
     if not reference:
         return None
     if isinstance(reference, str | Path) and Path(reference).is_file():
-        return read_reference(reference)
+        known = read_reference(reference)
+        _check_same_rows(known, {"suite": suite, "split": split, "template": template}, str(reference))
+        return known
     other = find_target(reference, base, found.model.revision)
     if other.run is None and found.run is not None:
         other = replace(other, run=found.run)
     return _run(other, groups, template, suite, max_new_tokens, batch_size, None, {}, False)
+
+
+def _check_same_rows(reference: Mapping[str, Any], settings: Mapping[str, str], path: str) -> None:
+    """Refuse a reference whose manifest says that it was measured in another way, as far as it says so."""
+    manifest = reference.get(MANIFEST)
+    for key, mine in settings.items():
+        theirs = manifest.get(key, mine) if isinstance(manifest, Mapping) else mine
+        if theirs != mine:
+            raise InputError(
+                f"{path}: was measured with {key} {theirs!r:.60}, and this is measured with {mine!r}; "
+                "evaluate both on the same rows in the same way"
+            )
 
 
 def _run(

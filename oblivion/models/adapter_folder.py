@@ -11,7 +11,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from oblivion.errors import InputError
 from oblivion.types import Adapter
@@ -24,19 +26,26 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 _PICKLE = "adapter_model.bin"
 
-_ATTACHED = (
-    "r",
-    "lora_alpha",
-    "target_modules",
-    "exclude_modules",
-    "fan_in_fan_out",
-    "use_rslora",
-    "layers_to_transform",
-    "layers_pattern",
-    "rank_pattern",
-    "alpha_pattern",
-)
-"""Where the adapter goes, its ranks and its scales: given to PEFT as they are."""
+_Rank = Annotated[int, Field(ge=1, le=1 << 16)]
+
+
+class _Attached(BaseModel):
+    """Where an adapter goes, its ranks and its scales: given to PEFT as they are, which looks at no type."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    r: _Rank
+    lora_alpha: FiniteFloat
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    fan_in_fan_out: bool = False
+    use_rslora: bool = False
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    rank_pattern: dict[str, _Rank] | None = None
+    alpha_pattern: dict[str, FiniteFloat] | None = None
+
+
 _WITHOUT_EFFECT = (
     "auto_mapping",
     "base_model_name_or_path",
@@ -107,11 +116,15 @@ def read_adapter_folder(folder: Path) -> StoredAdapter:
             raise InputError(f"{folder} is not a PEFT adapter folder: {name} is missing")
     try:
         settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        _check_settings(settings, folder)
-        attached = PeftSettings(json.dumps({key: settings[key] for key in _ATTACHED if key in settings}))
+        given = _check_settings(settings, folder)
+        attached = PeftSettings(given.model_dump_json(exclude_none=True, exclude_unset=True))
         attached.to_peft()
         tensors: dict[str, Tensor] = load_file(folder / WEIGHTS)
-    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"][:2]))
+        raise InputError(f"{folder}/{CONFIG}: {where}: {first['msg']}, found {first['input']!r:.60}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise InputError(f"{folder}: not a LoRA adapter in PEFT format: {error}") from None
     adapter = {name: tensors[name].float() for name in sorted(tensors)}
     if not any(bool(t.any()) for n, t in adapter.items() if ".lora_A." not in n):
@@ -120,8 +133,8 @@ def read_adapter_folder(folder: Path) -> StoredAdapter:
     return StoredAdapter(adapter, attached, base, revision)
 
 
-def _check_settings(settings: Mapping[str, Any], folder: Path) -> None:
-    """Refuse the first setting that could change what the tensors mean.
+def _check_settings(settings: Mapping[str, Any], folder: Path) -> _Attached:
+    """Refuse the first setting that could change what the tensors mean; return those that PEFT is given.
 
     Raises
     ------
@@ -129,12 +142,14 @@ def _check_settings(settings: Mapping[str, Any], folder: Path) -> None:
         Naming it.
     KeyError
         If the settings do not say what adapter it is.
+    ValidationError
+        If what PEFT is given is missing, or of another type than it takes.
     """
     import peft
 
     defaults = peft.LoraConfig().to_dict()
     for key, value in {"peft_type": settings["peft_type"], **settings}.items():  # first, what adapter it is
-        if key in _ATTACHED or key in _WITHOUT_EFFECT:
+        if key in _Attached.model_fields or key in _WITHOUT_EFFECT:
             continue
         known = _ONE_OF.get(key, (defaults.get(key),))
         if not any(type(value) is type(one) and value == one for one in known) and (key in _ONE_OF or value):
@@ -142,5 +157,4 @@ def _check_settings(settings: Mapping[str, Any], folder: Path) -> None:
                 f"{folder}/{CONFIG}: {key} = {json.dumps(value)} is not supported (only LoRA on linear layers "
                 "of a causal language model is); merge the adapter into its base with PEFT and measure the merged model"
             )
-    for key in ("r", "lora_alpha"):
-        settings[key]  # PEFT would fall back on defaults of its own
+    return _Attached.model_validate(settings)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -64,7 +65,7 @@ class ResidentModel:
         warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing", category=FutureWarning)
         try:
             self.model = peft.get_peft_model(base.model, settings)
-        except ValueError as error:
+        except (ValueError, re.error) as error:
             raise ConfigError(f"lora.targets = {targets!r}: {str(error).splitlines()[0]}") from None
         self.model.eval()
         check_layers(self.model)

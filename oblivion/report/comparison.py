@@ -39,7 +39,8 @@ class Standing:
     distance : float or None
         `forget` minus the oracle's; negative is below the oracle.
     closed : float or None
-        Share of the gap between original and oracle that is closed; above 1 it went past the oracle.
+        Share of the gap between original and oracle that is closed; above 1 it went past the oracle. None where that
+        gap is nearly nothing, or lies within the oracle's interval.
     below : bool
         Whether it went below every oracle there is, and below what their intervals allow.
     others : float or None
@@ -79,6 +80,8 @@ class Comparison:
     oracles: tuple[Standing, ...]
     methods: tuple[Standing, ...]
     utility_name: str
+    measurable: bool
+    """Whether the original lies so far above the oracle, and above its interval, that there is a gap to close."""
 
     @property
     def oracle(self) -> Standing | None:
@@ -188,6 +191,9 @@ def compare(request: RequestRecord) -> Comparison:
     floor = min(
         [v - LEVEL for v in oracle_values] + [i[0] for key in oracles if (i := forget[key].interval)], default=0.0
     )
+    interval = forget[oracles[0]].interval if oracles else None
+    gap = start - goal if start is not None and goal is not None else 0.0
+    measurable = gap >= NO_GAP and (interval is None or (start or 0.0) > interval[1])
     standard = utility(reference if reference else request.models.get(ORIGINAL))
     attacks = [_central(request.models[key], MEMBERSHIP) for key in oracles]
     # An interval of no width, at an AUC of 0 or 1, says nothing.
@@ -201,9 +207,7 @@ def compare(request: RequestRecord) -> Comparison:
     def standing(key: str) -> Standing:
         model, value, useful = request.models[key], forget[key].value, utility(request.models[key])
         lost = useful is None and bool(standard) and bool(_central(model, MODEL_UTILITY).reason)
-        closed = None
-        if value is not None and start is not None and goal is not None and start - goal >= NO_GAP:
-            closed = (start - value) / (start - goal)
+        closed = (start - value) / gap if measurable and start is not None and value is not None else None
         return Standing(
             key=key,
             label=request.label(key),
@@ -224,5 +228,6 @@ def compare(request: RequestRecord) -> Comparison:
         original=standing(ORIGINAL) if ORIGINAL in request.models else None,
         oracles=tuple(standing(key) for key in oracles),
         methods=tuple(standing(key) for key in request.models if key != ORIGINAL and not is_oracle(key)),
+        measurable=measurable,
         utility_name="model utility" if by_utility else "the other clients’ probability",
     )

@@ -91,10 +91,10 @@ def _moved(standing: Standing, comparison: Comparison, note: str = "") -> Markup
         name += Markup(", {},").format(note)
     if value is None:
         return Markup("{} was not measured").format(name)
-    if standing.closed is None:
-        said = Markup("{} ended at {}").format(name, number(value))
-    elif standing.below:
+    if standing.below:
         said = Markup("{} went below the oracle, to {}").format(name, number(value))
+    elif standing.closed is None:
+        said = Markup("{} ended at {}").format(name, number(value))
     elif standing.closed < 0:
         said = Markup("{} moved away from the oracle, to {}").format(name, number(value))
     elif standing.closed >= 0.995:
@@ -206,6 +206,8 @@ def answer(comparison: Comparison) -> Markup:
         opening = Markup(" Of the removals, ") if len(spoken) > 1 else Markup(" The removal ")
     elif gap < NO_GAP:
         opening = Markup(" That leaves no gap to close by this measure: ")
+    elif not comparison.measurable:
+        opening = Markup(" The first lies within the 95 % interval of the second, so no share of a gap is given: ")
     else:
         opening = Markup(" Of that gap, ")
     parts = [_moved(standing, comparison, note) for standing, note in spoken]

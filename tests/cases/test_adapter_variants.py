@@ -134,6 +134,39 @@ def test_every_other_setting_is_refused_by_name(name: str, model: Path, tmp_path
         read_adapter_folder(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("r", "4"),
+        ("r", 4.0),
+        ("r", 0),
+        ("r", 10**12),
+        ("lora_alpha", "8"),
+        ("lora_alpha", None),
+        ("lora_alpha", float("nan")),
+        ("target_modules", 3),
+        ("rank_pattern", [1]),
+        ("rank_pattern", {"q_proj": "2"}),
+        ("use_rslora", "yes"),
+    ],
+)
+def test_a_setting_of_another_type_is_refused_by_name(name: str, value: Any, model: Path, tmp_path: Path) -> None:
+    folder = write(tmp_path / "adapter", model, {})
+    settings = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**settings, name: value}))
+    with pytest.raises(InputError, match=rf"{CONFIG}: {name}.*found") as caught:
+        read_adapter_folder(folder)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_targets_that_are_no_pattern_are_refused(model: Path, tmp_path: Path) -> None:
+    folder = write(tmp_path / "adapter", model, {})
+    settings = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**settings, "target_modules": "(("}))
+    with pytest.raises(InputError, match="does not fit its base"), _opened(find_target(folder, base=str(model))):
+        pass
+
+
 def test_settings_that_are_off_or_at_their_default_are_read(model: Path, tmp_path: Path) -> None:
     folder = write(tmp_path / "adapter", model, {})
     settings = json.loads((folder / CONFIG).read_text())

@@ -70,6 +70,37 @@ def test_what_is_no_number_is_refused(
     assert len(err.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("where", "value", "said"),
+    [
+        ((FORGET, "value_by_index", "2", "score"), -1, "value_by_index.2.score"),
+        (("mia_min_k", "forget", "value_by_index", "0"), {}, "mia_min_k.forget, row 0"),
+        (("mia_min_k", "holdout", "value_by_index", "0", "score"), None, "mia_min_k.holdout, row 0"),
+        (("mia_min_k", "holdout", "value_by_index", "0", "score"), [0.5], "mia_min_k.holdout, row 0"),
+        (("manifest", "split"), "forget05", "'forget05'"),
+        (("manifest", "template"), "chat", "'chat'"),
+    ],
+)
+def test_rows_that_cannot_be_compared_are_refused(
+    folder: Path,
+    micro_model: Path,
+    reference: dict[str, Any],
+    tmp_path: Path,
+    where: tuple[str, ...],
+    value: Any,
+    said: str,
+) -> None:
+    path = _with(reference, tmp_path / "changed.json", where, value)
+    code, _, err = _evaluate(folder, micro_model, "--reference", path)
+    assert code == 3 and said in err and len(err.strip().splitlines()) == 1, err
+
+
+def test_a_file_that_is_nested_without_end_is_refused(folder: Path, micro_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    code, _, err = _evaluate(folder, micro_model, "--reference", tmp_path / "deep.json")
+    assert code == 3 and "not a JSON file" in err, err
+
+
 def test_an_attack_that_always_succeeds_gives_no_percentage(
     folder: Path, micro_model: Path, reference: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -238,7 +238,7 @@ class TestForgetQuality:
     def test_rows_without_numbers_are_an_error(self) -> None:
         context = ratios(0.2)
         context.reference = {"forget_truth_ratio": MetricResult(value=1.0, per_example={"0": {"score": None}})}
-        with pytest.raises(InputError, match="in row 0 no number called 'score'"):
+        with pytest.raises(InputError, match="row 0, has no number called 'score'"):
             ForgetQuality().compute(context)
 
     def test_one_row_has_no_quality(self) -> None:

@@ -182,6 +182,18 @@ def test_closed_is_one_at_the_oracle_and_zero_at_the_original(start: float, goal
     assert between.closed * made.gap + between.distance == pytest.approx(made.gap)
 
 
+def test_a_gap_inside_the_interval_of_the_oracle_is_no_gap() -> None:
+    made = request({"original": 0.25, "oracle": 0.21, "a": 0.24, "b": 0.01})
+    oracle = made.models["oracle"]
+    measure = oracle.central["forget_Q_A_Prob"].model_copy(update={"interval": (0.14, 0.29)})
+    models = {**made.models, "oracle": oracle.model_copy(update={"central": {"forget_Q_A_Prob": measure}})}
+    comparison = compare(made.model_copy(update={"models": models}))
+    assert [standing.closed for standing in comparison.methods] == [None, None] and not comparison.measurable
+    said = str(answer(comparison))
+    assert "so no share of a gap is given: <code>a</code> ended at 0.24" in said
+    assert "<code>b</code> went below the oracle, to 0.01" in said and "closed" not in said
+
+
 def test_names_of_oracles_and_order_of_clients() -> None:
     assert [is_oracle(key) for key in ("oracle", "oracle-2", "oracle-x", "my-oracle")] == [True, True, False, False]
     made = request({"original": 0.5}, original=clients(client_10=0.1, client_9=0.1, client_1=0.1, b=0.1, **{"7": 0.1}))
