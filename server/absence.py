@@ -24,19 +24,25 @@ def missing(outcome: CohortOutcome, branch: Branch, replayed: RoundRecord | None
     return {client: why for client, why in outcome.failed.items() if not has_none(client, why)}
 
 
-def check_quorum(quorum: float, accepted: Sized, asked: Sized, number: int, lost: Mapping[str, str]) -> None:
+def check_quorum(
+    quorum: float, accepted: Sized, asked: Sequence[str], branch: Branch, number: int, lost: Mapping[str, str]
+) -> None:
     """Refuse a round for which too few clients gave an update.
+
+    Where somebody has left, clients without rows are not counted: one may have got the free place, and nobody shall be
+    remembered for another's want of rows. A round may have nobody left; it then changes nothing.
 
     Raises
     ------
     FederationError
         With the reason for each client that is missing.
     """
-    enough = max(1, math.ceil(quorum * len(asked)))
-    if len(accepted) < enough:
+    counted = [client for client in asked if not (branch.absent and lost.get(client) == NO_ROWS)]
+    enough = max(1, math.ceil(quorum * len(counted)))
+    if counted and len(accepted) < enough:
         reasons = "; ".join(f"{c}: {why}" for c, why in sorted(lost.items()))
         raise FederationError(
-            f"round {number}: {len(accepted)} of {len(asked)} clients gave a usable update, "
+            f"round {number}: {len(accepted)} of {len(counted)} clients gave a usable update, "
             f"federation.quorum asks for {enough}. {reasons}"
         )
 

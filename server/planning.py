@@ -16,7 +16,7 @@ from oblivion.errors import PlanRefusedError
 from oblivion.ledger.budget import budget_of
 from oblivion.ledger.rounds import Absence, RoundRecord
 from oblivion.removal import removal_from
-from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, from_round, plan_removal
+from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, first_asked, plan_removal
 from oblivion.seeding import derive_seed
 from oblivion.training.batches import steps_per_visit
 from oblivion.types import ForgetRequest
@@ -78,7 +78,7 @@ def request_entry(data: FederatedData, request: ForgetRequest, situation: Situat
         "sample_ids": request.sample_ids,
         "rows": len(rows),
         **({"shared": shared} if shared else {}),
-        "t_u": from_round(request, situation),
+        "t_u": first_asked(request, situation),
         "first_update": next(accepted, None),
         **({"never": never} if never else {}),
         "models": {},

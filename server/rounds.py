@@ -64,6 +64,7 @@ class Federation:
         self.ledger = ledger
         self.observer = observer
         self.sizes: dict[str, int] = {}
+        self.copies: dict[str, Mapping[str, int]] = {}  # client id to sample id to its number of rows; unnamed, 1
         train = config.train
         self.gate = Gate(
             initial,
@@ -160,8 +161,7 @@ class Federation:
         quarantined = head.gate_state.quarantined(self.config.federation.quarantine_after)
         refused |= {client: quarantined[client] for client in selection.selected if client in quarantined}
         failed |= dict.fromkeys(set(selection.selected) - {*asked, *refused}, "was unavailable")
-        if asked:  # a round may have nobody left; it then changes nothing
-            check_quorum(self.config.federation.quorum, stored, asked, info.round, failed | refused)
+        check_quorum(self.config.federation.quorum, stored, asked, branch, info.round, failed | refused)
         after = self.replay.step(head, stored, info, struck)
         record = RoundRecord(
             branch=name,
@@ -206,7 +206,8 @@ class Federation:
         charged: dict[str, int] = {}
         if self.config.privacy.unit != "none":
             branch = self.ledger.branch(info.branch)
-            samples = {client: max(1, self.sizes[client] - len(branch.excluded(client))) for client in asked}
+            gone = {c: sum(self.copies.get(c, {}).get(s, 1) for s in branch.excluded(c)) for c in asked}
+            samples = {client: max(1, self.sizes[client] - gone[client]) for client in asked}
             others = len(selected) < len(info.population)
             charged = charge(self.config.privacy.unit, samples, selected, asked, others)
         cohorts = without(servable(cohorts, self.serves), unavailable)

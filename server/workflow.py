@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -66,15 +67,19 @@ class Workflow:
         self.observer = observer
         self.ledger, self.register = open_ledger(run.root, config.ledger, wait)
         try:
-            self.data = present(resolve(config), self.register.exclusions())
+            whole = resolve(config)
+            self.data = present(whole, self.register.exclusions())
             self.resident = load_resident(config.model, config.lora, config.train.max_length)
             self.initial = self.resident.initial_adapter(config.seed)
             self.federation = Federation(config, hosts, self.ledger, self.initial, observer)
             self.federation.describe()
             # As they were at the beginning, so that cohorts are what they were: forgotten rows may be gone since.
             gone = Branch(name="", seed=0, rounds=0, absent=self.register.exclusions())
-            counts = {c: len(rows) + len(gone.excluded(c)) for c, rows in self.data.clients.items()}
-            self.federation.sizes.update(counts)
+            for client in self.data.clients:
+                copies = Counter(row.id for row in whole.clients[client])  # the same row twice may have one id
+                missing = set(gone.excluded(client)) - copies.keys()
+                self.federation.copies[client] = copies
+                self.federation.sizes[client] = copies.total() + len(missing)
             self.register.enrol_simulated(self.federation.sizes, self.data.names)
         except BaseException:
             self.close()

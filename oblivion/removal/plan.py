@@ -81,7 +81,7 @@ class RemovalPlan:
     guarantee : str
         `oblivion.types.Guarantee`.
     from_round : int
-        t_u, the first round that selected the client; 0 if none did.
+        t_u, the first round that the client has a part in; see `from_round`.
     phases : tuple of Phase
         In order.
     touches : tuple of Touch
@@ -277,7 +277,18 @@ def cost_fraction(steps: int, situation: Situation) -> float:
 
 
 def from_round(request: ForgetRequest, situation: Situation) -> int:
-    """t_u: the first round that selected the client, or would; 0 if none did."""
+    """t_u: the first round that the client has a part in, or would; 0 if there is none.
+
+    That is the first that selected it. Rules with control variates take means over all clients that there are, so with
+    them a client that leaves altogether has a part from when it joined, whether it was asked or not.
+    """
+    if situation.aggregator.needs_client_state and request.whole_client:
+        return situation.joins.get(request.client_id, 1)
+    return first_asked(request, situation)
+
+
+def first_asked(request: ForgetRequest, situation: Situation) -> int:
+    """The first round that selected the client, or would; 0 if none did."""
     if situation.records:
         return first_selected(situation.records, request.client_id) or 0
     clients = {*situation.steps, request.client_id}
@@ -289,7 +300,7 @@ def from_round(request: ForgetRequest, situation: Situation) -> int:
 
 
 def invalidated(first: int, situation: Situation) -> tuple[str, ...]:
-    """What holds the data from t_u on, in words; nothing where the client was never selected."""
+    """What holds the data from t_u on, in words; nothing where the client has no part in any round."""
     if not first:
         return ()
     return (

@@ -36,7 +36,7 @@ class Rollback:
     requires: ClassVar[frozenset[str]] = frozenset({"checkpoints"})
 
     def plan(self, request: ForgetRequest, situation: Situation) -> RemovalPlan:
-        """Plan every round from t_u on; nothing where the client was never selected."""
+        """Plan every round from t_u on; nothing where the client has no part in any."""
         t_u = from_round(request, situation)
         phases: tuple[Phase, ...] = ()
         steps = 0

@@ -12,7 +12,8 @@ import tiny_models
 import torch
 
 import oblivion as ob
-from oblivion.data.federation import _resolve
+from oblivion.data.federation import _resolve, resolve
+from oblivion.ledger.opening import open_ledger
 from oblivion.training import cohort as cohort_module
 from oblivion.training import fused, local
 from oblivion.types import HostReply, HostRequest
@@ -124,6 +125,29 @@ def test_who_has_no_rows_and_takes_a_free_place_does_not_stop_a_replay(model: Pa
     assert same_bits(result, "rollback", "oracle")
 
 
+def test_where_nobody_that_is_left_has_rows_a_round_changes_nothing(model: Path, tmp_path: Path) -> None:
+    """The one place of a round goes from who is forgotten to the client without rows: no reason not to forget."""
+    changes = {"federation__clients-per-round": 1, "federation__quorum": 1.0, "federation__joins": {LATE: 2}}
+    values = settings(model, tmp_path, **changes)
+    result = simulate(ob.load_config(None, {**values, "seed": 12}), tmp_path / "run")  # where it is so, in round 2
+    accepted = {(e["branch"].rpartition("/")[2], e["round"]): e["clients"] for e in result.history}
+    assert accepted["main", 2] == 1 and accepted["oracle", 2] == accepted["rollback", 2] == 0
+    assert same_bits(result, "rollback", "oracle")
+
+
+@pytest.mark.parametrize("rule", ["scaffold", "feddyn"])
+def test_who_joined_and_was_not_asked_counts_in_means_over_all_clients(model: Path, tmp_path: Path, rule: str) -> None:
+    """So a rollback goes back to before the client joined, not to before it was first asked."""
+    changes = {"federation__clients-per-round": 3, "federation__joins": {LATE: 2}, "federation__aggregator": rule}
+    values = {**settings(model, tmp_path, **changes), "train.optimizer": "sgd", "seed": 2}
+    result = simulate(ob.load_config(None, values), tmp_path / "run")
+    (entry,) = result.metrics["requests"]
+    assert entry["t_u"] == 3  # asked from then on
+    plan = json.loads((tmp_path / "run" / "forgets" / entry["id"] / "rollback" / "plan.json").read_text())
+    assert plan["from_round"] == 2
+    assert same_bits(result, "rollback", "oracle")
+
+
 def test_rows_that_are_gone_at_their_source_change_no_cohort(model: Path, tmp_path: Path) -> None:
     """Cohorts go by numbers of rows: those at the beginning, also when some were forgotten and deleted since."""
     values = settings(model, tmp_path, train__cohort=2)
@@ -138,6 +162,23 @@ def test_rows_that_are_gone_at_their_source_change_no_cohort(model: Path, tmp_pa
     trial = result.forget(LATE, method="rollback")
     oracle = RunResult(trial.directory, f"{trial.model.partition('/')[0]}/oracle")
     assert all(torch.equal(trial.adapter[name], oracle.adapter[name]) for name in oracle.adapter)
+
+
+def test_a_row_that_is_there_twice_under_one_id_is_two_rows(model: Path, tmp_path: Path) -> None:
+    """They go together, and the visits after that are charged with the rows that there are."""
+    values = settings(model, tmp_path, federation__rounds=1, federation__joins={}, privacy__unit="sample")
+    values["data.columns"] = {"client": "owner"}  # ids are made from the content
+    path = tmp_path / "rows.jsonl"
+    path.write_text(path.read_text() + 2 * next(line for line in path.open() if '"client-3/0"' in line))
+    (tmp_path / "ids.txt").write_text(resolve(ob.load_config(None, values)).clients["client-3"][0].id)
+    values |= {"forget.client": "client-3", "forget.samples": str(tmp_path / "ids.txt")}
+    result = simulate(ob.load_config(None, values), tmp_path / "run")
+    result = RunResult(result.directory, f"{result.metrics['requests'][0]['id']}/rollback").commit()
+    result.forget(LATE, method="retrain")
+    ledger, _ = open_ledger(result.directory, result.config.ledger)
+    charged = [one.clients["client-3"] for one in ledger.charged()]
+    ledger.close()
+    assert charged == [8, 5, 5, 5, 5]  # learning; oracle and removal, twice
 
 
 def test_exact_is_up_to_rounding_where_a_cohort_was_halved(
