@@ -80,6 +80,7 @@ class Workflow:
                 missing = set(gone.excluded(client)) - copies.keys()
                 self.federation.copies[client] = copies
                 self.federation.sizes[client] = copies.total() + len(missing)
+            self._leave_out_who_left()
             self.register.enrol_simulated(self.federation.sizes, self.data.names)
         except BaseException:
             self.close()
@@ -89,6 +90,13 @@ class Workflow:
         """Go by the exclusions as they are now."""
         self.data = present(resolve(self.config), self.register.exclusions())
         self.federation.forget_heads()
+        self._leave_out_who_left()
+
+    def _leave_out_who_left(self) -> None:
+        """Nobody who was forgotten is among the clients of a round that stays, also if its source still has it."""
+        for absence in self.register.exclusions():
+            if absence.samples is None:
+                self.federation.sizes.pop(absence.client, None)
 
     def close(self) -> None:
         """Leave the run to others."""

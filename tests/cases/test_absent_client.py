@@ -137,15 +137,20 @@ def test_where_nobody_that_is_left_has_rows_a_round_changes_nothing(model: Path,
 
 @pytest.mark.parametrize("rule", ["scaffold", "feddyn"])
 def test_who_joined_and_was_not_asked_counts_in_means_over_all_clients(model: Path, tmp_path: Path, rule: str) -> None:
-    """So a rollback goes back to before the client joined, not to before it was first asked."""
-    changes = {"federation__clients-per-round": 3, "federation__joins": {LATE: 2}, "federation__aggregator": rule}
+    """So a rollback goes back to before the client joined; and whoever left before is in no mean any more."""
+    joins = {LATE: 2, "client-4": 3}
+    changes = {"federation__clients-per-round": 3, "federation__joins": joins, "federation__aggregator": rule}
     values = {**settings(model, tmp_path, **changes), "train.optimizer": "sgd", "seed": 2}
     result = simulate(ob.load_config(None, values), tmp_path / "run")
     (entry,) = result.metrics["requests"]
     assert entry["t_u"] == 3  # asked from then on
-    plan = json.loads((tmp_path / "run" / "forgets" / entry["id"] / "rollback" / "plan.json").read_text())
+    first = RunResult(result.directory, f"{entry['id']}/rollback")
+    plan = json.loads((first.adapter_folder.parent / "plan.json").read_text())
     assert plan["from_round"] == 2
     assert same_bits(result, "rollback", "oracle")
+    second = first.commit().forget("client-4", method="rollback")
+    oracle = RunResult(second.directory, f"{second.model.partition('/')[0]}/oracle")
+    assert all(torch.equal(second.adapter[name], oracle.adapter[name]) for name in oracle.adapter)
 
 
 def test_rows_that_are_gone_at_their_source_change_no_cohort(model: Path, tmp_path: Path) -> None:
