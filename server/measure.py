@@ -51,7 +51,10 @@ def measure_centrally(
     config: RunConfig,
     reference: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """Run the suite on the base with residual and adapter merged into it, all metrics from one pass."""
+    """Run the suite on the base with residual and adapter merged into it, all metrics from one pass.
+
+    A `reference` that nothing could be measured of, since no row fits into the context, is none.
+    """
     import torch
 
     torch.set_num_threads(config.train.threads)
@@ -65,7 +68,7 @@ def measure_centrally(
             max_length=resident.max_length,
             max_new_tokens=config.evaluate.max_new_tokens,
             batch_size=config.evaluate.batch_size,
-            reference=reference,
+            reference=reference if reference and reference.keys() - {"manifest"} else None,
             suite=config.evaluate.suite,
         )
 

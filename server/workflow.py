@@ -77,9 +77,8 @@ class Workflow:
             gone = Branch(name="", seed=0, rounds=0, absent=self.register.exclusions())
             for client in self.data.clients:
                 copies = Counter(row.id for row in whole.clients[client])  # the same row twice may have one id
-                missing = set(gone.excluded(client)) - copies.keys()
                 self.federation.copies[client] = copies
-                self.federation.sizes[client] = copies.total() + len(missing)
+                self.federation.sizes[client] = copies.total() + len(set(gone.excluded(client)) - copies.keys())
             self._leave_out_who_left()
             self.register.enrol_simulated(self.federation.sizes, self.data.names)
         except BaseException:

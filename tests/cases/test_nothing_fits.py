@@ -165,3 +165,14 @@ def test_plans_count_the_rows_that_fit(model: Path, tmp_path: Path) -> None:
 
 def test_nobody_is_said_to_have_been_absent_who_was_not_asked() -> None:
     assert never_took_part((), "ann") == ""
+
+
+def test_where_no_row_of_the_evaluation_fits_nothing_is_measured_and_the_run_ends_well(
+    model: Path, tmp_path: Path
+) -> None:
+    long = dict.fromkeys(("client-0", "client-1", TARGET), 1)  # the one row of each that is looked at
+    config = ob.load_config(None, settings(model, tmp_path, long, **{**FORGET, "forget.methods": ["rollback"]}))
+    result = simulate(config, tmp_path / "run")
+    (entry,) = result.metrics["requests"]
+    assert {name: model["central"] for name, model in entry["models"].items()} == dict.fromkeys(entry["models"], {})
+    assert "not measured" in (tmp_path / "run" / "report.html").read_text()
