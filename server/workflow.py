@@ -75,9 +75,8 @@ class Workflow:
             self.federation.describe()
             # As they were at the beginning, so that cohorts are what they were: forgotten rows may be gone since.
             gone = Branch(name="", seed=0, rounds=0, absent=self.register.exclusions())
-            for client in self.data.clients:
-                copies = Counter(row.id for row in whole.clients[client])  # the same row twice may have one id
-                self.federation.copies[client] = copies
+            for client in self.data.clients:  # the same row twice may have one id
+                copies = self.federation.copies[client] = Counter(row.id for row in whole.clients[client])
                 self.federation.sizes[client] = copies.total() + len(set(gone.excluded(client)) - copies.keys())
             self._leave_out_who_left()
             self.register.enrol_simulated(self.federation.sizes, self.data.names)
@@ -93,9 +92,8 @@ class Workflow:
 
     def _leave_out_who_left(self) -> None:
         """Nobody who was forgotten is among the clients of a round that stays, also if its source still has it."""
-        for absence in self.register.exclusions():
-            if absence.samples is None:
-                self.federation.sizes.pop(absence.client, None)
+        for client in (absence.client for absence in self.register.exclusions() if absence.samples is None):
+            self.federation.sizes.pop(client, None)
 
     def close(self) -> None:
         """Leave the run to others."""

@@ -174,5 +174,5 @@ def test_where_no_row_of_the_evaluation_fits_nothing_is_measured_and_the_run_end
     config = ob.load_config(None, settings(model, tmp_path, long, **{**FORGET, "forget.methods": ["rollback"]}))
     result = simulate(config, tmp_path / "run")
     (entry,) = result.metrics["requests"]
-    assert {name: model["central"] for name, model in entry["models"].items()} == dict.fromkeys(entry["models"], {})
+    assert len(entry["models"]) == 3 and not any(model["central"] for model in entry["models"].values())
     assert "not measured" in (tmp_path / "run" / "report.html").read_text()
