@@ -304,13 +304,14 @@ def runs_table(runs: Sequence[tuple[str, Sequence[Comparison]]]) -> tuple[RunRow
     for run, comparisons in runs:
         for comparison in comparisons:
             for standing in comparison.standings:
-                closed = standing.closed if standing in comparison.methods else None
+                method = standing in comparison.methods
+                closed = standing.closed if method else None
                 off = "–" if standing is comparison.oracle or standing.distance is None else signed(standing.distance)
                 note = " (collapsed)" if standing.collapsed else ""
                 cells = (
                     number(standing.forget.value),
                     off,
-                    "–" if closed is None else "went below" if standing.below else percent(min(closed, 1.0)),
+                    "went below" if method and standing.below else "–" if closed is None else percent(min(closed, 1.0)),
                     number(standing.utility) + note,
                     number(standing.others),
                     cost_share(standing),

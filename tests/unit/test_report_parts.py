@@ -192,6 +192,7 @@ def test_a_gap_inside_the_interval_of_the_oracle_is_no_gap() -> None:
     said = str(answer(comparison))
     assert "so no share of a gap is given: <code>a</code> ended at 0.24" in said
     assert "<code>b</code> went below the oracle, to 0.01" in said and "closed" not in said
+    assert [row.cells[2] for row in runs_table([("run", [comparison])])] == ["–", "–", "–", "went below"]
 
 
 def test_names_of_oracles_and_order_of_clients() -> None:
