@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Collection, Mapping, Sequence, Sized
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 
 from oblivion.errors import FederationError, PlanRefusedError, plural
-from oblivion.ledger.rounds import Branch, CohortOutcome, RoundRecord
+from oblivion.ledger.rounds import Branch, CohortOutcome, RoundRecord, first_selected
 from oblivion.training.batches import NO_ROWS
 from oblivion.types import ClientUpdate, ForgetRequest
 from server.accounting import count
@@ -22,6 +23,21 @@ def missing(outcome: CohortOutcome, branch: Branch, replayed: RoundRecord | None
         return why == NO_ROWS and (client not in replayed.accepted or bool(branch.excluded(client)))
 
     return {client: why for client, why in outcome.failed.items() if not has_none(client, why)}
+
+
+def to_replay(records: Sequence[RoundRecord], client: str) -> dict[int, RoundRecord]:
+    """The rounds as a removal of a client runs them again; what was refused from t_u on may pass without its data."""
+    t_u = first_selected(records, client) or math.inf
+    return {r.round: r if r.round < t_u else dataclasses.replace(r, refused={}) for r in records}
+
+
+def refused_again(outcomes: Iterable[CohortOutcome], replayed: RoundRecord | None) -> Iterator[CohortOutcome]:
+    """What a replay got, without updates that were refused then: a client may send another one now."""
+    then = replayed.refused if replayed else {}
+    for outcome in outcomes:
+        again = {update.client_id: then[update.client_id] for update in outcome.updates if update.client_id in then}
+        kept = tuple(update for update in outcome.updates if update.client_id not in again)
+        yield dataclasses.replace(outcome, updates=kept, refused={**outcome.refused, **again})
 
 
 def check_quorum(

@@ -35,7 +35,7 @@ from oblivion.types import (
     RoundInfo,
     Sample,
 )
-from server.absence import check_quorum, halved, missing
+from server.absence import check_quorum, halved, missing, refused_again
 from server.accounting import cost_of, count, mean_loss, scheme_error
 from server.events import Observer
 from server.hosts import Hosts
@@ -229,7 +229,7 @@ class Federation:
         for _ in range(2 if replayed else 1):
             wanted = {i: c for i, c in enumerate(selection.cohorts) if i not in outcomes}
             tasks = self._tasks(branch, wanted, info, head)
-            for outcome in self._dispatch(common, tasks, self._gate(info, head)):
+            for outcome in refused_again(self._dispatch(common, tasks, self._gate(info, head)), replayed):
                 must_not[outcome.cohort] = missing(outcome, branch, replayed)
                 if must_not[outcome.cohort] or not (outcome.updates or outcome.refused):
                     failed[outcome.cohort] = outcome

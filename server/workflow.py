@@ -28,7 +28,7 @@ from oblivion.models.resident import load_resident
 from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, in_short
 from oblivion.training.fused import fusible
 from oblivion.types import Cost, ForgetRequest, GlobalState
-from server.absence import never_took_part, refusal
+from server.absence import never_took_part, refusal, to_replay
 from server.accounting import in_units, rounded_otherwise
 from server.events import Observer, round_entry
 from server.fitting import beforehand, nothing_fits, unfit
@@ -263,8 +263,8 @@ class Workflow:
             before = tuple(absence for absence in before if absence.client != request.client_id)
         return (*before, asked)
 
-    def _records_to_replay(self) -> dict[int, RoundRecord]:
-        return {record.round: record for record in self.ledger.records(self.head)}
+    def _records_to_replay(self, request: ForgetRequest) -> dict[int, RoundRecord]:
+        return to_replay(self.ledger.records(self.head), request.client_id)
 
     def _rounds(self, branch: str, last: int, replayed: Mapping[int, RoundRecord]) -> None:
         while self.federation.head(branch).round < last:
@@ -282,7 +282,7 @@ class Workflow:
                 self.federation.begin(
                     Branch(name=branch, seed=seed, rounds=rounds, absent=absent, history=False), start
                 )
-                self._rounds(branch, rounds, self._records_to_replay() if index == 0 else {})
+                self._rounds(branch, rounds, self._records_to_replay(request) if index == 0 else {})
                 state, cost = self.federation.head(branch).state, self._cost(branch)
                 units = in_units(cost, dataclasses.asdict(cost))
                 folder = f"adapters/{name}-{request.id}"
@@ -312,7 +312,7 @@ class Workflow:
         self._enter(entry)  # last: from here on the trial is not run again
 
     def _run_phases(self, name: str, request: ForgetRequest, plan: RemovalPlan) -> None:
-        head, replayed = self.federation.head(self.head).round, self._records_to_replay()
+        head, replayed = self.federation.head(self.head).round, self._records_to_replay(request)
         first = plan.phases[0] if plan.phases else None
         fork = first.first - 1 if isinstance(first, LearnPhase) and first.start == "restore" else head
         branch = Branch(

@@ -81,6 +81,18 @@ def failing(monkeypatch: pytest.MonkeyPatch, client: str, rounds: Sequence[int])
     monkeypatch.setattr(fused, "micro_batches", broken)
 
 
+def not_finite(monkeypatch: pytest.MonkeyPatch, client: str, round: int) -> None:
+    """A client whose update is refused in one round of learning, and would be good in another run of it."""
+    whole = fused.visit_update
+
+    def broken(task: Any, info: Any, delta: Any, *rest: Any) -> Any:
+        if (task.client_id, info.branch, info.round) == (client, "main", round):
+            delta = {name: tensor * float("nan") for name, tensor in delta.items()}
+        return whole(task, info, delta, *rest)
+
+    monkeypatch.setattr(fused, "visit_update", broken)
+
+
 def silent(monkeypatch: pytest.MonkeyPatch, host: str, round: int) -> None:
     """A host that does not answer in one round of learning."""
     whole = InlineHosts.ask
@@ -112,6 +124,19 @@ def test_rollback_is_the_oracle_whoever_was_absent(
     assert [client for round, client, why in failed if why == "no reply from its host"]
     (entry,) = result.metrics["requests"]
     assert entry["models"]["rollback"]["guarantee"] == "exact" and entry["t_u"] == 3
+    assert same_bits(result, "rollback", "oracle")
+
+
+@pytest.mark.parametrize("quarantine", [0, 1])
+def test_an_update_that_was_refused_before_the_client_took_part_stays_refused(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quarantine: int
+) -> None:
+    not_finite(monkeypatch, SHAKY, 2)
+    values = settings(model, tmp_path, train__cohort=2, **{"federation__quarantine-after": quarantine})
+    result = simulate(ob.load_config(None, values), tmp_path / "run")
+    refused = {(e["branch"].rpartition("/")[2], e["round"]): e["refused"] for e in result.history}
+    assert refused["main", 2] == refused["oracle", 2] == 1
+    assert refused["main", 3] == refused["oracle", 3] == refused["rollback", 3] == quarantine
     assert same_bits(result, "rollback", "oracle")
 
 
