@@ -30,8 +30,8 @@ from oblivion.types import (
     RoundInfo,
     Sample,
 )
-from server.events import Event, Observer
 from server.absence import to_replay
+from server.events import Event, Observer
 from server.rounds import Federation
 
 SIZES = {"a": 4, "b": 3, "c": 2, "d": 1}
