@@ -91,7 +91,7 @@ class GridHosts:
 def _read(message: Message, request: HostRequest) -> HostReply:
     clients = [task.client_id for cohort in request.cohorts for task in cohort]
     if message.has_error():
-        reason = f"its host failed: {_cause(message.error.reason or "it gave no reason")}"
+        reason = f"its host failed: {_cause(message.error.reason or '')}"
         return HostReply(host=request.host, failures=dict.fromkeys(clients or [request.host], reason))
     try:
         check_reply(message.content, request)
