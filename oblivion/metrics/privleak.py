@@ -4,7 +4,8 @@
 counts forget rows as positive. 0 is ideal, about -100 a model that was not unlearned, above 0 over-unlearning.
 
 Where the attack tells even the reference's rows apart (AUC_ref above 0.95), there is nearly nothing to divide by, and
-no value. The interval is that of the difference of the two AUCs on the same rows; the divisor is taken as exact.
+no value. The interval is that of the difference of the two AUCs on the same rows, as far as an AUC can go; the divisor
+is taken as exact.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def _interval(attack: MetricResult, given: MetricResult | None, reference: float
         half = difference_half_width(mine, theirs)
         if half is None:
             return None
-        low, high = attack.value - half, attack.value + half
+        low, high = max(0.0, attack.value - half), min(1.0, attack.value + half)  # no model has another AUC
     return privleak(high, reference), privleak(low, reference)
 
 

@@ -164,7 +164,8 @@ class TestPrivLeak:
         a, b = 15 / 18, 10 / 18
         half = 100 * 1.959964 * math.sqrt((0.1759259 + 0.2314815) / 3) / (1 - b)
         assert other.value == pytest.approx(100 * (b - a) / (1 - b))
-        assert other.interval == pytest.approx((other.value - half, other.value + half), rel=1e-5)
+        assert other.value - half < -100  # below an AUC of 1, which no model passes
+        assert other.interval == pytest.approx((-100, other.value + half), rel=1e-5)
         assert difference_half_width(([1], [2, 3]), ([1], [2, 3])) is None
 
     def test_without_a_token_to_score_there_is_no_value(self) -> None:
