@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, S
 from pathlib import Path
 
 from oblivion.errors import FederationError, PlanRefusedError, plural
-from oblivion.ledger.rounds import Branch, CohortOutcome, RoundRecord, first_selected
+from oblivion.ledger.rounds import Branch, CohortOutcome, RoundRecord
 from oblivion.training.batches import NO_ROWS
 from oblivion.types import ClientUpdate, ForgetRequest
 from server.accounting import count
@@ -25,10 +25,9 @@ def missing(outcome: CohortOutcome, branch: Branch, replayed: RoundRecord | None
     return {client: why for client, why in outcome.failed.items() if not has_none(client, why)}
 
 
-def to_replay(records: Sequence[RoundRecord], client: str) -> dict[int, RoundRecord]:
-    """The rounds as a removal of a client runs them again; what was refused from t_u on may pass without its data."""
-    t_u = first_selected(records, client) or math.inf
-    return {r.round: r if r.round < t_u else dataclasses.replace(r, refused={}) for r in records}
+def to_replay(records: Sequence[RoundRecord], t_u: int) -> dict[int, RoundRecord]:
+    """The rounds as a removal runs them again; from t_u on (0: never) what was refused may pass without the data."""
+    return {r.round: dataclasses.replace(r, refused={}) if 0 < t_u <= r.round else r for r in records}
 
 
 def refused_again(outcomes: Iterable[CohortOutcome], replayed: RoundRecord | None) -> Iterator[CohortOutcome]:
@@ -45,8 +44,8 @@ def check_quorum(
 ) -> None:
     """Refuse a round for which too few clients gave an update.
 
-    Where somebody has left, clients without rows are not counted: one may have got the free place, and nobody shall be
-    remembered for another's want of rows. A round may have nobody left; it then changes nothing.
+    On a branch without some client, clients without rows are not counted, because one of them may have been selected
+    in the place of who left. A round in which nobody is left to be counted changes nothing.
 
     Raises
     ------

@@ -25,7 +25,7 @@ from oblivion.ledger.rounds import Absence, Branch, RoundRecord
 from oblivion.metrics.evaluation import to_open_unlearning
 from oblivion.models.loading import locate
 from oblivion.models.resident import load_resident
-from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, in_short
+from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, from_round, in_short
 from oblivion.training.fused import fusible
 from oblivion.types import Cost, ForgetRequest, GlobalState
 from server.absence import never_took_part, refusal, to_replay
@@ -263,8 +263,8 @@ class Workflow:
             before = tuple(absence for absence in before if absence.client != request.client_id)
         return (*before, asked)
 
-    def _records_to_replay(self, request: ForgetRequest) -> dict[int, RoundRecord]:
-        return to_replay(self.ledger.records(self.head), request.client_id)
+    def _records_to_replay(self, t_u: int) -> dict[int, RoundRecord]:
+        return to_replay(self.ledger.records(self.head), t_u)
 
     def _rounds(self, branch: str, last: int, replayed: Mapping[int, RoundRecord]) -> None:
         while self.federation.head(branch).round < last:
@@ -279,10 +279,10 @@ class Workflow:
                 self.observer.event("phase", text=f"training the {name}: the federation without the data to forget")
                 start = self.initial if index == 0 else self.resident.initial_adapter(seed)
                 absent = self._absent(request)
-                self.federation.begin(
-                    Branch(name=branch, seed=seed, rounds=rounds, absent=absent, history=False), start
-                )
-                self._rounds(branch, rounds, self._records_to_replay(request) if index == 0 else {})
+                oracle = Branch(name=branch, seed=seed, rounds=rounds, absent=absent, history=False)
+                self.federation.begin(oracle, start)
+                t_u = from_round(request, self._situation(request))
+                self._rounds(branch, rounds, self._records_to_replay(t_u) if index == 0 else {})
                 state, cost = self.federation.head(branch).state, self._cost(branch)
                 units = in_units(cost, dataclasses.asdict(cost))
                 folder = f"adapters/{name}-{request.id}"
@@ -312,7 +312,7 @@ class Workflow:
         self._enter(entry)  # last: from here on the trial is not run again
 
     def _run_phases(self, name: str, request: ForgetRequest, plan: RemovalPlan) -> None:
-        head, replayed = self.federation.head(self.head).round, self._records_to_replay(request)
+        head, replayed = self.federation.head(self.head).round, self._records_to_replay(plan.from_round)
         first = plan.phases[0] if plan.phases else None
         fork = first.first - 1 if isinstance(first, LearnPhase) and first.start == "restore" else head
         branch = Branch(

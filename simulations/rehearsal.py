@@ -19,7 +19,7 @@ from typing import Any
 from oblivion.config import load_config, parse_assignment
 from oblivion.data.federation import resolve
 from oblivion.errors import InputError, OblivionError
-from server.prepare import absolute_paths
+from server.prepare import absolute_paths, prepare
 from server.run_directory import RunDirectory
 from server.scenarios import scenario_path
 from simulations.simulate import RunResult, resume, simulate
@@ -110,9 +110,7 @@ def finished(scenario: Path, out: Path, changes: Settings) -> RunResult:
     config = load_config(scenario, changes)
     if not out.exists():
         return simulate(config, out)
-    known = RunDirectory.open(out)[1]
-    train = config.train.model_copy(update={"cohort": known.train.cohort})  # the run has resolved it
-    if (known.seed, known.train, known.forget) != (config.seed, train, config.forget):
+    if RunDirectory.open(out)[1] != prepare(config)[0]:
         raise InputError(f"{out} was run with other settings; choose another --out, or remove it")
     return resume(out)
 

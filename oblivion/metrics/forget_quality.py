@@ -97,7 +97,7 @@ class ForgetQuality(_KSTest):
 
     @staticmethod
     def choose(p: float, statistic: float) -> float:
-        """The p-value."""
+        """The p-value of the test."""
         return p
 
 
@@ -106,5 +106,5 @@ class KSStatistic(_KSTest):
 
     @staticmethod
     def choose(p: float, statistic: float) -> float:
-        """The statistic."""
+        """The statistic of the test."""
         return statistic

@@ -52,7 +52,7 @@ class Standing:
         computed any more where the oracle's can.
     membership : float or None
         AUC of the min-k attack on the forgotten rows.
-    told : {"", "still", "other side"}
+    recognised : {"", "still", "by avoidance"}
         Whether that AUC lies above the oracles' intervals (the rows can still be recognised) or below them (they can be
         recognised because the model avoids them: over-forgotten).
     """
@@ -68,7 +68,7 @@ class Standing:
     utility: float | None
     collapsed: bool
     membership: float | None
-    told: Literal["", "still", "other side"]
+    recognised: Literal["", "still", "by avoidance"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,10 +199,10 @@ def compare(request: RequestRecord) -> Comparison:
     # An interval of no width, at an AUC of 0 or 1, says nothing.
     bounds = [attack.interval for attack in attacks if attack.interval and attack.interval[0] < attack.interval[1]]
 
-    def told(attack: float | None) -> Literal["", "still", "other side"]:
+    def recognised(attack: float | None) -> Literal["", "still", "by avoidance"]:
         if attack is None or not bounds or min(low for low, _ in bounds) <= attack <= max(high for _, high in bounds):
             return ""
-        return "still" if attack > max(high for _, high in bounds) else "other side"
+        return "still" if attack > max(high for _, high in bounds) else "by avoidance"
 
     def standing(key: str) -> Standing:
         model, value, useful = request.models[key], forget[key].value, utility(request.models[key])
@@ -220,7 +220,7 @@ def compare(request: RequestRecord) -> Comparison:
             utility=useful,
             collapsed=lost or (useful is not None and standard is not None and useful < COLLAPSE * standard),
             membership=_central(model, MEMBERSHIP).value,
-            told=told(_central(model, MEMBERSHIP).value),
+            recognised=recognised(_central(model, MEMBERSHIP).value),
         )
 
     return Comparison(

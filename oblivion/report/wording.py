@@ -108,10 +108,10 @@ def _moved(standing: Standing, comparison: Comparison, note: str = "") -> Markup
         tokens = standing.model.cost.token_fraction
         more = "" if tokens is None else f" in client-steps, {number(tokens)} in tokens"
         said += Markup(" (at {} of the cost of retraining{})").format(number(fraction), more)
-    if standing.told:
+    if standing.recognised:
         good = standing.closed is not None and standing.closed >= NEARLY and not standing.below
         how = "can still be recognised"
-        if standing.told != "still":
+        if standing.recognised != "still":
             how = "can be recognised because the model avoids them: over-forgotten"
         said += Markup(", {} its rows {} (membership AUC {}, the oracle’s {})").format(
             "but" if good else "and",
@@ -141,7 +141,7 @@ def _spoken(comparison: Comparison) -> tuple[list[tuple[Standing, str]], int]:
         spoken.append((farthest, "the farthest"))
     # A collapse is never left to the table, nor that a removal overdid it.
     known = {standing.key for standing, _ in spoken}
-    grave = [standing for standing in methods if standing.collapsed or standing.told == "other side"]
+    grave = [standing for standing in methods if standing.collapsed or standing.recognised == "by avoidance"]
     spoken += [(standing, "") for standing in grave if standing.key not in known]
     return spoken, len(methods) - len(spoken)
 

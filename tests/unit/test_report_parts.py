@@ -262,15 +262,15 @@ def test_the_answer_looks_at_membership_beside_probability(closed: float, auc: f
 
 def test_membership_is_judged_by_all_oracles_and_not_by_an_interval_of_no_width() -> None:
     second = {"oracle-2": (0.2, (0.05, 0.35))}
-    assert compare(attacked(1.0, 0.14, **second)).methods[0].told == ""
-    assert compare(attacked(1.0, 0.04, **second)).methods[0].told == "other side"
+    assert compare(attacked(1.0, 0.14, **second)).methods[0].recognised == ""
+    assert compare(attacked(1.0, 0.04, **second)).methods[0].recognised == "by avoidance"
     sure = attacked(1.0, 0.9)
     sure.models["oracle"].central["mia_min_k"] = Measure(value=1.0, interval=(1.0, 1.0), n=34)
-    assert compare(sure).methods[0].told == ""
+    assert compare(sure).methods[0].recognised == ""
     sure.models["oracle"].central["mia_min_k"] = Measure(
         reason="no answer of group 'forget' has a token before its end"
     )
-    assert compare(sure).methods[0].told == "" and "over-forgotten" not in answer(compare(sure))
+    assert compare(sure).methods[0].recognised == "" and "over-forgotten" not in answer(compare(sure))
 
 
 def test_a_collapse_stands_beside_membership_and_counts_where_the_utility_is_gone() -> None:

@@ -532,7 +532,7 @@ def test_who_is_quarantined_counts_neither_for_the_quorum_nor_as_unavailable_in_
     replay = Branch(name="again", seed=0, rounds=3)
     made.begin(replay, INITIAL)
     del hosts.changes["b"]  # each branch decides from its own gate state: here b is asked again, and passes
-    for record in to_replay(ledger.records("main"), "a").values():  # a was there from the first round on
+    for record in to_replay(ledger.records("main"), 1).values():  # who left was there from the first round on
         made.run_round("again", record)
     assert all("b" in record.accepted for record in ledger.records("again"))
 
