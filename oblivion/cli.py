@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from oblivion import cli_ledger
+from oblivion.cli_ledger import Json, say
 from oblivion.errors import OblivionError, plural
 
 if TYPE_CHECKING:
@@ -24,15 +26,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(cli_ledger.app, name="ledger")
 _OWN_OPTIONS = {"client": "--client", "samples": "--samples", "methods": "--method"}
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Engine = Annotated[str | None, typer.Option(help="ray or inline.")]
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
 
 
 def _quiet_libraries() -> None:
@@ -72,13 +70,13 @@ def run(
 
         prepared, data = prepare(config)
         expected = estimate(prepared, data)
-        _say(
+        say(
             json.dumps({"config": prepared.to_json(), "estimate": expected}, indent=1)
             if as_json
             else prepared.to_toml()
         )
         if not as_json:
-            _say("\n".join(f"# {key}: {value}" for key, value in expected.items()))
+            say("\n".join(f"# {key}: {value}" for key, value in expected.items()))
         return
     from simulations import simulate
     from simulations.display import Display
@@ -105,11 +103,11 @@ def _resume(out: Path | None, as_json: bool, others: dict[str, Any]) -> None:
 def _finish(directory: Path, as_json: bool, more: dict[str, str]) -> None:
     report = directory / "report.html"
     if as_json:
-        _say(json.dumps({"run": str(directory), "report": str(report), **more}))
+        say(json.dumps({"run": str(directory), "report": str(report), **more}))
     else:
         for key, value in more.items():
-            _say("finished already: nothing was left to do" if key == "finished" else f"{key}: {value}")
-        _say(f"report: {report}")
+            say("finished already: nothing was left to do" if key == "finished" else f"{key}: {value}")
+        say(f"report: {report}")
 
 
 @app.command()
@@ -145,7 +143,7 @@ def forget(
         return
     if refuse:
         refuse_in_run(run, config, refuse, ground)
-        _say(json.dumps({"refused": refuse, "ground": ground}) if as_json else f"{refuse} refused: {ground}")
+        say(json.dumps({"refused": refuse, "ground": ground}) if as_json else f"{refuse} refused: {ground}")
         return
     signed = _read_request(request) if request else None
     if signed is not None:
@@ -194,15 +192,15 @@ def _forget_config(
 
 def _show_plan(plan: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        _say(json.dumps(plan, indent=1))
+        say(json.dumps(plan, indent=1))
         return
-    _say(f"{plan['label']}: guarantee {plan['guarantee']}, {plural(plan['client_steps'], 'client-step')}")
-    _say(f"cost: {plan['fraction']:.2f} of retraining in client-steps (tokens are counted when it is run)")
-    _say(f"first round with the data: {plan['from_round'] or 'none'}")
+    say(f"{plan['label']}: guarantee {plan['guarantee']}, {plural(plan['client_steps'], 'client-step')}")
+    say(f"cost: {plan['fraction']:.2f} of retraining in client-steps (tokens are counted when it is run)")
+    say(f"first round with the data: {plan['from_round'] or 'none'}")
     for touch in plan["touches"]:
-        _say(f"  {touch['status']:<12} {touch['item']}: {touch['why']}")
+        say(f"  {touch['status']:<12} {touch['item']}: {touch['why']}")
     for what in plan["invalidates"]:
-        _say(f"  a commit erases: {what}")
+        say(f"  a commit erases: {what}")
 
 
 @app.command()
@@ -245,7 +243,7 @@ def evaluate(
         text=text,
     )
     written = json.dumps(result, indent=1, allow_nan=False)
-    _say(written if as_json else table(result))  # first: a disk that cannot be written loses no result
+    say(written if as_json else table(result))  # first: a disk that cannot be written loses no result
     if out is not None:
         from oblivion.files import write_atomically
 
@@ -262,7 +260,7 @@ def report(
     from oblivion.report import write_report
 
     written = write_report(runs, out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html")))
-    _say(json.dumps({"report": str(written)}) if as_json else f"report: {written}")
+    say(json.dumps({"report": str(written)}) if as_json else f"report: {written}")
 
 
 @app.command("list")
@@ -280,77 +278,7 @@ def list_parts(
     described = tables[kind].describe()
     width = max(map(len, described), default=0)
     lines = "\n".join(f"{name:<{width}}  {text}" for name, text in described.items())
-    _say(json.dumps(described, indent=1) if as_json else lines)
-
-
-ledger = typer.Typer(help="Look at, verify or export the ledger of a run.", no_args_is_help=True)
-app.add_typer(ledger, name="ledger")
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
-
-
-@ledger.command("show")
-def ledger_show(run_directory: Run, as_json: Json = False) -> None:
-    """Say which branches, requests and exclusions it holds."""
-    from oblivion.ledger.overview import overview
-
-    held = overview(run_directory)
-    if as_json:
-        _say(json.dumps(held, indent=1))
-        return
-    _say(f"federation {held['federation']}, head {held['head']}, {held['bytes'] / 2**20:.1f} MiB")
-    _say(f"log: {held['checkpoint']['size']} entries, root {held['checkpoint']['root']}")
-    for branch in held["branches"]:
-        rounds = f"rounds {branch['rounds'][0]} to {branch['rounds'][-1]}" if branch["rounds"] else "no rounds"
-        start = f" from round {branch['fork']} of {branch['parent']}" if branch["parent"] else ""
-        _say(f"branch {branch['name']}{start}: {rounds}, {plural(branch['contributions'], 'contribution')}")
-    for asked in held["requests"]:
-        what = "everything" if asked["samples"] is None else plural(asked["samples"], "sample")
-        ground = f" ({asked['ground']})" if asked["ground"] else ""
-        _say(f"{asked['id']}: {what} of {asked['client']}, {asked['state']}{ground}, due {asked['due_at']}")
-    for gone in held["exclusions"]:
-        what = "" if gone["samples"] is None else plural(gone["samples"], "sample") + " of "
-        _say(f"excluded for good: {what}{gone['client']}")
-
-
-@ledger.command("verify")
-def ledger_verify(
-    run_directory: Run,
-    checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint that was exported before.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Check the log, every record, blob and key, and that what was forgotten is gone (exit code 4 if not)."""
-    from oblivion.errors import InputError, IntegrityError
-    from oblivion.ledger.checkpoint import Checkpoint
-    from oblivion.ledger.verify import verify_ledger
-
-    seen = None
-    if checkpoint is not None:
-        try:
-            seen = Checkpoint.from_json(json.loads(checkpoint.read_text("utf-8")))
-        except (ValueError, RecursionError, OSError, InputError) as error:
-            raise InputError(f"{checkpoint}: not an exported checkpoint: {error}") from None
-    done = verify_ledger(run_directory, seen)
-    counts = {"entries": done.entries, "records": done.records, "blobs": done.blobs}
-    found = [{"where": finding.where, "what": finding.what} for finding in done.findings]
-    if as_json:
-        _say(json.dumps({**counts, "findings": found}, indent=1))
-    else:
-        _say("\n".join(f"{item['where']}: {item['what']}" for item in found) or "everything holds")
-        _say(", ".join(f"{count} {name}" for name, count in counts.items()))
-    if found:
-        raise typer.Exit(IntegrityError.exit_code)
-
-
-@ledger.command("export")
-def ledger_export(
-    run_directory: Run,
-    out: Annotated[Path | None, typer.Option(help="Write the log here, one entry a line.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Write the signed checkpoint here.")] = None,
-) -> None:
-    """Write the log and a signed checkpoint, to be kept away from the run; print the checkpoint."""
-    from oblivion.ledger.overview import export
-
-    _say(json.dumps(export(run_directory, out, checkpoint)))
+    say(json.dumps(described, indent=1) if as_json else lines)
 
 
 @app.command()
@@ -360,7 +288,7 @@ def doctor(as_json: Json = False) -> None:
 
     facts = examine()
     width = max(map(len, facts))
-    _say(json.dumps(facts, indent=1) if as_json else "\n".join(f"{k:<{width}}  {v}" for k, v in facts.items()))
+    say(json.dumps(facts, indent=1) if as_json else "\n".join(f"{k:<{width}}  {v}" for k, v in facts.items()))
     if facts["missing"] != "nothing":
         raise typer.Exit(1)
 

@@ -1,0 +1,88 @@
+"""The commands of ``oblivion ledger``, and what all commands share: how they print, and their common options."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from oblivion.errors import plural
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+
+
+def say(text: str) -> None:
+    """Print a line of results."""
+    sys.stdout.write(text + "\n")
+
+
+app = typer.Typer(help="Look at, verify or export the ledger of a run.", no_args_is_help=True)
+
+
+@app.command("show")
+def show(run_directory: Run, as_json: Json = False) -> None:
+    """Say which branches, requests and exclusions it holds."""
+    from oblivion.ledger.overview import overview
+
+    held = overview(run_directory)
+    if as_json:
+        say(json.dumps(held, indent=1))
+        return
+    say(f"federation {held['federation']}, head {held['head']}, {held['bytes'] / 2**20:.1f} MiB")
+    say(f"log: {held['checkpoint']['size']} entries, root {held['checkpoint']['root']}")
+    for branch in held["branches"]:
+        rounds = f"rounds {branch['rounds'][0]} to {branch['rounds'][-1]}" if branch["rounds"] else "no rounds"
+        start = f" from round {branch['fork']} of {branch['parent']}" if branch["parent"] else ""
+        say(f"branch {branch['name']}{start}: {rounds}, {plural(branch['contributions'], 'contribution')}")
+    for asked in held["requests"]:
+        what = "everything" if asked["samples"] is None else plural(asked["samples"], "sample")
+        ground = f" ({asked['ground']})" if asked["ground"] else ""
+        say(f"{asked['id']}: {what} of {asked['client']}, {asked['state']}{ground}, due {asked['due_at']}")
+    for gone in held["exclusions"]:
+        what = "" if gone["samples"] is None else plural(gone["samples"], "sample") + " of "
+        say(f"excluded for good: {what}{gone['client']}")
+
+
+@app.command("verify")
+def verify(
+    run_directory: Run,
+    checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint that was exported before.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check the log, every record, blob and key, and that what was forgotten is gone (exit code 4 if not)."""
+    from oblivion.errors import InputError, IntegrityError
+    from oblivion.ledger.checkpoint import Checkpoint
+    from oblivion.ledger.verify import verify_ledger
+
+    seen = None
+    if checkpoint is not None:
+        try:
+            seen = Checkpoint.from_json(json.loads(checkpoint.read_text("utf-8")))
+        except (ValueError, RecursionError, OSError, InputError) as error:
+            raise InputError(f"{checkpoint}: not an exported checkpoint: {error}") from None
+    done = verify_ledger(run_directory, seen)
+    counts = {"entries": done.entries, "records": done.records, "blobs": done.blobs}
+    found = [{"where": finding.where, "what": finding.what} for finding in done.findings]
+    if as_json:
+        say(json.dumps({**counts, "findings": found}, indent=1))
+    else:
+        say("\n".join(f"{item['where']}: {item['what']}" for item in found) or "everything holds")
+        say(", ".join(f"{count} {name}" for name, count in counts.items()))
+    if found:
+        raise typer.Exit(IntegrityError.exit_code)
+
+
+@app.command("export")
+def export(
+    run_directory: Run,
+    out: Annotated[Path | None, typer.Option(help="Write the log here, one entry a line.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Write the signed checkpoint here.")] = None,
+) -> None:
+    """Write the log and a signed checkpoint, to be kept away from the run; print the checkpoint."""
+    from oblivion.ledger.overview import export
+
+    say(json.dumps(export(run_directory, out, checkpoint)))
