@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from oblivion.aggregation.control import ControlRule
 from oblivion.aggregation.gate import Gate, GateState
@@ -22,7 +22,7 @@ from oblivion.noise import derive_key
 from oblivion.parts import run_fingerprint
 from oblivion.removal.local import apply_unlearning
 from oblivion.removal.plan import UnlearnPhase
-from oblivion.selection import assign, form_cohorts, select_clients, servable, without
+from oblivion.selection import form_cohorts, select_clients, servable, without
 from oblivion.training.batches import steps_per_visit
 from oblivion.types import (
     Adapter,
@@ -30,13 +30,13 @@ from oblivion.types import (
     ClientUpdate,
     ForgetRequest,
     GlobalState,
-    HostReply,
     HostRequest,
     RoundInfo,
     Sample,
 )
 from server.absence import check_quorum, halved, missing, refused_again
 from server.accounting import cost_of, count, mean_loss, scheme_error
+from server.asking import described, dispatch
 from server.events import Observer
 from server.hosts import Hosts
 
@@ -79,23 +79,9 @@ class Federation:
         self._warned: set[str] = set()
 
     def describe(self) -> None:
-        """Ask every host which clients it serves.
-
-        Raises
-        ------
-        FederationError
-            If no host answers.
-        """
-        settings = self.config.to_json()
-        asked = [HostRequest(kind="query.describe", host=name, config=settings) for name in self.hosts.names()]
-        replies = sorted(self.hosts.ask(asked), key=lambda r: r.host)
-        for reply in replies:
-            for client, facts in reply.clients.items():
-                self.sizes[client] = facts["samples"]
-                self.serves.setdefault(client, []).append(reply.host)
-        if not self.sizes:
-            reasons = "; ".join(reason for reply in replies for reason in reply.failures.values())
-            raise FederationError(f"no host says that it serves a client. {reasons}".strip())
+        """Ask every host which clients it serves; see `described`."""
+        sizes, self.serves = described(self.hosts, self.config.to_json())
+        self.sizes.update(sizes)  # the replay looks at the same mapping
 
     def begin(self, branch: Branch, start: Adapter | None = None) -> None:
         """Open a branch if it is not there yet: at its parent's round `fork`, or at the adapter `start`."""
@@ -229,7 +215,8 @@ class Federation:
         for _ in range(2 if replayed else 1):
             wanted = {i: c for i, c in enumerate(selection.cohorts) if i not in outcomes}
             tasks = self._tasks(branch, wanted, info, head)
-            for outcome in refused_again(self._dispatch(common, tasks, self._gate(info, head)), replayed):
+            answers = dispatch(self.hosts, common, tasks, self._gate(info, head), self.sizes, self.serves)
+            for outcome in refused_again(answers, replayed):
                 must_not[outcome.cohort] = missing(outcome, branch, replayed)
                 if must_not[outcome.cohort] or not (outcome.updates or outcome.refused):
                     failed[outcome.cohort] = outcome
@@ -270,51 +257,6 @@ class Federation:
             bound = math.inf
         expected = only(self.gate.reference, trained)
         return dataclasses.replace(self.gate, reference=expected, max_norm=min(self.gate.max_norm, bound))
-
-    def _dispatch(
-        self, common: HostRequest, tasks: Mapping[int, tuple[ClientTask, ...]], gate: Gate
-    ) -> Iterator[CohortOutcome]:
-        """Send cohorts to the hosts that serve them; yield what each came to, through the gate, as hosts answer."""
-        assert common.info is not None
-        places = {tuple(task.client_id for task in cohort): index for index, cohort in tasks.items()}
-        given = assign(list(places), self.sizes, self.serves)
-        requests = [
-            dataclasses.replace(common, host=host, cohorts=tuple(tasks[places[cohort]] for cohort in mine))
-            for host, mine in given.items()
-        ]
-        silent = dict(given)
-        for reply in self.hosts.ask(requests):
-            mine = silent.pop(reply.host, [])
-            strangers = _strangers(reply, mine)
-            for cohort in mine:
-                yield self._admit(reply, strangers, cohort, places[cohort], common.info, gate)
-                strangers = []
-        for mine in silent.values():
-            for cohort in mine:
-                yield CohortOutcome(
-                    branch=common.info.branch,
-                    round=common.info.round,
-                    cohort=places[cohort],
-                    failed=dict.fromkeys(cohort, "no reply from its host"),
-                )
-
-    def _admit(
-        self,
-        reply: HostReply,
-        strangers: list[ClientUpdate],
-        cohort: tuple[str, ...],
-        place: int,
-        info: RoundInfo,
-        gate: Gate,
-    ) -> CohortOutcome:
-        """Let a cohort's updates through the gate; updates of clients that the host was not asked for are refused."""
-        own = [update for update in reply.updates if update.client_id in cohort]
-        accepted, refused = gate.admit([*own, *strangers], {c: self.sizes[c] for c in cohort}, info.round)
-        heard = {update.client_id for update in own}
-        failed = {c: reply.failures.get(c, "its host answered without it") for c in cohort if c not in heard}
-        return CohortOutcome(
-            branch=info.branch, round=info.round, cohort=place, updates=accepted, refused=refused, failed=failed
-        )
 
     def _warn_of_halving(self, outcome: CohortOutcome, cohort: Sequence[str]) -> None:
         if halved([cohort], outcome.updates, outcome.refused) and "halved" not in self._warned:
@@ -368,7 +310,7 @@ class Federation:
             most_steps=lambda examples: steps_per_visit(examples, batch, epochs),
         )
         for _ in range(2):  # the whole removal hangs on this one reply
-            (outcome,) = self._dispatch(common, {0: (task,)}, gate)
+            (outcome,) = dispatch(self.hosts, common, {0: (task,)}, gate, self.sizes, self.serves)
             if not outcome.failed:
                 break
         if not outcome.updates:
@@ -393,8 +335,3 @@ class Federation:
 
 def _task(branch: Branch, client: str) -> ClientTask:
     return ClientTask(client_id=client, excluded=branch.excluded(client))
-
-
-def _strangers(reply: HostReply, mine: Sequence[Sequence[str]]) -> list[ClientUpdate]:
-    asked = {client for cohort in mine for client in cohort}
-    return [u for u in reply.updates if not isinstance(u.client_id, str) or u.client_id not in asked]

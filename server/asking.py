@@ -1,0 +1,119 @@
+"""Asking hosts: which clients each serves, and what the cohorts of a round came to, through the gate."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from oblivion.aggregation.gate import Gate
+from oblivion.errors import FederationError
+from oblivion.ledger.rounds import CohortOutcome
+from oblivion.selection import assign
+from oblivion.types import ClientTask, ClientUpdate, HostReply, HostRequest, RoundInfo
+from server.hosts import Hosts
+
+
+def described(hosts: Hosts, settings: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, list[str]]]:
+    """Ask every host which clients it serves.
+
+    Parameters
+    ----------
+    hosts : Hosts
+        The engine.
+    settings : mapping
+        The resolved run config, as plain JSON values.
+
+    Returns
+    -------
+    tuple
+        Client id to its number of samples, and client id to the names of the hosts that serve it, sorted.
+
+    Raises
+    ------
+    FederationError
+        If no host says that it serves a client.
+    """
+    sizes: dict[str, int] = {}
+    serves: dict[str, list[str]] = {}
+    asked = [HostRequest(kind="query.describe", host=name, config=settings) for name in hosts.names()]
+    replies = sorted(hosts.ask(asked), key=lambda r: r.host)
+    for reply in replies:
+        for client, facts in reply.clients.items():
+            sizes[client] = facts["samples"]
+            serves.setdefault(client, []).append(reply.host)
+    if not sizes:
+        reasons = "; ".join(reason for reply in replies for reason in reply.failures.values())
+        raise FederationError(f"no host says that it serves a client. {reasons}".strip())
+    return sizes, serves
+
+
+def dispatch(
+    hosts: Hosts,
+    common: HostRequest,
+    tasks: Mapping[int, tuple[ClientTask, ...]],
+    gate: Gate,
+    sizes: Mapping[str, int],
+    serves: Mapping[str, Sequence[str]],
+) -> Iterator[CohortOutcome]:
+    """Send cohorts to the hosts that serve them; yield what each came to, through the gate, as hosts answer.
+
+    Parameters
+    ----------
+    hosts : Hosts
+        The engine.
+    common : HostRequest
+        What all are told; its `info` is the round.
+    tasks : mapping of int to tuple of ClientTask
+        The cohorts, by their place in the selection.
+    gate : Gate
+        That of the round.
+    sizes, serves : mapping
+        What `described` returned.
+    """
+    assert common.info is not None
+    places = {tuple(task.client_id for task in cohort): index for index, cohort in tasks.items()}
+    given = assign(list(places), sizes, serves)
+    requests = [
+        dataclasses.replace(common, host=host, cohorts=tuple(tasks[places[cohort]] for cohort in mine))
+        for host, mine in given.items()
+    ]
+    silent = dict(given)
+    for reply in hosts.ask(requests):
+        mine = silent.pop(reply.host, [])
+        strangers = _strangers(reply, mine)
+        for cohort in mine:
+            yield _admitted(reply, strangers, cohort, places[cohort], common.info, gate, sizes)
+            strangers = []
+    for mine in silent.values():
+        for cohort in mine:
+            yield CohortOutcome(
+                branch=common.info.branch,
+                round=common.info.round,
+                cohort=places[cohort],
+                failed=dict.fromkeys(cohort, "no reply from its host"),
+            )
+
+
+def _admitted(
+    reply: HostReply,
+    strangers: list[ClientUpdate],
+    cohort: tuple[str, ...],
+    place: int,
+    info: RoundInfo,
+    gate: Gate,
+    sizes: Mapping[str, int],
+) -> CohortOutcome:
+    """Let a cohort's updates through the gate; updates of clients that the host was not asked for are refused."""
+    own = [update for update in reply.updates if update.client_id in cohort]
+    accepted, refused = gate.admit([*own, *strangers], {c: sizes[c] for c in cohort}, info.round)
+    heard = {update.client_id for update in own}
+    failed = {c: reply.failures.get(c, "its host answered without it") for c in cohort if c not in heard}
+    return CohortOutcome(
+        branch=info.branch, round=info.round, cohort=place, updates=accepted, refused=refused, failed=failed
+    )
+
+
+def _strangers(reply: HostReply, mine: Sequence[Sequence[str]]) -> list[ClientUpdate]:
+    asked = {client for cohort in mine for client in cohort}
+    return [u for u in reply.updates if not isinstance(u.client_id, str) or u.client_id not in asked]
