@@ -5,18 +5,27 @@ Keys are kebab-case and dotted (``train.batch-size``). This module is the only s
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from oblivion.client_names import client_id_of
-from oblivion.errors import ConfigError, InputError, nearest
+from oblivion.errors import ConfigError, nearest
+from oblivion.outside import LARGEST_TOML, as_text, check_numbers, parse_toml, read, shown
+from oblivion.validation import faults
 
 
 def _kebab(name: str) -> str:
@@ -39,6 +48,22 @@ def _client(name: str) -> str:
         raise ValueError(f"the name of a client {error}; expected its id, or its name in the data") from None
 
 
+def _bounded(values: dict[str, Any]) -> dict[str, Any]:
+    for key, value in values.items():
+        check_numbers(key, value)
+    return values
+
+
+Parameters = Annotated[dict[str, Any], AfterValidator(_bounded)]
+"""Keyword arguments of a registered part, which checks them itself; numbers beyond all use are refused for it."""
+_SCENARIO = "a scenario in TOML"
+MOST_ROUNDS = 10_000
+MOST_CLIENTS = 100_000
+MOST_BATCH = 65_536
+MOST_TOKENS = 65_536
+MOST_ROWS = 10**9
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, alias_generator=_kebab, populate_by_name=True, allow_inf_nan=False
@@ -56,9 +81,9 @@ class ModelConfig(_Section):
 class LoraConfig(_Section):
     """Low-rank adapters (Hu et al., 2021): ``W + (alpha / rank) B A`` on the target layers."""
 
-    rank: int = Field(16, ge=1)
-    alpha: float = Field(32, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    rank: int = Field(16, ge=1, le=1024, strict=True)
+    alpha: float = Field(32, gt=0, le=1e6, strict=True)
+    dropout: float = Field(0.0, ge=0, lt=1, strict=True)
     targets: str | tuple[str, ...] = "all-linear"
     scheme: str = "fedit"
 
@@ -69,8 +94,8 @@ class DataConfig(_Section):
     name: str = "authors"
     path: str = ""
     partition: str = "natural"
-    partition_parameters: dict[str, Any] = {}
-    parameters: dict[str, Any] = {}
+    partition_parameters: Parameters = {}
+    parameters: Parameters = {}
     template: str = "plain"
     columns: dict[str, str] = {}
     public: str = ""
@@ -79,26 +104,24 @@ class DataConfig(_Section):
 class FederationConfig(_Section):
     """Clients, rounds, the aggregation rule and the gate."""
 
-    clients: int = Field(8, ge=1)
-    rounds: int = Field(10, ge=1)
-    clients_per_round: int = Field(8, ge=1)
+    clients: int = Field(8, ge=1, le=MOST_CLIENTS, strict=True)
+    rounds: int = Field(10, ge=1, le=MOST_ROUNDS, strict=True)
+    clients_per_round: int = Field(8, ge=1, le=MOST_CLIENTS, strict=True)
     aggregator: str = "fedavg"
-    parameters: dict[str, Any] = {}
-    joins: dict[str, int] = {}
-    ranks: dict[str, int] = {}
-    quorum: float = Field(0.5, gt=0, le=1)
-    max_update_norm: float = Field(1000.0, gt=0)
-    norm_factor: float = Field(10.0, ge=0)
-    max_influence: float = Field(10.0, ge=0)
-    quarantine_after: int = Field(3, ge=0)
+    parameters: Parameters = {}
+    joins: dict[str, Annotated[int, Field(ge=1, le=MOST_ROUNDS, strict=True)]] = {}
+    ranks: dict[str, Annotated[int, Field(ge=1, le=1024, strict=True)]] = {}
+    quorum: float = Field(0.5, gt=0, le=1, strict=True)
+    max_update_norm: float = Field(1000.0, gt=0, le=1e12, strict=True)
+    norm_factor: float = Field(10.0, ge=0, le=1e12, strict=True)
+    max_influence: float = Field(10.0, ge=0, le=1e12, strict=True)
+    quarantine_after: int = Field(3, ge=0, le=MOST_ROUNDS, strict=True)
 
     @field_validator("joins", "ranks")
     @classmethod
     def _by_client(cls, values: dict[str, int]) -> dict[str, int]:
         by_id: dict[str, int] = {}
         for client, value in values.items():
-            if value < 1:
-                raise ValueError(f"{client} = {value}; rounds and ranks are counted from 1")
             if by_id.setdefault(_client(client), value) != value:
                 raise ValueError(f"two names of the client '{_client(client)}' have different values; leave one out")
         return by_id
@@ -107,27 +130,27 @@ class FederationConfig(_Section):
 class TrainConfig(_Section):
     """A client's local training."""
 
-    batch_size: int = Field(8, ge=1)
-    accumulation: int = Field(1, ge=1)
-    local_epochs: int = Field(4, ge=1)
-    learning_rate: float = Field(3e-3, gt=0)
+    batch_size: int = Field(8, ge=1, le=MOST_BATCH, strict=True)
+    accumulation: int = Field(1, ge=1, le=MOST_BATCH, strict=True)
+    local_epochs: int = Field(4, ge=1, le=10_000, strict=True)
+    learning_rate: float = Field(3e-3, gt=0, le=1e3, strict=True)
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    weight_decay: float = Field(0.0, ge=0)
-    clip_norm: float = Field(1.0, gt=0)
-    max_length: int = Field(0, ge=0)
-    gradient_checkpointing: bool = False
-    threads: int = Field(1, ge=1)
-    cohort: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    weight_decay: float = Field(0.0, ge=0, le=1e3, strict=True)
+    clip_norm: float = Field(1.0, gt=0, le=1e12, strict=True)
+    max_length: int = Field(0, ge=0, le=2**20, strict=True)
+    gradient_checkpointing: bool = Field(False, strict=True)
+    threads: int = Field(1, ge=1, le=256, strict=True)
+    cohort: Annotated[int, Field(ge=1, le=4096, strict=True)] | Literal["auto"] = "auto"
 
 
 class PrivacyConfig(_Section):
     """Differential privacy: whose, how much noise, and how much may be spent."""
 
     unit: Literal["none", "sample", "client"] = "none"
-    noise_multiplier: float = Field(1.0, ge=0)
-    clip_norm: float = Field(1.0, gt=0)
-    delta: float = Field(1e-5, gt=0, lt=1)
-    max_epsilon: float = Field(0.0, ge=0)
+    noise_multiplier: float = Field(1.0, ge=0, le=1e6, strict=True)
+    clip_norm: float = Field(1.0, gt=0, le=1e12, strict=True)
+    delta: float = Field(1e-5, gt=0, lt=1, strict=True)
+    max_epsilon: float = Field(0.0, ge=0, le=1e6, strict=True)
 
 
 class ForgetConfig(_Section):
@@ -137,12 +160,12 @@ class ForgetConfig(_Section):
     samples: str = ""
     methods: Names = ()
     objective: str = "npo"
-    parameters: dict[str, Any] = {}
-    scale: float = Field(1.0, gt=0)
-    max_norm: float = Field(100.0, gt=0)
-    local_epochs: int = Field(5, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    recovery_rounds: int = Field(2, ge=0)
+    parameters: Parameters = {}
+    scale: float = Field(1.0, gt=0, le=1e6, strict=True)
+    max_norm: float = Field(100.0, gt=0, le=1e12, strict=True)
+    local_epochs: int = Field(5, ge=1, le=10_000, strict=True)
+    learning_rate: float = Field(1e-3, gt=0, le=1e3, strict=True)
+    recovery_rounds: int = Field(2, ge=0, le=MOST_ROUNDS, strict=True)
 
     @field_validator("client")
     @classmethod
@@ -154,31 +177,31 @@ class EvaluateConfig(_Section):
     """What is measured, on how many rows, and how many oracles say what is noise."""
 
     suite: str = "tofu"
-    oracle_seeds: int = Field(1, ge=0)
-    limit: int = Field(0, ge=0)
-    max_new_tokens: int = Field(64, ge=1)
-    batch_size: int = Field(32, ge=1)
+    oracle_seeds: int = Field(1, ge=0, le=100, strict=True)
+    limit: int = Field(0, ge=0, le=MOST_ROWS, strict=True)
+    max_new_tokens: int = Field(64, ge=1, le=MOST_TOKENS, strict=True)
+    batch_size: int = Field(32, ge=1, le=MOST_BATCH, strict=True)
 
 
 class LedgerConfig(_Section):
     """What is kept of every round: how exactly, for how long, and how often the whole state."""
 
-    checkpoint_every: int = Field(5, ge=1)
+    checkpoint_every: int = Field(5, ge=1, le=MOST_ROUNDS, strict=True)
     precision: Literal["float32", "bfloat16"] = "float32"
-    retention: int = Field(0, ge=0)
+    retention: int = Field(0, ge=0, le=MOST_ROUNDS, strict=True)
 
 
 class SimulationConfig(_Section):
     """The simulated hosts: how many, and how long one message may take."""
 
-    hosts: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    deadline: float = Field(1800.0, gt=0)
+    hosts: Annotated[int, Field(ge=1, le=1024, strict=True)] | Literal["auto"] = "auto"
+    deadline: float = Field(1800.0, gt=0, le=1e7, strict=True)
 
 
 class RunConfig(_Section):
     """Everything that decides a run."""
 
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(0, ge=0, lt=2**63, strict=True)
     engine: Literal["ray", "inline"] = "ray"
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
@@ -228,26 +251,18 @@ def _known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     return keys
 
 
-def _message(item: ErrorDetails) -> str:
-    return item["msg"].removeprefix("Value error, ")
-
-
 def _explain(error: ValidationError, source: str) -> ConfigError:
     lines = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"] if part not in ("int", "str", "literal['auto']"))
-        if item["type"] == "extra_forbidden":
+    for kind, key, value, said in faults(RunConfig, error):
+        if kind == "extra_forbidden":
             known = _known_keys(RunConfig)
             section = key.rpartition(".")[0]
             siblings = [k for k in known if k.rpartition(".")[0] == section] or known
             if not section:  # a mistyped section is nearer to a section than to a key
                 siblings = [_kebab(name) for name in RunConfig.model_fields]
-            lines.append(f"{source}: unknown key '{key}'; {nearest(key, siblings)}")
-        elif key:
-            value = json.dumps(item["input"], default=str)
-            lines.append(f"{source}: {key} = {value}: {_message(item)}")
+            lines.append(f"{source}: unknown key '{shown(key)[1:-1]}'; {nearest(key, siblings)}")
         else:
-            lines.append(f"{source}: {_message(item)}")
+            lines.append(f"{source}: {key} = {value}: {said}" if key else f"{source}: {said}")
     return ConfigError("\n".join(dict.fromkeys(lines)))
 
 
@@ -278,7 +293,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         raise ConfigError(f"--set {text!r}: expected key=value, such as federation.rounds=5")
     try:
         return key.strip(), tomllib.loads(f"value = {value.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, or too deep or too many digits for any setting
         return key.strip(), value.strip()
 
 
@@ -328,12 +343,8 @@ def load_config(
     source = "defaults"
     if path is not None:
         source = str(path)
-        try:
-            tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"{source}: cannot read the scenario: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{source}: not a TOML file: {error}") from None
+        text = as_text(read(Path(path), _SCENARIO, most=LARGEST_TOML), source, _SCENARIO, error=ConfigError)
+        tree = parse_toml(text, source, _SCENARIO, error=ConfigError)
     pairs = (
         list(overrides.items()) if isinstance(overrides, Mapping) else [parse_assignment(text) for text in overrides]
     )

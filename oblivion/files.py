@@ -102,7 +102,7 @@ def _write(path: Path, data: bytes, mode: int = 0o666) -> None:
             os.fsync(file.fileno())
 
 
-def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
+def write_folder(folder: Path, contents: Mapping[str, bytes], mode: int = 0o777) -> None:
     """Write a new folder so that it is there with all of its files or not at all, also after a crash.
 
     Parameters
@@ -111,6 +111,8 @@ def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
         There must be none yet; the folders above it are made where they are missing.
     contents : mapping of str to bytes
         The files by name.
+    mode : int, default 0o777
+        Permissions of the folder, less those that the process masks.
 
     Raises
     ------
@@ -120,7 +122,7 @@ def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
     written = staging = folder.with_name(folder.name + PARTIAL)
     remove(staging)  # what a crash left
     try:
-        make_folder(staging)
+        make_folder(staging, mode)
         for name, data in contents.items():
             _write(staging / name, data)
         sync_folder(staging)

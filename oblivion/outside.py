@@ -28,6 +28,8 @@ DEEPEST = 64
 _TOO_DEEP = f"is nested more than {DEEPEST} deep"
 _DIGITS = 20
 """Of a whole number: those of 2**64."""
+LARGEST_NUMBER = 10**12
+"""Of the numbers that a part takes as its parameters."""
 _FLOAT_LENGTH = 400
 """Characters of a number with a point or an exponent: more than any float is written with."""
 _KINDS = {
@@ -196,6 +198,15 @@ def check_depth(value: Any) -> None:
             return
     if any(isinstance(item, dict | list) for item in level):
         raise ValueError(_TOO_DEEP)
+
+
+def check_numbers(key: str, value: Any) -> None:
+    """Raise ValueError where a number in a value is not finite, or beyond all use as a parameter."""
+    if isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            check_numbers(f"{key}.{name}", inner)
+    elif isinstance(value, int | float) and not -LARGEST_NUMBER <= value <= LARGEST_NUMBER:
+        raise ValueError(f"{key} is {shown(value)}; expected a number from -1e12 to 1e12")
 
 
 def _whole(text: str) -> int:

@@ -7,7 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from oblivion.errors import ConfigError, InputError, nearest
+from oblivion.outside import check_numbers, shown
 from oblivion.registry import Registry
+
+_KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
+    "str": ((str,), "text"),
+}
+"""What a parameter that is annotated so takes; the annotations of this project are text."""
 
 
 def build(registry: Registry, name: str, parameters: Mapping[str, Any], key: str) -> Any:
@@ -33,13 +42,20 @@ def build(registry: Registry, name: str, parameters: Mapping[str, Any], key: str
     """
     part = registry.get(name)
     try:
-        known = list(inspect.signature(part).parameters)
+        kinds = {parameter.name: parameter.annotation for parameter in inspect.signature(part).parameters.values()}
     except ValueError:  # written in C: it will say itself what it takes
-        known = list(parameters)
+        kinds = dict.fromkeys(parameter.replace("-", "_") for parameter in parameters)
     arguments = {parameter.replace("-", "_"): value for parameter, value in parameters.items()}
-    for parameter in arguments:
-        if parameter not in known:
-            raise ConfigError(f"{key}: '{name}' has no parameter '{parameter}'; {nearest(parameter, known)}")
+    for parameter, value in arguments.items():
+        if parameter not in kinds:
+            raise ConfigError(f"{key}: '{name}' has no parameter '{parameter}'; {nearest(parameter, kinds)}")
+        types, what = _KINDS.get(kinds[parameter], ((), ""))
+        if types and type(value) not in types:  # true is no 1
+            raise ConfigError(f"{key}: '{name}' with {parameter} = {shown(value)}; it must be {what}")
+        try:
+            check_numbers(parameter, value)
+        except ValueError as error:
+            raise ConfigError(f"{key}: '{name}' with {error}") from None
     try:
         made = part(**arguments)
     except (TypeError, ValueError) as error:

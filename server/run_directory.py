@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from oblivion.config import RunConfig, config_from_mapping
-from oblivion.errors import ConfigError, InputError, OblivionError
+from oblivion.config import RunConfig
+from oblivion.errors import ConfigError, OblivionError
 from oblivion.files import write_atomically, write_folder
+from oblivion.outside import read_json
+from oblivion.run_format import FILE, format_file, open_run
 
 
 def to_json(value: Any) -> bytes:
@@ -46,7 +47,12 @@ class RunDirectory:
         """
         if root.exists():
             raise ConfigError(f"{root} exists already; choose another --out, or remove it")
-        write_folder(root, {"config.toml": config.to_toml().encode(), "manifest.json": to_json(manifest)})
+        contents = {
+            FILE: format_file(),
+            "config.toml": config.to_toml().encode(),
+            "manifest.json": to_json(manifest),
+        }
+        write_folder(root, contents, mode=0o700)  # its numbers and ids are about people
         return cls(root)
 
     @classmethod
@@ -56,18 +62,9 @@ class RunDirectory:
         Raises
         ------
         InputError
-            If it is no run directory.
+            If it is no run directory, or one of another version's layout.
         """
-        run = cls(root)
-        try:
-            config = config_from_mapping(
-                tomllib.loads((root / "config.toml").read_text("utf-8")), f"{root}/config.toml"
-            )
-        except OSError:
-            raise InputError(f"{root} is not a run directory: it has no config.toml") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{root}/config.toml: {error}") from None
-        return run, config
+        return cls(root), open_run(root)
 
     def log(self, event: Mapping[str, Any]) -> None:
         """Append one event to ``events.jsonl``."""
@@ -87,12 +84,7 @@ class RunDirectory:
             If the file is not JSON.
         """
         path = self.root / name
-        if not path.is_file():
-            return default
-        try:
-            return json.loads(path.read_text("utf-8"))
-        except ValueError as error:
-            raise InputError(f"{path}: not JSON: {error}") from None
+        return read_json(path, "the file that the run wrote: restore it") if path.is_file() else default
 
     def write_json(self, name: str, value: Any) -> None:
         """Write one of the run's JSON files."""

@@ -385,7 +385,7 @@ class Workflow:
 
     def metrics(self) -> dict[str, Any]:
         """What ``metrics.json`` says."""
-        empty = {"format": 1, "scenario": self.run.root.name, "requests": [], "history": []}
+        empty = {"scenario": self.run.root.name, "requests": [], "history": []}
         metrics: dict[str, Any] = self.run.read_json("metrics.json", empty)
         return metrics
 

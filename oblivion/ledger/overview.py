@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from oblivion.config import load_config
 from oblivion.files import write_atomically
 from oblivion.ledger.opening import check_ledger_exists, open_ledger
+from oblivion.run_format import open_run
 
 
 def overview(root: Path) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def overview(root: Path) -> dict[str, Any]:
         ``federation``, ``head``, ``checkpoint``, ``branches``, ``requests``, ``exclusions``, ``bytes`` on disk.
     """
     check_ledger_exists(root)
-    ledger, register = open_ledger(root, load_config(root / "config.toml").ledger)
+    ledger, register = open_ledger(root, open_run(root).ledger)
     try:
         return {
             "federation": register.federation,
@@ -68,7 +68,7 @@ def export(root: Path, log: Path | None, checkpoint: Path | None) -> dict[str, A
         The checkpoint.
     """
     check_ledger_exists(root)
-    ledger, _ = open_ledger(root, load_config(root / "config.toml").ledger)
+    ledger, _ = open_ledger(root, open_run(root).ledger)
     try:
         entries, now = ledger.book.entries(), ledger.book.checkpoint().to_json()
     finally:

@@ -12,10 +12,11 @@ from oblivion.aggregation.control import ControlRule
 from oblivion.aggregation.gate import QUARANTINE, limited
 from oblivion.aggregation.products import as_adapter
 from oblivion.aggregation.rule import Aggregator, LoraScheme
-from oblivion.config import RunConfig, load_config
+from oblivion.config import RunConfig
 from oblivion.errors import IntegrityError
 from oblivion.ledger.rounds import Branch, Ledger, RoundRecord, RoundState, line
 from oblivion.models.factors import only
+from oblivion.run_format import open_run
 from oblivion.selection import population
 from oblivion.types import ClientUpdate, RoundInfo
 
@@ -191,7 +192,7 @@ def verify_head(root: Path, request: str = "") -> str:
     from oblivion.models.resident import weight_bytes
 
     check_ledger_exists(root)
-    config = load_config(root / "config.toml")
+    config = open_run(root)
     ledger, register = open_ledger(root, config.ledger)
     try:
         clients = register.clients()

@@ -108,6 +108,7 @@ def create(path: Path) -> None:
         staging.unlink(missing_ok=True)
         try:
             with durable_step("write"):
+                os.close(os.open(staging, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))  # its WAL takes the same mode
                 _migrate(staging)
             with durable_step("rename"):
                 os.replace(staging, path)

@@ -27,6 +27,7 @@ from oblivion.ledger.merkle import Frontier, leaf_hash
 from oblivion.ledger.reading import authenticate
 from oblivion.ledger.register import EXCLUSIONS, NAMES, SIMULATED
 from oblivion.ledger.store import blob_context, key_name_of
+from oblivion.run_format import check_format
 
 _NAMING = ("selection", "cohort", "round", "contribution", "client", "charge")
 """Kinds of records in which a client that was forgotten must not be named."""
@@ -75,6 +76,7 @@ def verify_ledger(root: Path, checkpoint: Checkpoint | None = None) -> Verificat
     from oblivion.ledger.opening import check_keys_exist, check_ledger_exists
 
     check_ledger_exists(root)
+    check_format(root)
     check_keys_exist(root)
     keys, path = Keys(root / "keys"), root / "ledger" / "ledger.db"
     lock = schema.Lock(root / "ledger" / "lock")

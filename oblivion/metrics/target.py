@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from oblivion.config import ModelConfig, RunConfig, config_from_mapping
+from oblivion.config import ModelConfig, RunConfig
 from oblivion.data import templates
 from oblivion.data.federation import for_source, resolve
 from oblivion.data.groups import central_groups, evenly
@@ -26,9 +24,12 @@ from oblivion.metrics.layout import MANIFEST
 from oblivion.models.adapter_folder import CONFIG, StoredAdapter, read_adapter_folder
 from oblivion.models.loading import load_base, locate, model_digest
 from oblivion.models.resident import ResidentModel, load_resident
+from oblivion.outside import read_json
 from oblivion.parameters import build
+from oblivion.run_format import open_run
 from oblivion.types import Adapter, ForgetRequest, Sample
 
+_WRITTEN = "the file that the run wrote: restore it"
 _PINNED = "give its commit with --revision"
 
 
@@ -45,24 +46,21 @@ class Target:
 
 
 def _read_run(folder: Path) -> RunConfig:
-    try:
-        values = tomllib.loads((folder / "config.toml").read_text("utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{folder}/config.toml: cannot be read: {error}") from None
-    config = config_from_mapping(values, f"{folder}/config.toml")
-    try:
-        forgotten = absences(json.loads((folder / "keys" / EXCLUSIONS).read_text("utf-8")))
-    except (OSError, ValueError):
+    config, path = open_run(folder), folder / "keys" / EXCLUSIONS
+    if not path.exists():
         return config  # it has forgotten nobody, or came without its keys
+    forgotten = absences(read_json(path, "the list that the run wrote: restore keys/ from its backup"))
     return for_source(config, {absence.client for absence in forgotten if absence.samples is None})
 
 
 def _head(folder: Path) -> str:
     """Where a run keeps its present adapter: what it learned, or what the last committed removal made."""
-    try:
-        return str(json.loads((folder / "metrics.json").read_text("utf-8"))["head"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return "adapters/original"
+    path = folder / "metrics.json"
+    metrics = read_json(path, _WRITTEN) if path.exists() else {}
+    head = metrics.get("head", "adapters/original") if isinstance(metrics, dict) else None
+    if not isinstance(head, str):
+        raise InputError(f"{path}: does not say where the run's adapter is; expected {_WRITTEN}")
+    return head
 
 
 def _read_request(folder: Path, model: str) -> ForgetRequest | None:
@@ -72,12 +70,12 @@ def _read_request(folder: Path, model: str) -> ForgetRequest | None:
         return None
     path = folder / "metrics.json"
     try:
-        entries = {entry["id"]: entry for entry in json.loads(path.read_text("utf-8"))["requests"]}
+        entries = {entry["id"]: entry for entry in read_json(path, _WRITTEN)["requests"]}
         entry = entries[wanted]
         ids = entry.get("sample_ids")
         return ForgetRequest(id=wanted, client_id=entry["client"], sample_ids=None if ids is None else tuple(ids))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: does not say what {wanted} asks for: {error}") from None
+    except (KeyError, TypeError, AttributeError):
+        raise InputError(f"{path}: does not say what {wanted} asks for; expected {_WRITTEN}") from None
 
 
 def find_target(target: Any, base: str = "", revision: str = "") -> Target:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import math
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from oblivion.errors import InputError
+from oblivion.outside import parse_json, read, read_json, read_toml
+from oblivion.run_format import check_format
+from oblivion.validation import faults
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+_MOST_EVENTS, _LONGEST_EVENT = 2**30, 2**20
+"""Bytes of all events, and of one; a longer one cannot be read."""
 COUNTED_EVENTS = ("refused", "failed")
 
 
@@ -159,7 +163,6 @@ class PrivacyRecord(_Record):
 class Metrics(_Record):
     """The file ``metrics.json``; `learned` is the model of a run in which nobody asked to be forgotten."""
 
-    format: Literal[1]
     scenario: Text = ""
     requests: tuple[RequestRecord, ...] = ()
     learned: ModelRecord | None = None
@@ -207,31 +210,15 @@ def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     return [(clean(prefix), clean(shown))]
 
 
-def _read(path: Path, remedy: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
-
-
 def _read_metrics(directory: Path) -> Metrics:
     path = directory / "metrics.json"
     remedy = "give the directory of a finished run"
+    values = read_json(path, "the metrics of a finished run")
     try:
-        return Metrics.model_validate_json(_read(path, remedy))
+        return Metrics.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "json_invalid":
-            raise InputError(f"{path}: not JSON: {first['msg']}; {remedy}") from None
-        if where == "format":
-            raise InputError(
-                f"{path}: format is {first['input']!r:.60}, this version reads format 1; "
-                "make the report with the version of oblivion that made the run"
-            ) from None
-        raise InputError(
-            f"{path}: {where or 'top level'}: {first['msg']}, found {first['input']!r:.60}; {remedy}"
-        ) from None
+        _, where, value, said = next(faults(Metrics, error))
+        raise InputError(f"{path}: {where or 'top level'} = {value}: {said}; {remedy}") from None
 
 
 def _read_manifest(directory: Path) -> tuple[tuple[str, str], ...] | None:
@@ -239,10 +226,7 @@ def _read_manifest(directory: Path) -> tuple[tuple[str, str], ...] | None:
     if not path.exists():
         return None
     remedy = "restore the file that the run wrote"
-    try:
-        manifest = json.loads(_read(path, remedy))
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON: {error}; {remedy}") from None
+    manifest = read_json(path, f"what the run wrote; {remedy}")
     if not isinstance(manifest, dict):
         raise InputError(f"{path}: expected an object, found {type(manifest).__name__}; {remedy}")
     return tuple(flatten(manifest)) if manifest else ()
@@ -253,10 +237,7 @@ def _read_config(directory: Path) -> tuple[tuple[str, str], ...] | None:
     if not path.exists():
         return None
     remedy = "restore the file that the run wrote"
-    try:
-        config = tomllib.loads(_read(path, remedy).decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a TOML file: {error}; {remedy}") from None
+    config = read_toml(path, f"what the run wrote; {remedy}")
     return tuple(flatten(config)) if config else ()
 
 
@@ -267,14 +248,13 @@ def _read_events(directory: Path) -> Events | None:
     counts: Counter[str] = Counter(dict.fromkeys(COUNTED_EVENTS, 0))
     warnings: Counter[str] = Counter()
     unreadable = 0
-    for line in _read(path, "restore the file that the run wrote").splitlines():
+    for line in read(path, "the events that the run wrote: restore the file", most=_MOST_EVENTS).splitlines():
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except ValueError:
-            unreadable += 1
-            continue
+            record = parse_json(line[:_LONGEST_EVENT], str(path), "an event")
+        except InputError:
+            record = None
         if not isinstance(record, dict):
             unreadable += 1
             continue
@@ -307,6 +287,7 @@ def read_run(directory: Path) -> Run:
         Naming the file, what is wrong with it, and what to do.
     """
     directory = Path(directory)
+    check_format(directory)
     return Run(
         name=clean(directory.resolve().name),
         metrics=_read_metrics(directory),

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from oblivion import run_format
 from oblivion.aggregation.gate import GateState
 from oblivion.config import LedgerConfig, RunConfig
 from oblivion.ledger.book import Record
@@ -115,6 +116,7 @@ def learned(root: Path, now: Callable[[], datetime] | None = None) -> tuple[Stor
     """Four rounds of five clients, the last of which joins at round 2; both parts are open."""
     root.mkdir(parents=True, exist_ok=True)
     (root / "config.toml").write_text(RunConfig(ledger=SETTINGS).to_toml())
+    (root / run_format.FILE).write_bytes(run_format.format_file())
     ledger, register = open_ledger(root, SETTINGS, now=now or Clock())
     register.enrol_simulated(dict.fromkeys(CLIENTS))
     ledger.open_branch(Branch(name="main", seed=1, rounds=4), state("main", 0))

@@ -450,12 +450,13 @@ def test_a_broken_adapter_folder(finished: Path, here: Path) -> None:
 
 
 def test_report_of_something_that_is_no_run(finished: Path, here: Path) -> None:
-    refused(INPUT, "nowhere/metrics.json: cannot be read", "report", "nowhere")
-    refused(INPUT, "nowhere/metrics.json: cannot be read", "report", finished, "nowhere")
+    refused(INPUT, "nowhere is not a run directory", "report", "nowhere")
+    refused(INPUT, "nowhere is not a run directory", "report", finished, "nowhere")
     (here / "run").mkdir()
-    for content, words in ((b"{", "not JSON"), (b"{}", "metrics.json"), (b'{"format": 2}', "reads format 1")):
-        (here / "run/metrics.json").write_bytes(content)
-        refused(INPUT, words, "report", "run")
+    (here / "run/metrics.json").write_bytes(b"{")
+    refused(INPUT, "run was made by an older version of oblivion", "report", "run")
+    shutil.copy(finished / "format", here / "run/format")
+    refused(INPUT, "run/metrics.json: not JSON", "report", "run")
     refused(1, "could not be written|--out", "report", finished, "--out", here / "run/metrics.json/page.html")
 
 

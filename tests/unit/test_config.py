@@ -109,7 +109,7 @@ def test_every_key_that_is_written_is_kebab_case() -> None:
 @settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**63 - 1),
-    rounds=st.integers(5, 10**6),
+    rounds=st.integers(5, 10**4),
     rate=st.floats(1e-12, 1e3, allow_nan=False),
     joins=st.dictionaries(st.from_regex(r"[a-z0-9][a-z0-9_-]{0,20}", fullmatch=True), st.integers(1, 5)),
     path=st.text(st.characters(exclude_categories=["Cs"])),
@@ -140,17 +140,17 @@ def test_a_config_cannot_be_changed() -> None:
         ("[train]\nbatch-sizes = 4", ["unknown key 'train.batch-sizes'", "did you mean 'train.batch-size'?"]),
         ("sead = 1", ["unknown key 'sead'", "did you mean 'seed'?"]),
         ("[fedration]\nrounds = 1", ["unknown key 'fedration'"]),
-        ("[train]\nbatch-size = 0", ["train.batch-size = 0", "greater than or equal to 1"]),
-        ("[train]\nlearning-rate = -1.0", ["train.learning-rate = -1.0", "greater than 0"]),
-        ("[train]\nlearning-rate = nan", ["train.learning-rate", "finite"]),
-        ("[train]\nlearning-rate = inf", ["train.learning-rate", "finite"]),
+        ("[train]\nbatch-size = 0", ["train.batch-size = 0", "a whole number from 1 to 65536"]),
+        ("[train]\nlearning-rate = -1.0", ["train.learning-rate = -1.0", "a number above 0 and up to 1000"]),
+        ("[train]\nlearning-rate = nan", ["train.learning-rate = ", "a number above 0"]),
+        ("[train]\nlearning-rate = inf", ["train.learning-rate = ", "a number above 0"]),
         ('[train]\noptimizer = "lion"', ['train.optimizer = "lion"', "'adamw' or 'sgd'"]),
         ('[train]\ncohort = "many"', ['train.cohort = "many"']),
         ('engine = "spark"', ['engine = "spark"', "'ray' or 'inline'"]),
         ("seed = -1", ["seed = -1"]),
-        ('seed = "x"', ['seed = "x"', "integer"]),
+        ('seed = "x"', ['seed = "x"', "a whole number"]),
         ("train = 3", ["train = 3"]),
-        ("[federation.joins]\nclient-1 = 0", ["federation.joins", "counted from 1"]),
+        ("[federation.joins]\nclient-1 = 0", ["federation.joins", "a whole number from 1"]),
         ("[federation.joins]\nclient-1 = 99", ["federation.joins.client-1 = 99", "after the last round"]),
         ('[federation.joins]\n"a\\u0001" = 2', ["federation.joins", "holds a control character"]),
         ("[federation.joins]\n'Bob Ltd.' = 2\nbob-ltd- = 3", ["two names of the client 'bob-ltd-'"]),
@@ -182,7 +182,7 @@ def test_a_path_through_a_value_is_refused() -> None:
 
 
 def test_a_file_that_cannot_be_read_is_an_input_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot read the scenario") as caught:
+    with pytest.raises(InputError, match="cannot be read") as caught:
         load_config(tmp_path / "absent.toml")
     assert caught.value.exit_code == 3
     with pytest.raises(InputError):
@@ -192,7 +192,7 @@ def test_a_file_that_cannot_be_read_is_an_input_error(tmp_path: Path) -> None:
 def test_a_file_that_is_not_text_is_a_config_error(tmp_path: Path) -> None:
     path = tmp_path / "scenario.toml"
     path.write_bytes(b"\xff\xfe\x00")
-    assert "not a TOML file" in message(path)
+    assert "UTF-16" in message(path)
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_create_writes_config_and_manifest_first(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path / "deep" / "run", config, {"loss": math.inf, "n": (1, 2)})
     assert load_config(run.root / "config.toml") == config
     assert json.loads((run.root / "manifest.json").read_text()) == {"loss": None, "n": [1, 2]}
-    assert sorted(p.name for p in run.root.iterdir()) == ["config.toml", "manifest.json"]
+    assert sorted(p.name for p in run.root.iterdir()) == ["config.toml", "format", "manifest.json"]
 
 
 def test_open_refuses_what_is_no_run(tmp_path: Path, run: RunDirectory) -> None:

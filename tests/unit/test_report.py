@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from oblivion import run_format
 from oblivion.config import RunConfig
 from oblivion.errors import InputError, OblivionError
 from oblivion.report import build_report, write_report
@@ -118,12 +119,13 @@ def _history() -> list[dict[str, Any]]:
 
 def metrics(names: tuple[str, ...] = tuple(FORGET)) -> dict[str, Any]:
     """A run of eight clients as ``metrics.json`` holds it; fresh on every call."""
-    return {"format": 1, "scenario": "demo", "requests": [_request(names)], "history": _history()}
+    return {"scenario": "demo", "requests": [_request(names)], "history": _history()}
 
 
 def write_run(directory: Path, content: Any = None, *, bare: bool = False) -> Path:
     """Write a run directory; `bare` leaves only ``metrics.json``."""
     directory.mkdir(parents=True, exist_ok=True)
+    (directory / run_format.FILE).write_bytes(run_format.format_file())
     text = content if isinstance(content, str) else json.dumps(metrics() if content is None else content)
     (directory / "metrics.json").write_text(text, encoding="utf-8")
     if not bare:
@@ -403,7 +405,7 @@ def test_not_measured_is_written(tmp_path: Path) -> None:
     content = metrics(("original", "oracle", "local"))
     del content["requests"][0]["models"]["local"]["central"]["forget_Q_A_Prob"]
     content["requests"][0]["models"]["local"]["central"]["privleak"]["value"] = None
-    content["requests"][0]["models"]["local"]["central"]["mia_min_k"]["value"] = float("nan")
+    content["requests"][0]["models"]["local"]["central"]["mia_min_k"]["value"] = None
     page = _page(tmp_path, content, bare=True)
     assert "local was not measured" in page.text
     comparison = compare(read_run(tmp_path / "run").metrics.requests[0])
@@ -502,7 +504,6 @@ def test_events_are_counted_and_warnings_told(tmp_path: Path) -> None:
     [
         ("{", "not JSON"),
         ("[]", "top level"),
-        (metrics() | {"format": 2}, "reads format 1"),
         (metrics() | {"requests": [{"id": "r"}]}, "requests.0.client"),
         (metrics() | {"history": [{"branch": "main", "round": "first"}]}, "history.0.round"),
     ],
@@ -515,11 +516,15 @@ def test_malformed_metrics_name_the_file_and_the_place(tmp_path: Path, content: 
 
 
 def test_missing_files_and_broken_neighbours(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"metrics\.json: cannot be read .*the directory of a finished run"):
+    with pytest.raises(InputError, match="is not a run directory"):
         build_report([tmp_path])
     with pytest.raises(InputError, match="no run directory"):
         build_report([])
     run = write_run(tmp_path / "run")
+    (run / "metrics.json").rename(tmp_path / "aside")
+    with pytest.raises(InputError, match=r"metrics\.json: cannot be read"):
+        build_report([run])
+    (tmp_path / "aside").rename(run / "metrics.json")
     (run / "manifest.json").write_text("[1]", encoding="utf-8")
     with pytest.raises(InputError, match=r"manifest\.json: expected an object, found list"):
         build_report([run])

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from oblivion import run_format
 from oblivion.errors import InputError
 from oblivion.report.comparison import client_names, compare, is_oracle
 from oblivion.report.drawing import Labels, Scale, marks, picture, tag, text, tick_label, ticks
@@ -347,14 +348,14 @@ def test_opening_counts_clients_once() -> None:
     one = request({"original": 0.5}, original=clients(client_1=0.5, client_2=0.5), samples=3).model_dump()
     cells = one["models"]["original"]["clients"]
     cells["client-1 (forgotten)"], cells["client-1 (kept)"] = cells["client-1"], cells.pop("client-1")
-    metrics = Metrics.model_validate({"format": 1, "requests": [one]})
+    metrics = Metrics.model_validate({"requests": [one]})
     assert opening(metrics).startswith("Two clients taught a language model, one asked to be forgotten: this is")
     assert opening(Metrics(format=1)) == ""
 
 
 def test_learned_without_rounds() -> None:
     assert learned(Metrics(format=1)).startswith("No round has been recorded")
-    made = Metrics.model_validate({"format": 1, "history": history(("main", 1, None))})
+    made = Metrics.model_validate({"history": history(("main", 1, None))})
     assert learned(made) == "3 clients taught the model for 1 round. Nobody has asked to be forgotten yet."
 
 
@@ -445,7 +446,7 @@ def test_rows_that_others_hold_are_named_and_not_counted_as_forgotten() -> None:
 
 def test_curves_leave_out_rounds_without_a_loss() -> None:
     rounds = history(("main", 1, 2.0), ("main", 2, None), ("main", 3, 1.0), ("r1/local", 4, 0.5), ("x", 1, None))
-    made = Metrics.model_validate({"format": 1, "history": rounds})
+    made = Metrics.model_validate({"history": rounds})
     assert [(branch.name, len(branch.rounds)) for branch in branches(made)] == [("main", 3), ("r1/local", 1), ("x", 1)]
     drawn = str(curves_picture(made, "k"))
     assert drawn.count("<path d=") - drawn.count('class="mark') == 1
@@ -456,7 +457,7 @@ def test_curves_leave_out_rounds_without_a_loss() -> None:
 def test_a_removal_looks_the_same_in_the_curves() -> None:
     record = request({"original": 0.5, "exclude": 0.4, "local": 0.3}).model_dump()
     rounds = history(("main", 1, 2.0), ("main", 2, 1.0), ("r1/local", 3, 0.9), ("r1/local", 4, 0.8))
-    made = Metrics.model_validate({"format": 1, "requests": [record], "history": rounds})
+    made = Metrics.model_validate({"requests": [record], "history": rounds})
     # local is the second method of the request, though its branch is the first of a removal.
     assert "curve k1 dash1" in str(curves_picture(made, "k")) and marks(["exclude", "local"])["local"].colour == "k1"
 
@@ -466,7 +467,8 @@ def test_reading_cleans_flattens_and_counts(tmp_path: Path) -> None:
     assert flatten({"a": {"b": [1, 2], "c": {}}, "d": "x", "e": None}) == [
         ("a.b", "[1, 2]"), ("a.c", "{}"), ("d", "x"), ("e", "null"),
     ]  # fmt: skip
-    (tmp_path / "metrics.json").write_text('{"format": 1, "later": true, "requests": []}', encoding="utf-8")
+    (tmp_path / "metrics.json").write_text('{"later": true, "requests": []}', encoding="utf-8")
+    (tmp_path / run_format.FILE).write_bytes(run_format.format_file())
     lines = [{"event": "skipped"}, {"event": "gate.refused"}, {"event": "warning"}, [1], {}]
     (tmp_path / "events.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n", encoding="utf-8")
     run = read_run(tmp_path)
@@ -475,18 +477,22 @@ def test_reading_cleans_flattens_and_counts(tmp_path: Path) -> None:
     assert run.events.warnings == {"(no text)": 1} and run.events.unreadable == 1
 
 
-def test_infinite_numbers_count_as_not_measured(tmp_path: Path) -> None:
+def test_infinite_numbers_count_as_not_measured() -> None:
     measure = {"value": math.inf, "interval": [math.nan, 1.0], "n": 3}
-    models = {"original": {"central": {"privleak": measure}}}
-    content = {"format": 1, "requests": [{"id": "r", "client": "c", "models": models}]}
-    # Python writes Infinity and NaN, which are not JSON but stand in files.
-    (tmp_path / "metrics.json").write_text(json.dumps(content), encoding="utf-8")
-    read = read_run(tmp_path).metrics.requests[0].models["original"].central["privleak"]
+    read = Measure.model_validate(measure)
     assert (read.value, read.interval, read.n) == (None, None, 3)
 
 
+def test_numbers_that_json_does_not_have_are_refused(tmp_path: Path) -> None:
+    (tmp_path / run_format.FILE).write_bytes(run_format.format_file())
+    (tmp_path / "metrics.json").write_text('{"later": Infinity}', encoding="utf-8")
+    with pytest.raises(InputError, match=r"metrics\.json: holds Infinity, which is no JSON number"):
+        read_run(tmp_path)
+
+
 def test_manifest_must_be_an_object(tmp_path: Path) -> None:
-    (tmp_path / "metrics.json").write_text('{"format": 1}', encoding="utf-8")
+    (tmp_path / "metrics.json").write_text("{}", encoding="utf-8")
+    (tmp_path / run_format.FILE).write_bytes(run_format.format_file())
     (tmp_path / "manifest.json").write_text("{", encoding="utf-8")
     with pytest.raises(InputError, match=r"manifest\.json: not JSON"):
         read_run(tmp_path)
