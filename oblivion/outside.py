@@ -167,7 +167,7 @@ def shown(value: Any, length: int = 60) -> str:
     if isinstance(value, int) and abs(value) >= 10**_DIGITS:
         return f"a whole number of more than {_DIGITS} digits"
     try:
-        text = json.dumps(value)
+        text = repr(value) if isinstance(value, float) else json.dumps(value)
     except (TypeError, ValueError, RecursionError):
         text = f"a value of the type {type(value).__name__}"
     return text if len(text) <= length else text[: length - 3] + "..."
@@ -206,7 +206,7 @@ def check_numbers(key: str, value: Any) -> None:
         for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
             check_numbers(f"{key}.{name}", inner)
     elif isinstance(value, int | float) and not -LARGEST_NUMBER <= value <= LARGEST_NUMBER:
-        raise ValueError(f"{key} is {shown(value)}; expected a number from -1e12 to 1e12")
+        raise ValueError(f"{key} = {shown(value)} is not allowed; it must be a finite number from -1e12 to 1e12")
 
 
 def _whole(text: str) -> int:

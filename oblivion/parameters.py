@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from oblivion.errors import ConfigError, InputError, nearest
-from oblivion.outside import check_numbers, shown
+from oblivion.outside import check_numbers
 from oblivion.registry import Registry
 
 _KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
@@ -49,13 +49,13 @@ def build(registry: Registry, name: str, parameters: Mapping[str, Any], key: str
     for parameter, value in arguments.items():
         if parameter not in kinds:
             raise ConfigError(f"{key}: '{name}' has no parameter '{parameter}'; {nearest(parameter, kinds)}")
-        types, what = _KINDS.get(kinds[parameter], ((), ""))
-        if types and type(value) not in types:  # true is no 1
-            raise ConfigError(f"{key}: '{name}' with {parameter} = {shown(value)}; it must be {what}")
         try:
             check_numbers(parameter, value)
         except ValueError as error:
             raise ConfigError(f"{key}: '{name}' with {error}") from None
+        types, what = _KINDS.get(kinds[parameter], ((), ""))
+        if types and type(value) not in types:  # true is no 1
+            raise ConfigError(f"{key}: '{name}' with {parameter} = {value!r:.60} is not allowed; it must be {what}")
     try:
         made = part(**arguments)
     except (TypeError, ValueError) as error:
