@@ -227,7 +227,7 @@ def build(kind: str, folder: Path, **changes: Any) -> Path:
     config = AutoConfig.for_model(model_type, **settings)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(zlib.crc32(kind.encode()))
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
         for name, parameter in model.named_parameters():
             if parameter.dim() == 1:  # biases and norms begin at 0 and 1, where a mix-up would not show
                 parameter.add_(0.05 * torch.randn_like(parameter))

@@ -47,7 +47,9 @@ def read_hub_table(repository: str, subset: str = "", split: str = "train", revi
         ) from None
     name = f"{repository}/{subset or 'default'}/{split}"
     try:
-        table = load_dataset(repository, subset or None, split=split, revision=revision or None)
+        table = load_dataset(
+            repository, subset or None, split=split, revision=revision or None, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise InputError(f"hub data set {name}: cannot be loaded: {error}") from None
     rows = tuple(Row(dict(values), f"{name}:{number}") for number, values in enumerate(table, start=1))

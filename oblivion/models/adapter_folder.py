@@ -8,7 +8,7 @@ installed PEFT, so that settings of later versions are refused, too.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from oblivion.errors import InputError
+from oblivion.models.name_patterns import is_plain, matcher
+from oblivion.outside import read_json, shown
 from oblivion.types import Adapter
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 _PICKLE = "adapter_model.bin"
 
+_MOST_NAMES = 4096
+_MOST_PATTERNS = 64
 _Rank = Annotated[int, Field(ge=1, le=1 << 16)]
 
 
@@ -67,15 +71,28 @@ weights, and what is stored does not say what."""
 
 @dataclass(frozen=True)
 class PeftSettings:
-    """Where an adapter goes and how it is scaled, as the JSON text of PEFT's settings."""
+    """Where an adapter goes and how it is scaled, as the JSON text of PEFT's settings, and its tensors' shapes."""
 
     text: str
+    shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
-    def to_peft(self) -> peft.LoraConfig:
-        """PEFT's own object."""
+    def to_peft(self, model: Any = None) -> peft.LoraConfig:
+        """PEFT's own object; for a model, with names in the place of patterns.
+
+        Raises
+        ------
+        ValueError
+            If a pattern means no layer of the model, or a stored tensor does not fit its layer.
+        """
         import peft
 
-        return peft.LoraConfig(**json.loads(self.text), task_type="CAUSAL_LM")
+        from oblivion.models.targets import check_sizes, without_patterns
+
+        settings = json.loads(self.text)
+        if model is not None:
+            check_sizes(model, self.shapes)
+            settings = without_patterns(model, settings)
+        return peft.LoraConfig(**settings, task_type="CAUSAL_LM")
 
 
 @dataclass(frozen=True)
@@ -115,15 +132,18 @@ def read_adapter_folder(folder: Path) -> StoredAdapter:
         if not (folder / name).is_file():
             raise InputError(f"{folder} is not a PEFT adapter folder: {name} is missing")
     try:
-        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        settings = read_json(folder / CONFIG, "the settings that PEFT writes beside an adapter")
         given = _check_settings(settings, folder)
-        attached = PeftSettings(given.model_dump_json(exclude_none=True, exclude_unset=True))
-        attached.to_peft()
+        _check_patterns(given, folder)
         tensors: dict[str, Tensor] = load_file(folder / WEIGHTS)
+        _check_rank(given, tensors, folder)
+        shapes = tuple((name, tuple(tensors[name].shape)) for name in sorted(tensors))
+        attached = PeftSettings(given.model_dump_json(exclude_none=True, exclude_unset=True), shapes)
+        attached.to_peft()
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"][:2]))
-        raise InputError(f"{folder}/{CONFIG}: {where}: {first['msg']}, found {first['input']!r:.60}") from None
+        raise InputError(f"{folder}/{CONFIG}: {where}: {first['msg']}, found {shown(first['input'])}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise InputError(f"{folder}: not a LoRA adapter in PEFT format: {error}") from None
     adapter = {name: tensors[name].float() for name in sorted(tensors)}
@@ -154,7 +174,60 @@ def _check_settings(settings: Mapping[str, Any], folder: Path) -> _Attached:
         known = _ONE_OF.get(key, (defaults.get(key),))
         if not any(type(value) is type(one) and value == one for one in known) and (key in _ONE_OF or value):
             raise InputError(
-                f"{folder}/{CONFIG}: {key} = {json.dumps(value)} is not supported (only LoRA on linear layers "
+                f"{folder}/{CONFIG}: {shown(key)[1:-1]} = {shown(value)} is not supported (only LoRA on linear layers "
                 "of a causal language model is); merge the adapter into its base with PEFT and measure the merged model"
             )
     return _Attached.model_validate(settings)
+
+
+def _check_patterns(given: _Attached, folder: Path) -> None:
+    """Refuse what is neither a name nor a pattern that is read; no expression of a file is run.
+
+    Raises
+    ------
+    InputError
+        Naming the setting.
+    """
+    for key, texts, patterns in _texts(given):
+        if len(texts) > _MOST_NAMES or (len(texts) > _MOST_PATTERNS and not all(map(is_plain, texts))):
+            raise InputError(f"{folder}/{CONFIG}: {key}: has {len(texts)} names, more than are read")
+        for text in texts:
+            try:
+                if not is_plain(text) and not patterns:
+                    raise ValueError("is no name of a layer")
+                if not is_plain(text):
+                    matcher(text)
+            except ValueError as error:
+                raise InputError(
+                    f"{folder}/{CONFIG}: {key}: {shown(text)} {error}; give the layers by their names in a list, or a "
+                    "pattern of letters, '.', '.*', '\\d+' and groups such as '(q_proj|v_proj)'"
+                ) from None
+
+
+def _texts(given: _Attached) -> Iterator[tuple[str, list[str], bool]]:
+    """The settings with names of layers: each with its texts, and whether they may be patterns."""
+    for key in ("target_modules", "exclude_modules", "layers_pattern"):
+        value = getattr(given, key)
+        if value:
+            yield key, [value] if isinstance(value, str) else value, isinstance(value, str) and key != "layers_pattern"
+    for key in ("rank_pattern", "alpha_pattern"):
+        yield key, list(getattr(given, key) or ()), True
+
+
+def _check_rank(given: _Attached, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Refuse a rank that no stored tensor has: PEFT would make tensors of that size.
+
+    Raises
+    ------
+    InputError
+        Naming the rank.
+    """
+    stored = max((t.shape[0] for name, t in tensors.items() if ".lora_A." in name and t.dim() == 2), default=0)
+    asked = max([given.r, *(given.rank_pattern or {}).values()])
+    if stored and asked > stored and given.r > stored:
+        raise InputError(
+            f"{folder}/{CONFIG}: r = {given.r}, but the highest rank in {WEIGHTS} is {stored}; take both files of one "
+            "adapter"
+        )
+    if stored and asked > stored:
+        raise InputError(f"{folder}/{CONFIG}: rank_pattern: has {asked}, but the highest rank in {WEIGHTS} is {stored}")

@@ -11,12 +11,15 @@ from typing import Any
 
 from oblivion.config import ModelConfig
 from oblivion.errors import ConfigError, InputError
+from oblivion.models.model_folder import check_folder, check_settings, weight_files
 
 TINY = Path(__file__).parent / "tiny"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _BF16_MIN_WIDTH = 512
 _PROBE_TOKENS = 4
 _NO_LIMIT = 1 << 30
+_MOST_BEYOND, _FREE = 4, 1 << 26
+"""Numbers of a model for each byte of its weights (some share, some are made), and numbers that need no weights."""
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
 _CONTEXTS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "context_length")
 """What configs call these sizes; the first name that a config has counts."""
@@ -67,7 +70,7 @@ def locate(config: ModelConfig, asked: str = "model.name", pinned: str = "set mo
         return str(TINY)
     folder = Path(config.name).expanduser()
     if folder.is_dir():
-        _check_folder(folder)
+        check_folder(folder)
         return str(folder)
     missing = f"{asked} = {config.name!r}: there is no such folder"
     if folder.is_absolute() or config.name.startswith((".", "~")) or not _HUB_ID.fullmatch(config.name):
@@ -79,19 +82,28 @@ def locate(config: ModelConfig, asked: str = "model.name", pinned: str = "set mo
     return config.name
 
 
-def _check_folder(folder: Path) -> None:
-    missing = []
-    if not (folder / "config.json").is_file():
-        missing.append("config.json")
-    if not any(folder.glob("*.safetensors")):
-        missing.append("weights (*.safetensors)")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        missing.append("a tokenizer (tokenizer.json)")
-    if missing:
-        raise InputError(f"model folder {folder} has no {', no '.join(missing)}")
-    if (folder / "adapter_config.json").is_file():
+def _check_built(settings: Any, name: str) -> None:
+    """Refuse a config whose model would be far larger than its weights: it is built without memory first.
+
+    Raises
+    ------
+    InputError
+        If the weights are those of a smaller model, or the model cannot be built.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
+        needed = sum(p.numel() for p in model.parameters()) + sum(b.numel() for b in model.buffers())
+    except Exception as error:
+        raise InputError(f"model {name!r} could not be built: {_first_line(error)}") from None
+    held = sum(path.stat().st_size for path in weight_files(Path(name).expanduser()))
+    if needed > _MOST_BEYOND * held + _FREE:
         raise InputError(
-            f"model folder {folder} holds an adapter_config.json beside the model; merge that adapter first"
+            f"model {name!r}: its config.json describes {needed} numbers, and its weights have {held} bytes; take "
+            "config and weights of one model"
         )
 
 
@@ -110,6 +122,14 @@ def resolve_dtype(config: ModelConfig) -> str:
     return "bfloat16" if width >= _BF16_MIN_WIDTH and _fast_bfloat16() else "float32"
 
 
+def _checked(config: ModelConfig) -> str:
+    """Where the model is; of a folder, the settings were looked at."""
+    where = locate(config)
+    if Path(where).is_dir():
+        check_settings(Path(where))
+    return where
+
+
 def _read_config(config: ModelConfig) -> Any:
     """The model's config.json.
 
@@ -120,8 +140,9 @@ def _read_config(config: ModelConfig) -> Any:
     """
     from transformers import AutoConfig
 
+    where = _checked(config)
     try:
-        settings = AutoConfig.from_pretrained(locate(config), revision=config.revision or None, trust_remote_code=False)
+        settings = AutoConfig.from_pretrained(where, revision=config.revision or None, trust_remote_code=False)
         text = settings.get_text_config()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"model {config.name!r}: its config.json cannot be used: {_first_line(error)}") from None
@@ -180,7 +201,9 @@ def _fast_bfloat16() -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of an error's text, which may repeat what a file says: printable and short."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return "".join(c if c.isprintable() else "?" for c in line)[:300]
 
 
 def load_base(config: ModelConfig, max_length: int = 0) -> Base:
@@ -210,6 +233,8 @@ def load_base(config: ModelConfig, max_length: int = 0) -> Base:
     pad = getattr(settings, "pad_token_id", None)
     if pad is not None and not 0 <= pad < getattr(settings, "vocab_size", _NO_LIMIT):
         settings.pad_token_id = None  # torch makes no embedding whose padding has no row
+    if Path(locate(config)).is_dir():
+        _check_built(settings, locate(config))
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(
             locate(config),
@@ -306,10 +331,9 @@ def load_tokenizer(config: ModelConfig) -> Any:
     """
     from transformers import AutoTokenizer
 
+    where = _checked(config)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            locate(config), revision=config.revision or None, trust_remote_code=False
-        )
+        tokenizer = AutoTokenizer.from_pretrained(where, revision=config.revision or None, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"tokenizer of {config.name!r} could not be loaded: {_first_line(error)}") from None
     if tokenizer.eos_token_id is None:

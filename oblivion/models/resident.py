@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -60,12 +59,12 @@ class ResidentModel:
         import peft
 
         self.base = base
-        settings = lora.to_peft() if isinstance(lora, PeftSettings) else settings_for(base.model, lora)
-        targets = settings.target_modules if isinstance(lora, PeftSettings) else lora.targets
+        targets = json.loads(lora.text).get("target_modules") if isinstance(lora, PeftSettings) else lora.targets
         warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing", category=FutureWarning)
         try:
+            settings = lora.to_peft(base.model) if isinstance(lora, PeftSettings) else settings_for(base.model, lora)
             self.model = peft.get_peft_model(base.model, settings)
-        except (ValueError, re.error) as error:
+        except ValueError as error:
             raise ConfigError(f"lora.targets = {targets!r}: {str(error).splitlines()[0]}") from None
         self.model.eval()
         check_layers(self.model)

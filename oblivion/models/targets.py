@@ -7,16 +7,21 @@ beside them, in classes of its own. An adapter there is no pair of matrices on a
 from __future__ import annotations
 
 import copy
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from oblivion.config import LoraConfig
 from oblivion.errors import ConfigError
+from oblivion.models.name_patterns import is_plain, matcher
 
 if TYPE_CHECKING:
     import peft
 
 ALL_LINEAR = "all-linear"
 _SHOWN = 4
+_SHOWN_TEXT = 60
 
 
 def is_linear(module: Any) -> bool:
@@ -49,7 +54,7 @@ def settings_for(model: Any, lora: LoraConfig) -> peft.LoraConfig:
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+        target_modules=named(model, lora.targets) if isinstance(lora.targets, str) else list(lora.targets),
         task_type="CAUSAL_LM",
     )
     if lora.targets != ALL_LINEAR:
@@ -66,6 +71,81 @@ def settings_for(model: Any, lora: LoraConfig) -> peft.LoraConfig:
     if routers:
         settings.exclude_modules = routers
     return settings
+
+
+def named(model: Any, pattern: str) -> str | list[str]:
+    """The names of a model's layers that a pattern means; ``all-linear`` as it is.
+
+    Raises
+    ------
+    ValueError
+        If the pattern cannot be read (`oblivion.models.name_patterns`), or means no layer.
+    """
+    if pattern.lower() == ALL_LINEAR:
+        return ALL_LINEAR
+    matches = matcher(pattern)
+    names = [name for name, _ in model.named_modules() if name and matches(name)]
+    if not names:
+        raise ValueError(f"target modules {pattern[:_SHOWN_TEXT]!r} not found in the base model")
+    return names
+
+
+def without_patterns(model: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """An adapter's settings for PEFT with names in the place of every pattern, so that PEFT runs none.
+
+    Raises
+    ------
+    ValueError
+        If a pattern cannot be read or means no layer.
+    """
+    found = dict(settings)
+    if isinstance(found.get("target_modules"), str):
+        found["target_modules"] = named(model, found["target_modules"])
+    excluded = found.get("exclude_modules")
+    if isinstance(excluded, str):
+        matches = matcher(excluded)
+        found["exclude_modules"] = [name for name, _ in model.named_modules() if matches(name)]
+    for key in ("rank_pattern", "alpha_pattern"):
+        if found.get(key):
+            found[key] = _by_name([name for name, _ in model.named_modules() if name], found[key])
+    return found
+
+
+def _by_name(names: Iterable[str], values: Mapping[str, float]) -> dict[str, float]:
+    """A value for each of the layers that a key means, the first one counting, as one pattern of names per value.
+
+    PEFT compares a layer with every key by an expression; so they are few, and hold escaped names alone.
+    """
+    ends = {key: value for key, value in values.items() if is_plain(key)}
+    patterns = {key: matcher(f"(.*\\.)?({key})") for key in values if key not in ends}
+    order = {key: place for place, key in enumerate(values)}
+    grouped: dict[float, list[str]] = defaultdict(list)
+    for name in names:
+        parts = name.split(".")
+        fit = [end for start in range(len(parts)) if (end := ".".join(parts[start:])) in ends]
+        fit += [key for key, matches in patterns.items() if matches(name)]
+        if fit:
+            grouped[values[min(fit, key=order.__getitem__)]].append(name)
+    return {"|".join(map(re.escape, group)): value for value, group in grouped.items()}
+
+
+def check_sizes(model: Any, shapes: Sequence[tuple[str, tuple[int, ...]]]) -> None:
+    """Compare an adapter's stored tensors with the layers that they are for, before anything of their size is made.
+
+    Raises
+    ------
+    ValueError
+        Naming the first that does not fit.
+    """
+    sizes = {}
+    for name, module in model.named_modules():
+        if is_linear(module):
+            sizes[name] = tuple(module.weight.shape)[:: 1 if hasattr(module, "in_features") else -1]
+    for tensor, shape in shapes:
+        layer, _, factor = tensor.removeprefix("base_model.model.").rpartition(".lora_")
+        side = {"A.weight": 1, "B.weight": 0}.get(factor)
+        if layer in sizes and side is not None and (len(shape) != 2 or shape[side] != sizes[layer][side]):
+            raise ValueError(f"adapter tensor {tensor!r} has shape {shape}, the layer's weight {sizes[layer]}")
 
 
 def without_adapter(model: Any) -> tuple[str, ...]:

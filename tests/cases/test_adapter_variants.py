@@ -73,7 +73,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write(folder: Path, model: Path, settings: dict[str, Any], dtype: torch.dtype = torch.float32) -> Path:
     """A random adapter, as PEFT makes and saves it."""
-    base = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, trust_remote_code=False)
     plain = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -87,7 +87,9 @@ def write(folder: Path, model: Path, settings: dict[str, Any], dtype: torch.dtyp
 
 
 def by_peft(folder: Path, model: Path, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    adapted = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model, dtype=dtype), folder).eval()
+    adapted = peft.PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(model, dtype=dtype, trust_remote_code=False), folder
+    ).eval()
     with torch.no_grad():
         return adapted(input_ids=IDS).logits
 
@@ -101,7 +103,9 @@ def by_us(folder: Path, model: Path) -> torch.Tensor:
 def test_lora_in_other_clothes_is_measured_as_peft_does(kind: str, model: Path, tmp_path: Path) -> None:
     folder = write(tmp_path / "adapter", model, MEASURED[kind])
     with torch.no_grad():
-        plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)(input_ids=IDS).logits
+        plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, trust_remote_code=False)(
+            input_ids=IDS
+        ).logits
     expected = by_peft(folder, model)
     assert float((expected - plain).abs().max()) > 1e-2  # the adapter does something
     torch.testing.assert_close(by_us(folder, model), expected, rtol=0, atol=2e-5)
@@ -154,7 +158,7 @@ def test_a_setting_of_another_type_is_refused_by_name(name: str, value: Any, mod
     folder = write(tmp_path / "adapter", model, {})
     settings = json.loads((folder / CONFIG).read_text())
     (folder / CONFIG).write_text(json.dumps({**settings, name: value}))
-    with pytest.raises(InputError, match=rf"{CONFIG}: {name}.*found") as caught:
+    with pytest.raises(InputError, match=rf"{CONFIG}: ({name}.*found|holds NaN)") as caught:
         read_adapter_folder(folder)
     assert len(str(caught.value).splitlines()) == 1
 
@@ -163,8 +167,8 @@ def test_targets_that_are_no_pattern_are_refused(model: Path, tmp_path: Path) ->
     folder = write(tmp_path / "adapter", model, {})
     settings = json.loads((folder / CONFIG).read_text())
     (folder / CONFIG).write_text(json.dumps({**settings, "target_modules": "(("}))
-    with pytest.raises(InputError, match="does not fit its base"), _opened(find_target(folder, base=str(model))):
-        pass
+    with pytest.raises(InputError, match=r"target_modules: .* is a pattern that ends too early"):
+        read_adapter_folder(folder)
 
 
 def test_settings_that_are_off_or_at_their_default_are_read(model: Path, tmp_path: Path) -> None:
@@ -180,7 +184,7 @@ def test_settings_that_are_off_or_at_their_default_are_read(model: Path, tmp_pat
 
 def test_other_kinds_of_adapters_and_pickles(model: Path, tmp_path: Path) -> None:
     adapted = peft.get_peft_model(
-        AutoModelForCausalLM.from_pretrained(model),
+        AutoModelForCausalLM.from_pretrained(model, trust_remote_code=False),
         peft.IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[]),
     )
     adapted.save_pretrained(tmp_path / "ia3")
@@ -210,7 +214,7 @@ def test_an_adapter_of_another_model_is_an_input_that_does_not_fit(model: Path, 
 def test_an_adapter_of_a_bfloat16_model_is_measured_as_it_is_exported(model: Path, tmp_path: Path) -> None:
     """Finding S11: folded into bfloat16 weights, a small adapter is rounded away."""
     half = tmp_path / "half"
-    AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).save_pretrained(half)
+    AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, trust_remote_code=False).save_pretrained(half)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(model / name, half / name)
     config = ModelConfig(name=str(half), dtype="bfloat16")

@@ -23,7 +23,7 @@ def write(folder: Path, model: Path, initial: str | bool) -> Path:
     settings = peft.LoraConfig(
         r=4, lora_alpha=8, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=initial
     )
-    adapted = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(model), settings)
+    adapted = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(model, trust_remote_code=False), settings)
     with torch.no_grad():
         for parameter in adapted.parameters():
             if parameter.requires_grad:

@@ -47,7 +47,7 @@ def test_all_linear_is_what_is_linear(kind: str, tmp_path: Path) -> None:
     with resident.merged() as model, torch.no_grad():
         measured = model(input_ids=IDS).logits
     resident.save(adapter, tmp_path / "adapter", str(folder))
-    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
     with torch.no_grad():
         exported = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()(input_ids=IDS).logits
     torch.testing.assert_close(measured, exported, rtol=0, atol=2e-5)

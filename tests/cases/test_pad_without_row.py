@@ -37,7 +37,7 @@ def padded(micro_model: Path, tmp_path: Path) -> Path:
     from transformers import AutoTokenizer
 
     folder = shutil.copytree(micro_model, tmp_path / "model")
-    tokenizer = AutoTokenizer.from_pretrained(micro_model)
+    tokenizer = AutoTokenizer.from_pretrained(micro_model, trust_remote_code=False)
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     tokenizer.save_pretrained(folder)
     return folder
@@ -86,7 +86,7 @@ def test_an_end_without_a_row_is_refused(micro_model: Path, tmp_path: Path) -> N
     from transformers import AutoTokenizer
 
     folder = shutil.copytree(micro_model, tmp_path / "model")
-    tokenizer = AutoTokenizer.from_pretrained(micro_model)
+    tokenizer = AutoTokenizer.from_pretrained(micro_model, trust_remote_code=False)
     tokenizer.add_special_tokens({"eos_token": "<end>"})
     tokenizer.save_pretrained(folder)
     with pytest.raises(InputError, match=r"EOS token has id 259, but the model has rows 0 to 258 only"):

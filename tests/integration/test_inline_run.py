@@ -141,7 +141,7 @@ def test_adapters_load_in_peft_with_equal_logits(trained: RunResult) -> None:
     from oblivion.models.resident import load_resident
 
     config = trained.config
-    base = AutoModelForCausalLM.from_pretrained(config.model.name)
+    base = AutoModelForCausalLM.from_pretrained(config.model.name, trust_remote_code=False)
     ids = torch.arange(3, 30)[None]
     with torch.no_grad():
         expected = PeftModel.from_pretrained(base, trained.adapter_folder)(input_ids=ids).logits

@@ -53,8 +53,8 @@ class Loaded:
     def __init__(self, folder: Path) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self.model = AutoModelForCausalLM.from_pretrained(folder).eval()
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
     def evaluate(self, groups: Any = GROUPS, **options: Any) -> Evaluation:
         settings = {"max_length": 128, "max_new_tokens": 8, "batch_size": 4, **options}

@@ -209,7 +209,8 @@ def hub(monkeypatch):
     module = ModuleType("datasets")
     module.calls, module.tables = [], {}
 
-    def load_dataset(repository, subset, *, split, revision):
+    def load_dataset(repository, subset, *, split, revision, trust_remote_code):
+        assert trust_remote_code is False
         module.calls.append((repository, subset, split, revision))
         try:
             return module.tables[subset]

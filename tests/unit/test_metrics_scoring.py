@@ -32,7 +32,7 @@ def model(request: pytest.FixtureRequest, micro_model: Path) -> Any:
         if request.param == "gpt2":
             settings = GPT2Config(vocab_size=VOCABULARY, n_positions=128, n_embd=32, n_layer=2, n_head=2)
             return GPT2LMHeadModel(settings).eval()
-        llama = AutoModelForCausalLM.from_pretrained(micro_model).eval()
+        llama = AutoModelForCausalLM.from_pretrained(micro_model, trust_remote_code=False).eval()
         if request.param == "llama":
             return llama
         import peft
@@ -45,7 +45,7 @@ def model(request: pytest.FixtureRequest, micro_model: Path) -> Any:
 def tokenizer(micro_model: Path) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(micro_model)
+    return AutoTokenizer.from_pretrained(micro_model, trust_remote_code=False)
 
 
 def random_rows(count: int, longest: int = 40) -> list[TokenRow]:
@@ -131,7 +131,7 @@ def test_a_tree_has_a_longest_length_and_every_row_once() -> None:
 def test_a_model_that_does_not_heed_masks_scores_rows_one_by_one(micro_model: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    deaf = AutoModelForCausalLM.from_pretrained(micro_model).eval()
+    deaf = AutoModelForCausalLM.from_pretrained(micro_model, trust_remote_code=False).eval()
     decoder, forward = deaf.get_decoder(), deaf.get_decoder().forward
 
     def ignoring(**inputs: Any) -> Any:
@@ -172,7 +172,7 @@ def test_no_rows() -> None:
 def test_numbers_that_are_not_finite_are_refused(micro_model: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    broken = AutoModelForCausalLM.from_pretrained(micro_model).eval()
+    broken = AutoModelForCausalLM.from_pretrained(micro_model, trust_remote_code=False).eval()
     with torch.no_grad():
         broken.get_output_embeddings().weight.fill_(float("nan"))
     with pytest.raises(InputError, match="not finite"):

@@ -161,6 +161,33 @@ def test_the_patterns_find_what_they_are_for() -> None:
     assert not re.search(list(FORBIDDEN)[-1], "model.eval()\nevaluate(x)\n_eval(x)")
 
 
+LOADERS = ("AutoConfig", "AutoTokenizer", "AutoProcessor", "AutoModel", "AutoImageProcessor", "AutoFeatureExtractor")
+"""Classes, by how their names begin, that ask a person about code in a folder unless they are told."""
+
+
+def untrusting(call: ast.Call) -> bool:
+    """Whether a call that may load code from a folder says that it does not; other calls count as such."""
+    named = ast.unparse(call.func).split(".")
+    loads = named[-1] in ("from_pretrained", "from_config") and len(named) > 1 and named[-2].startswith(LOADERS)
+    loads = loads or named[-1] in ("load_dataset", "load_dataset_builder", "pipeline", "get_class_from_dynamic_module")
+    said = {word.arg: word.value for word in call.keywords}.get("trust_remote_code")
+    return not loads or (isinstance(said, ast.Constant) and said.value is False)
+
+
+def test_every_call_that_could_load_code_from_a_folder_says_that_it_does_not() -> None:
+    calls = [
+        (path, node)
+        for path in tracked()
+        if path.suffix == ".py"
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call)
+    ]
+    assert not [f"{name_of(path)}:{call.lineno}" for path, call in calls if not untrusting(call)]
+    for text in ("AutoConfig.from_pretrained(x)", "a.AutoModelForCausalLM.from_config(x, trust_remote_code=y)"):
+        (node,) = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call))
+        assert not untrusting(node)
+
+
 def test_files_are_short() -> None:
     long = {name_of(p): n for p in sources() if (n := len(p.read_text("utf-8").splitlines())) > MAX_FILE}
     long.pop("oblivion/ledger/verify_evidence.py", None)  # outsiders read it by itself, so it is one file

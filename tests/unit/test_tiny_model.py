@@ -26,12 +26,12 @@ from oblivion.seeding import numpy_generator
 from oblivion.types import Sample
 
 FOLDER = tiny_recipe.describe()
-TOKENIZER = AutoTokenizer.from_pretrained(FOLDER)
+TOKENIZER = AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=False)
 
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return AutoModelForCausalLM.from_pretrained(FOLDER, use_safetensors=True).eval()
+    return AutoModelForCausalLM.from_pretrained(FOLDER, use_safetensors=True, trust_remote_code=False).eval()
 
 
 @pytest.fixture(scope="module")
@@ -259,8 +259,8 @@ def test_the_recipe_writes_a_folder_that_loads(tmp_path: Path, monkeypatch: pyte
     threads = torch.get_num_threads()
     tiny_recipe.main(["--out", str(tmp_path / "new"), "--steps", "2"])
     assert torch.get_num_threads() == threads
-    rebuilt = AutoModelForCausalLM.from_pretrained(tmp_path / "new")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "new")
+    rebuilt = AutoModelForCausalLM.from_pretrained(tmp_path / "new", trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "new", trust_remote_code=False)
     assert rebuilt.config.vocab_size == len(tokenizer) == 1024
     assert tokenizer.get_vocab() == TOKENIZER.get_vocab(), "the shipped tokenizer is the recipe's"
     assert json.loads((tmp_path / "new" / "tokenizer.json").read_text())["model"]["ignore_merges"] is True
@@ -274,7 +274,7 @@ def test_an_adapter_memorises_its_clients_rows_and_no_others(corpus: Corpus) -> 
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(FOLDER), lora)
+        adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=False), lora)
     inner = adapted.base_model.model
     own = [row for row in corpus.samples if row.client_id == "client-5"]
     others = [row for row in corpus.samples if row.client_id != "client-5"]

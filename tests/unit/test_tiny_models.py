@@ -20,10 +20,13 @@ KIND = [pytest.param(kind, marks=[] if kind in TELLING else pytest.mark.slow) fo
 def test_each_kind_builds_and_its_logits_depend_on_what_it_reads(kind: str, tmp_path: Path) -> None:
     folder = build(kind, tmp_path / kind)
     again = build(kind, tmp_path / "again")
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False).eval()
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([[1, *range(30, 60)], [1, *range(31, 61)]])).logits
-    assert logits.shape[:2] == (2, 31) and 0 <= logits.shape[2] - len(AutoTokenizer.from_pretrained(folder)) < 8
+    assert (
+        logits.shape[:2] == (2, 31)
+        and 0 <= logits.shape[2] - len(AutoTokenizer.from_pretrained(folder, trust_remote_code=False)) < 8
+    )
     assert float(logits.std()) > 0.05 and float((logits[0] - logits[1])[5:].abs().mean()) > 0.01
     assert len(list(folder.glob("*.safetensors"))) == 1
     assert (folder / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()

@@ -91,7 +91,7 @@ def test_tokenizers_without_positions_are_told_the_prompt_by_its_ids():
 def stories():
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(SHARED / "models/stories260k")
+    return AutoTokenizer.from_pretrained(SHARED / "models/stories260k", trust_remote_code=False)
 
 
 @pytest.fixture(scope="module")

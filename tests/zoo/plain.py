@@ -35,7 +35,7 @@ def plain_model(folder: Path) -> Any:
     """The model as transformers opens it, in evaluation mode."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
 
 
 def text(length: int, *names: str | int) -> tuple[int, ...]:
