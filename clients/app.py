@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 
 from clients.host import Host
 from oblivion.config import config_from_mapping
-from oblivion.errors import OblivionError
+from oblivion.training.cohort import reason
 from oblivion.types import HostReply
 from oblivion.wire import pack_reply, unpack_request
 
@@ -35,9 +35,9 @@ def _answer(message: Message) -> Message:
     try:
         with ends_after(config_from_mapping(request.config, "message").simulation.deadline):
             reply = _host.answer(request)
-    except OblivionError as error:
+    except Exception as error:  # else Flower sends its text, which may hold content of rows
         clients = [task.client_id for cohort in request.cohorts for task in cohort] or [request.host]
-        reply = HostReply(host=request.host, failures={client: str(error) for client in clients})
+        reply = HostReply(host=request.host, failures={client: reason(error) for client in clients})
     return Message(pack_reply(reply), reply_to=message)
 
 

@@ -90,7 +90,7 @@ def servable(cohorts: Sequence[Sequence[str]], serves: Mapping[str, Sequence[str
     """Split cohorts that no single host serves into single clients."""
     whole: list[tuple[str, ...]] = []
     for cohort in cohorts:
-        if set.intersection(*(set(serves[client]) for client in cohort)):
+        if set.intersection(*(set(serves.get(client, ())) for client in cohort)):
             whole.append(tuple(cohort))
         else:
             whole += [(client,) for client in cohort]
@@ -114,12 +114,15 @@ def assign(
     Returns
     -------
     dict
-        Host to its cohorts. Results do not depend on this assignment, only the time does.
+        Host to its cohorts; what nobody serves is given to nobody. Results do not depend on this assignment, only the
+        time does.
     """
     load: dict[str, int] = {host: 0 for hosts in serves.values() for host in hosts}
     given: dict[str, list[tuple[str, ...]]] = {host: [] for host in load}
     for cohort in sorted(servable(cohorts, serves), key=lambda c: (-sum(sizes[x] for x in c), c)):
-        able = set.intersection(*(set(serves[client]) for client in cohort))
+        able = set.intersection(*(set(serves.get(client, ())) for client in cohort))
+        if not able:
+            continue
         host = min(able, key=lambda h: (load[h], h))
         given[host].append(cohort)
         load[host] += sum(sizes[client] for client in cohort)

@@ -11,12 +11,13 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 from zipfile import BadZipFile
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from oblivion.errors import IntegrityError
+from oblivion.outside import DECODER, check_depth
 from oblivion.types import (
     CLIENT_ID,
     Adapter,
@@ -32,6 +33,7 @@ from oblivion.types import (
 _MESSAGE = "message"
 _ARRAYS = "arrays"
 _SEPARATOR = "|"
+_NAN = "nan"
 _HEADER = 256
 """Bytes that NumPy's format may take before an array's own; it takes 128 for a tensor of an adapter."""
 _LONGEST_NAME = 512
@@ -41,6 +43,7 @@ _MALFORMED = (
 )  # fmt: skip
 """What reading something malformed can end in; the words of such an error may hold what was sent, and are not told."""
 Arrays = dict[str, Array]
+T = TypeVar("T")
 
 
 def _pack_adapter(prefix: str, adapter: Adapter, arrays: Arrays) -> None:
@@ -62,7 +65,14 @@ def _records(message: Mapping[str, Any], arrays: Arrays) -> RecordDict:
 
 def _open(records: RecordDict) -> tuple[dict[str, Any], dict[str, Array]]:
     try:
-        return json.loads(str(records.config_records[_MESSAGE]["json"])), dict(records.array_records[_ARRAYS])
+        text = records.config_records[_MESSAGE]["json"]
+        if not isinstance(text, str):
+            raise TypeError("its message is no text")
+        message = DECODER.decode(text)
+        check_depth(message)
+        if not isinstance(message, dict):
+            raise TypeError("its message is no object")
+        return message, dict(records.array_records[_ARRAYS])
     except _MALFORMED as error:
         raise IntegrityError(
             f"a message is not of the form that both sides agree on ({type(error).__name__})"
@@ -155,6 +165,24 @@ def _sample(values: Mapping[str, Any]) -> Sample:
     return Sample(**{**values, "wrong_answers": tuple(values["wrong_answers"]), "path": tuple(values["path"])})
 
 
+def _number(value: float) -> float | str:
+    """JSON has no number that is not finite: it travels as a text."""
+    return value if math.isfinite(value) else _NAN
+
+
+def _as_float(value: Any) -> float:
+    if value == _NAN:
+        return math.nan
+    return float(_of(float, value) if type(value) is not int else value)
+
+
+def _of(kind: type[T], value: Any) -> T:
+    """The value, if it is of exactly this type: True is no number, and "5" is none."""
+    if type(value) is not kind:
+        raise TypeError(f"it is no {kind.__name__}")
+    return value
+
+
 def pack_reply(reply: HostReply) -> RecordDict:
     """Write a reply as Flower records."""
     arrays: Arrays = {}
@@ -169,7 +197,7 @@ def pack_reply(reply: HostReply) -> RecordDict:
                 "round": update.round,
                 "num_examples": update.num_examples,
                 "steps": update.steps,
-                "metrics": dict(update.metrics),
+                "metrics": {name: _number(value) for name, value in update.metrics.items()},
                 "extras": sorted(update.extras),
                 "fingerprint": update.fingerprint,
             }
@@ -178,7 +206,10 @@ def pack_reply(reply: HostReply) -> RecordDict:
         "host": reply.host,
         "updates": updates,
         "failures": dict(reply.failures),
-        "metrics": reply.metrics,
+        "metrics": {
+            client: {name: [_number(part) for part in pair] for name, pair in values.items()}
+            for client, values in reply.metrics.items()
+        },
         "clients": reply.clients,
     }
     return _records(message, arrays)
@@ -246,16 +277,16 @@ def unpack_reply(records: RecordDict) -> HostReply:
     try:
         updates, unread = _updates(message["updates"], arrays)
         metrics = {
-            client: {name: (float(total), float(weight)) for name, (total, weight) in values.items()}
+            client: {name: (_as_float(total), _as_float(weight)) for name, (total, weight) in values.items()}
             for client, values in message["metrics"].items()
         }
         return HostReply(
-            host=message["host"],
+            host=_of(str, message["host"]),
             updates=updates,
-            failures={**{str(client): str(reason) for client, reason in message["failures"].items()}, **unread},
+            failures={**{client: _of(str, reason) for client, reason in message["failures"].items()}, **unread},
             metrics=metrics,
             clients={
-                client: {name: int(value) for name, value in facts.items()}
+                client: {name: _of(int, value) for name, value in facts.items()}
                 for client, facts in message["clients"].items()
             },
         )
@@ -287,7 +318,7 @@ def _update(index: int, values: Mapping[str, Any], arrays: Mapping[str, Any]) ->
         delta=_unpack_adapter(f"{index}{_SEPARATOR}delta", arrays),
         num_examples=values["num_examples"],
         steps=values["steps"],
-        metrics={name: float(value) for name, value in values["metrics"].items()},
+        metrics={name: _as_float(value) for name, value in values["metrics"].items()},
         extras={
             name: _unpack_adapter(f"{index}{_SEPARATOR}extra{_SEPARATOR}{name}", arrays) for name in values["extras"]
         },

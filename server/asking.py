@@ -9,13 +9,21 @@ from typing import Any
 from oblivion.aggregation.gate import Gate
 from oblivion.errors import FederationError
 from oblivion.ledger.rounds import CohortOutcome
+from oblivion.replies import heard, served
 from oblivion.selection import assign
 from oblivion.types import ClientTask, ClientUpdate, HostReply, HostRequest, RoundInfo
+from server.events import Observer
 from server.hosts import Hosts
 
 
-def described(hosts: Hosts, settings: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, list[str]]]:
+def described(
+    hosts: Hosts, settings: Mapping[str, Any], observer: Observer, known: Mapping[str, int] | None = None
+) -> tuple[dict[str, int], dict[str, list[str]]]:
     """Ask every host which clients it serves.
+
+    Where the run's data is known, it alone says who the clients are and how many rows they have. Where it is not and
+    two hosts say different numbers for one client, the larger one counts: it is only a bound on what the client may
+    claim, and a smaller one would have its honest updates refused.
 
     Parameters
     ----------
@@ -23,6 +31,10 @@ def described(hosts: Hosts, settings: Mapping[str, Any]) -> tuple[dict[str, int]
         The engine.
     settings : mapping
         The resolved run config, as plain JSON values.
+    observer : Observer
+        Told what of a host's answer was left out, and why.
+    known : mapping of str to int, optional
+        The clients of the run's data, each with its number of rows.
 
     Returns
     -------
@@ -37,11 +49,21 @@ def described(hosts: Hosts, settings: Mapping[str, Any]) -> tuple[dict[str, int]
     sizes: dict[str, int] = {}
     serves: dict[str, list[str]] = {}
     asked = [HostRequest(kind="query.describe", host=name, config=settings) for name in hosts.names()]
-    replies = sorted(hosts.ask(asked), key=lambda r: r.host)
+    replies = sorted(heard(hosts.ask(asked), asked), key=lambda r: r.host)
+    disagreed = set()
     for reply in replies:
-        for client, facts in reply.clients.items():
-            sizes[client] = facts["samples"]
+        taken, dropped = served(reply.clients, known)
+        for text in [*dropped, *reply.failures.values()]:
+            observer.event("warning", text=f"host {reply.host}: {text}", host=reply.host)
+        for client, rows in taken.items():
+            if sizes.get(client, rows) != rows:
+                disagreed.add(client)
+            sizes[client] = max(rows, sizes.get(client, 0))
             serves.setdefault(client, []).append(reply.host)
+    for client in sorted(disagreed):
+        names = ", ".join(serves[client])
+        text = f"hosts {names} say different numbers of rows for {client}; the largest, {sizes[client]}, is its bound"
+        observer.event("warning", text=text, client=client)
     if not sizes:
         reasons = "; ".join(reason for reply in replies for reason in reply.failures.values())
         raise FederationError(f"no host says that it serves a client. {reasons}".strip())
@@ -73,26 +95,28 @@ def dispatch(
     """
     assert common.info is not None
     places = {tuple(task.client_id for task in cohort): index for index, cohort in tasks.items()}
-    given = assign(list(places), sizes, serves)
+    given = {h: [c for c in mine if c in places] for h, mine in assign(list(places), sizes, serves).items()}
+    unserved = [cohort for cohort in places if not any(cohort in mine for mine in given.values())]
     requests = [
         dataclasses.replace(common, host=host, cohorts=tuple(tasks[places[cohort]] for cohort in mine))
         for host, mine in given.items()
+        if mine
     ]
     silent = dict(given)
-    for reply in hosts.ask(requests):
+    for reply in heard(hosts.ask(requests), requests):
         mine = silent.pop(reply.host, [])
         strangers = _strangers(reply, mine)
         for cohort in mine:
             yield _admitted(reply, strangers, cohort, places[cohort], common.info, gate, sizes)
             strangers = []
-    for mine in silent.values():
-        for cohort in mine:
-            yield CohortOutcome(
-                branch=common.info.branch,
-                round=common.info.round,
-                cohort=places[cohort],
-                failed=dict.fromkeys(cohort, "no reply from its host"),
-            )
+    lost = {cohort: "no reply from its host" for mine in silent.values() for cohort in mine}
+    for cohort, why in (lost | dict.fromkeys(unserved, "no host serves it")).items():
+        yield CohortOutcome(
+            branch=common.info.branch,
+            round=common.info.round,
+            cohort=places[cohort],
+            failed=dict.fromkeys(cohort, why),
+        )
 
 
 def _admitted(

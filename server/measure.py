@@ -14,6 +14,7 @@ from oblivion.ledger.rounds import Absence, Branch
 from oblivion.metrics.evaluation import Evaluation, evaluate_model
 from oblivion.models.resident import ResidentModel
 from oblivion.removal.plan import RemovalPlan
+from oblivion.replies import heard, measured
 from oblivion.selection import assign
 from oblivion.types import ClientTask, ForgetRequest, GlobalState, HostRequest, Sample
 from server.rounds import Federation
@@ -91,9 +92,11 @@ def client_tasks(data: FederatedData, request: ForgetRequest | None, exclusions:
 
 
 def measure_clients(
-    state: GlobalState, federation: Federation, tasks: Sequence[ClientTask]
+    state: GlobalState, federation: Federation, tasks: Sequence[ClientTask], max_length: int
 ) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Let clients measure a model on their own rows; numbers come back, never text.
+    """Let clients measure a model on their own rows; numbers that can be true come back, never text.
+
+    `max_length` is the number of tokens that a row can have.
 
     Returns
     -------
@@ -113,21 +116,37 @@ def measure_clients(
         )
         for host, mine in given.items()
     ]
-    measured: dict[str, dict[str, dict[str, float | None]]] = {}
-    replies = list(federation.hosts.ask(requests))
-    silent = {request.host for request in requests} - {reply.host for reply in replies}
-    for host in sorted(silent):
-        for (client,) in given[host]:
-            federation.observer.event("warning", text=f"{client} could not be measured: no reply", client=client)
-    for reply in replies:
-        for client, metrics in reply.metrics.items():
-            measured[client] = {
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    silent = set(given)
+    for client in sorted(by_client.keys() - federation.serves.keys()):
+        federation.observer.event("warning", text=f"{client} could not be measured: no host serves it", client=client)
+    for reply in heard(federation.hosts.ask(requests), requests):
+        silent.remove(reply.host)
+        asked = {name: n for (c,) in given[reply.host] for name, n in _portions(by_client[c], federation).items()}
+        taken, dropped = measured(reply.metrics, asked, max_length)
+        for text in dropped:
+            federation.observer.event("warning", text=f"host {reply.host}: {text}", host=reply.host)
+        for client, metrics in taken.items():
+            found[client] = {
                 name: {"value": total / weight if weight else None, "n": weight}
                 for name, (total, weight) in metrics.items()
             }
         for client, reason in reply.failures.items():
             federation.observer.event("warning", text=f"{client} could not be measured: {reason}", client=client)
-    return dict(sorted(measured.items()))
+    for host in sorted(silent):
+        for (client,) in given[host]:
+            federation.observer.event("warning", text=f"{client} could not be measured: no reply", client=client)
+    return dict(sorted(found.items()))
+
+
+def _portions(task: ClientTask, federation: Federation) -> dict[str, int]:
+    """The names under which a client may answer, each with the most rows it can have."""
+    copies = federation.copies.get(task.client_id, {})
+    left = federation.sizes[task.client_id] - sum(copies.get(sample, 1) for sample in task.excluded)
+    if task.forget is None:
+        return {task.client_id: left}
+    asked = sum(copies.get(sample, 1) for sample in set(task.forget) - set(task.excluded))
+    return {f"{task.client_id} (forgotten)": asked, f"{task.client_id} (kept)": left - asked}
 
 
 def summary(evaluation: Evaluation) -> dict[str, Any]:

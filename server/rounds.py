@@ -78,9 +78,9 @@ class Federation:
         self._heads: dict[str, RoundState] = {}
         self._warned: set[str] = set()
 
-    def describe(self) -> None:
+    def describe(self, known: Mapping[str, int] | None = None) -> None:
         """Ask every host which clients it serves; see `described`."""
-        sizes, self.serves = described(self.hosts, self.config.to_json())
+        sizes, self.serves = described(self.hosts, self.config.to_json(), self.observer, known)
         self.sizes.update(sizes)  # the replay looks at the same mapping
 
     def begin(self, branch: Branch, start: Adapter | None = None) -> None:
@@ -196,7 +196,8 @@ class Federation:
             samples = {client: max(1, self.sizes[client] - gone[client]) for client in asked}
             others = len(selected) < len(info.population)
             charged = charge(self.config.privacy.unit, samples, selected, asked, others)
-        cohorts = without(servable(cohorts, self.serves), unavailable)
+        unserved = [client for client in selected if client not in self.serves]
+        cohorts = without(servable(without(cohorts, unserved), self.serves), unavailable)
         selection = Selection(branch=info.branch, round=info.round, selected=selected, cohorts=cohorts, charged=charged)
         self.ledger.begin(selection)
         return selection

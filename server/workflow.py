@@ -72,7 +72,7 @@ class Workflow:
             self.resident = load_resident(config.model, config.lora, config.train.max_length)
             self.initial = self.resident.initial_adapter(config.seed)
             self.federation = Federation(config, hosts, self.ledger, self.initial, observer)
-            self.federation.describe()
+            self.federation.describe({client: len(rows) for client, rows in whole.clients.items()})
             # As they were at the beginning, so that cohorts are what they were: forgotten rows may be gone since.
             gone = Branch(name="", seed=0, rounds=0, absent=self.register.exclusions())
             for client in self.data.clients:  # the same row twice may have one id
@@ -378,7 +378,7 @@ class Workflow:
             "guarantee": model.plan.guarantee if model.plan else None,
             "adapter": model.folder,
             "central": central,
-            "clients": measure_clients(model.state, self.federation, tasks),
+            "clients": measure_clients(model.state, self.federation, tasks, self.resident.max_length),
             "cost": model.cost,
             "touches": [dataclasses.asdict(touch) for touch in model.plan.touches] if model.plan else [],
         }

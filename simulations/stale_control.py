@@ -160,7 +160,9 @@ def language_model(name: str) -> Iterator[dict[str, Any]]:
         return federation.head(branch.name).state.adapter
 
     def probability(adapter: Adapter) -> float:
-        measured = measure_clients(GlobalState(adapter=adapter), federation, [ClientTask(client_id=LEAVES)])
+        measured = measure_clients(
+            GlobalState(adapter=adapter), federation, [ClientTask(client_id=LEAVES)], resident.max_length
+        )
         return float(measured[LEAVES]["probability"]["value"] or 0.0)
 
     main = trained(Branch(name="main", seed=config.seed, rounds=learned))

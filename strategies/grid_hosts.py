@@ -12,13 +12,15 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from oblivion.errors import FederationError, IntegrityError
+from oblivion.replies import one_line
 from oblivion.types import HostReply, HostRequest
 from oblivion.wire import check_reply, pack_requests, unpack_reply
 
 _TICK = 0.01
 _START_TIMEOUT = 120.0
 _SETTLE = 1.0
-_LONGEST = 500
+_LAST = 20_000
+"""Characters of an error that are looked at, from its end."""
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -102,6 +104,7 @@ def _read(message: Message, request: HostRequest) -> HostReply:
 
 def _cause(reason: str) -> str:
     """The error in what Flower says of one, on one line: of a traceback, which Ray adds, the last line."""
-    lines = [line.strip() for line in _COLOURS.sub("", reason).splitlines() if line.strip()]
-    text = lines[-1] if any(line.startswith("Traceback") or "ray::" in line for line in lines) else " ".join(lines)
-    return text.removesuffix("'>")[:_LONGEST] or "no reason was given"
+    lines = [line.strip() for line in _COLOURS.sub("", reason[-_LAST:]).splitlines() if line.strip()]
+    is_trace = len(reason) > _LAST or any(line.startswith("Traceback") or "ray::" in line for line in lines)
+    text = lines[-1] if lines and is_trace else " ".join(lines)
+    return one_line(text.removesuffix("'>")) or "no reason was given"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeAlias
 
 from oblivion.config import PrivacyConfig, TrainConfig
+from oblivion.errors import OblivionError
 from oblivion.models.resident import ResidentModel
 from oblivion.objectives.terms import Objective
+from oblivion.replies import one_line
 from oblivion.training.batches import NO_ROWS
 from oblivion.training.dp_sgd import train_client_privately
 from oblivion.training.fused import fusible, train_fused
@@ -100,9 +104,15 @@ def _one_by_one(
 
 
 def reason(error: Exception) -> str:
-    """A client's failure in one line, as it is reported to the server."""
-    first, _, _ = str(error).strip().partition("\n")
-    return f"{type(error).__name__}: {first}"
+    """A client's failure in one line, as it is reported to the server.
+
+    Only our own errors are repeated, which hold no content of rows; of any other, its type and the place in the code.
+    """
+    if isinstance(error, OblivionError):
+        return f"{type(error).__name__}: {one_line(str(error))}"
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}{place}"
 
 
 def _out_of_memory(error: BaseException) -> bool:

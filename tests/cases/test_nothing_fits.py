@@ -134,7 +134,7 @@ def test_a_client_that_always_failed_never_took_part(
     fails_always(monkeypatch, (1, 2))
     config = ob.load_config(None, settings(model, tmp_path, {}, **FORGET))
     asked = "it was asked in 2 rounds, and none of its updates was taken"
-    why = f"never took part: {asked} (rounds 1, 2: RuntimeError: no power)"
+    why = f"never took part: {asked} (rounds 1, 2: RuntimeError (test_nothing_fits.py, line "
     with pytest.raises(PlanRefusedError, match=re.escape(f"{TARGET} {why}")):
         simulate(config, tmp_path / "run")
     page = (tmp_path / "run" / "report.html").read_text()

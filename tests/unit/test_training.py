@@ -337,7 +337,7 @@ class Broken:
 
 @pytest.mark.parametrize(
     ("error", "reason"),
-    [(RuntimeError("out of memory\nand more"), "RuntimeError: out of memory"), (RuntimeError(), "RuntimeError: "),
+    [(RuntimeError("a row's text"), "RuntimeError (test_training.py, line "), (RuntimeError(), "RuntimeError (test_"),
      (OblivionError("no"), "OblivionError: no")],
 )  # fmt: skip
 def test_failure_names_its_reason_and_leaves_the_model_in_evaluation_mode(
@@ -345,7 +345,7 @@ def test_failure_names_its_reason_and_leaves_the_model_in_evaluation_mode(
 ) -> None:
     task = LocalTask(client_id="c", rows={"retain": ROWS})
     updates, failures = train_cohort(resident, start, [task], Broken(error), SGD, INFO)  # type: ignore[arg-type]
-    assert not updates and failures == {"c": reason}
+    assert not updates and list(failures) == ["c"] and failures["c"].startswith(reason) and "text" not in failures["c"]
     assert not any(m.training for m in resident.model.modules())
     after, _ = train_cohort(resident, start, [task], LanguageModel(), SGD, INFO)
     assert near(after[0], learn(resident, start)), "the next visit is as if nothing had happened"
