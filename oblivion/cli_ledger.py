@@ -68,10 +68,12 @@ def verify(
     counts = {"entries": done.entries, "records": done.records, "blobs": done.blobs}
     found = [{"where": finding.where, "what": finding.what} for finding in done.findings]
     if as_json:
-        say(json.dumps({**counts, "findings": found}, indent=1))
+        say(json.dumps({**counts, "findings": found, "unchecked": done.unchecked}, indent=1))
     else:
         say("\n".join(f"{item['where']}: {item['what']}" for item in found) or "everything holds")
         say(", ".join(f"{count} {name}" for name, count in counts.items()))
+        for name in done.unchecked:
+            say(f"not searched for erased adapters: {name}")
     if found:
         raise typer.Exit(IntegrityError.exit_code)
 

@@ -7,9 +7,12 @@ unlink, commit, checkpoint) is announced to `watch_steps`, so that a test can ki
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import re
+import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -18,8 +21,9 @@ from oblivion.errors import OblivionError
 Step: TypeAlias = Literal["write", "fsync", "rename", "unlink", "commit", "checkpoint"]
 Watch: TypeAlias = Callable[[Literal["before", "after"], Step], None]
 
-PARTIAL = ".partial"
-"""What a name ends with while its content is being written."""
+PARTIAL = "oblivion-partial"
+"""What a name ends with while its content is being written; see `staging_path`."""
+_PARTIAL_NAME = re.compile(rf"\..+\.[0-9a-f]{{16}}\.{PARTIAL}(-journal|-wal|-shm)?", re.DOTALL)
 _watch: Watch | None = None
 
 
@@ -58,6 +62,16 @@ def make_folder(folder: Path, mode: int = 0o777) -> None:
         sync_folder(path.parent)
 
 
+def staging_path(path: Path) -> Path:
+    """Where the content of `path` is written first: a hidden name beside it, used once and like no other file's."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.{PARTIAL}")
+
+
+def is_partial(name: str) -> bool:
+    """Whether a name is one that `staging_path` makes, or a file that SQLite keeps beside such a one."""
+    return _PARTIAL_NAME.fullmatch(name) is not None
+
+
 def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Write a file so that it is either the old one or the new one, also after a crash.
 
@@ -75,7 +89,7 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
     OblivionError
         If the disk is full or cannot be written; the old file is still there.
     """
-    staging = path.with_name(path.name + PARTIAL)
+    staging = staging_path(path)
     try:
         make_folder(path.parent)
         _write(staging, data, mode)
@@ -119,16 +133,17 @@ def write_folder(folder: Path, contents: Mapping[str, bytes], mode: int = 0o777)
     OblivionError
         If the disk is full or cannot be written; nothing of the folder is there then.
     """
-    written = staging = folder.with_name(folder.name + PARTIAL)
-    remove(staging)  # what a crash left
+    written = staging = staging_path(folder)
+    _remove_abandoned(folder)
     try:
         make_folder(staging, mode)
-        for name, data in contents.items():
-            _write(staging / name, data)
-        sync_folder(staging)
-        with durable_step("rename"):
-            os.replace(staging, folder)
-            written = folder
+        with _held(staging):
+            for name, data in contents.items():
+                _write(staging / name, data)
+            sync_folder(staging)
+            with durable_step("rename"):
+                os.replace(staging, folder)
+                written = folder
         sync_folder(folder.parent)
     except OSError as error:
         shutil.rmtree(written, ignore_errors=True)
@@ -137,10 +152,48 @@ def write_folder(folder: Path, contents: Mapping[str, bytes], mode: int = 0o777)
         ) from None
 
 
-def remove_partial(folder: Path) -> None:
-    """Remove what writes that a crash interrupted left anywhere in a folder that nobody else writes to."""
-    for path in sorted(folder.rglob(f"*{PARTIAL}*")):
-        remove(path)
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Show other processes that this one is writing a folder; that ends when the process does, however it ends."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what a crash left of earlier writes of the same folder, and nothing that a process is writing now."""
+    if not folder.parent.is_dir():
+        return
+    for path in sorted(folder.parent.iterdir()):
+        if path.name.startswith(f".{folder.name}.") and is_partial(path.name):
+            with contextlib.suppress(BlockingIOError, NotADirectoryError, FileNotFoundError), _held(path):
+                remove(path)
+
+
+def remove_partial(root: Path, folders: Iterable[str]) -> None:
+    """Remove what writes that a crash interrupted left in folders that nobody else writes to.
+
+    Only names that `staging_path` makes go, and no link is followed.
+
+    Parameters
+    ----------
+    root : Path
+        A folder; directly in it they go as well.
+    folders : iterable of str
+        The folders in it that are searched to the bottom.
+    """
+    found = [path for path in root.iterdir() if is_partial(path.name)]
+    for name in folders:
+        if not (root / name).is_symlink():
+            for place, inside, files in os.walk(root / name):  # never through links
+                found += [Path(place, one) for one in (*inside, *files) if is_partial(one)]
+                inside[:] = [one for one in inside if not is_partial(one)]
+    for path in sorted(found):
+        if not path.is_symlink():  # no write makes one
+            remove(path)
 
 
 def remove(path: Path) -> None:

@@ -18,13 +18,14 @@ from oblivion.data.federation import resolve
 from oblivion.data.groups import central_groups
 from oblivion.errors import InputError, plural
 from oblivion.files import remove
+from oblivion.ledger.adapters import note_adapter
 from oblivion.ledger.opening import open_ledger
 from oblivion.ledger.register import MAIN, Asked
 from oblivion.ledger.requests import issue
 from oblivion.ledger.rounds import Absence, Branch, RoundRecord
 from oblivion.metrics.evaluation import to_open_unlearning
 from oblivion.models.loading import locate
-from oblivion.models.resident import load_resident
+from oblivion.models.resident import load_resident, weight_bytes
 from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, from_round, in_short
 from oblivion.training.fused import fusible
 from oblivion.types import Cost, ForgetRequest, GlobalState
@@ -151,7 +152,9 @@ class Workflow:
     def _save_adapter(self, name: str, state: GlobalState) -> None:
         folder = self.run.root / name
         remove(folder)  # what an interrupted removal left; metrics.json knows nothing of it
-        self.resident.save(as_adapter(state), folder, locate(self.config.model))
+        adapter = as_adapter(state)
+        note_adapter(self.ledger.book, name, weight_bytes(adapter))
+        self.resident.save(adapter, folder, locate(self.config.model))
 
     def receive(self, wanted: ForgetRequest) -> Asked:
         """The open request for exactly this, or a new one: signed already, or by the simulated client's key."""

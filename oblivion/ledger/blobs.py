@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from oblivion.errors import IntegrityError
-from oblivion.files import remove, write_atomically
+from oblivion.files import is_partial, remove, write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,12 +83,18 @@ class FolderBlobs:
 
     def names(self) -> set[str]:
         """The names of all blobs."""
-        return {path.name for path in self.folder.glob("??/*") if _NAME.fullmatch(path.name)}
+        return {path.name for path in self._files() if path.parent.name == path.name[:2] and _NAME.fullmatch(path.name)}
+
+    def _files(self) -> Iterator[Path]:
+        """What lies where blobs do; nothing behind a link."""
+        for folder in self.folder.glob("??"):
+            if not self.folder.is_symlink() and not folder.is_symlink():
+                yield from folder.glob("*")
 
     def sweep(self) -> None:
         """Remove what an interrupted `put` left."""
-        for path in self.folder.glob("??/*"):
-            if not _NAME.fullmatch(path.name):
+        for path in self._files():
+            if is_partial(path.name) and not path.is_symlink():
                 remove(path)
 
 

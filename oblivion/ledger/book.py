@@ -96,6 +96,8 @@ class Book:
         The clock.
     wait : float, default 0
         Seconds to wait for another process to leave it.
+    reading : bool, default False
+        Whether it is only looked at: nothing is written, also not what a crash left unfinished.
 
     Raises
     ------
@@ -105,23 +107,31 @@ class Book:
         If another process has it, or it lies on a network file system.
     """
 
-    def __init__(self, folder: Path, keys: Keys, now: Callable[[], datetime] = utc_now, wait: float = 0.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keys: Keys,
+        now: Callable[[], datetime] = utc_now,
+        wait: float = 0.0,
+        reading: bool = False,
+    ) -> None:
         self.path = folder / "ledger.db"
         self.keys = keys
         self._clock = now
-        with database_errors(self.path):
-            make_folder(folder, mode=0o700)
-        schema.refuse_network(folder)
-        self._lock = schema.Lock(folder / "lock", wait)
+        if not reading:
+            with database_errors(self.path):
+                make_folder(folder, mode=0o700)
+            schema.refuse_network(folder)
+        self._lock = schema.Lock(folder / "lock", wait, reading)
         try:
             if not self.path.exists():
                 keys.found()  # only here: new keys for a ledger that is there would hide that its own are missing
                 schema.create(self.path)
-            self._engine = schema.connect(self.path)
+            self._engine = (schema.connect_to_read if reading else schema.connect)(self.path)
             try:
                 schema.check_version(self._engine, self.path)
                 self._frontier, self._time, seen = self._read_log()
-                if seen < self._frontier.size:  # a crash came between a commit and this
+                if seen < self._frontier.size and not reading:  # a crash came between a commit and this
                     self._anchor()
             except BaseException:
                 self._engine.dispose()

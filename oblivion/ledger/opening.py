@@ -16,8 +16,11 @@ from oblivion.ledger.keys import Keys
 from oblivion.ledger.register import Register
 from oblivion.ledger.schema import Lock
 from oblivion.ledger.store import StoredLedger
+from oblivion.run_format import check_format
 
 DATABASE = "ledger/ledger.db"
+OWN_FOLDERS = ("adapters", "evaluations", "forgets", "keys", "ledger")
+"""The folders of a run directory that the program makes and writes to."""
 
 
 def open_ledger(
@@ -25,7 +28,7 @@ def open_ledger(
 ) -> tuple[StoredLedger, Register]:
     """Open the ledger under a run directory for this process alone, or make an empty one.
 
-    What a crash left is made good first: half-written files anywhere under the run directory go, and blobs and keys
+    What a crash left is made good first: half-written files in the run's own folders go, and blobs and keys
     without a record; an erasure that was begun is finished.
 
     Parameters
@@ -51,7 +54,7 @@ def open_ledger(
     keys = Keys(root / "keys")
     book = Book(root / "ledger", keys, now, wait)
     try:
-        remove_partial(root)
+        remove_partial(root, OWN_FOLDERS)
         store = StoredLedger(book, FolderBlobs(root / "ledger" / "blobs"), keys, settings.precision, settings.retention)
         register = Register(book)
         register.found()
@@ -60,6 +63,40 @@ def open_ledger(
             finish_erasure(store, register)
         else:
             store.sweep()
+    except BaseException:
+        book.close()
+        raise
+    return store, register
+
+
+def read_ledger(root: Path) -> tuple[StoredLedger, Register]:
+    """Open the ledger of a run to look at it: nothing is written, made good or removed.
+
+    Parameters
+    ----------
+    root : Path
+        The run directory; its disk may be full or read-only.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    IntegrityError
+        If it is damaged or an older copy.
+    OblivionError
+        If another process works on it.
+    """
+    check_ledger_exists(root)
+    check_format(root)
+    check_keys_exist(root)
+    keys = Keys(root / "keys")
+    book = Book(root / "ledger", keys, reading=True)
+    try:
+        store = StoredLedger(book, FolderBlobs(root / "ledger" / "blobs"), keys)
+        register = Register(book)
+        register.check_exclusions()
+        if not book.find("federation"):
+            raise InputError(f"{root}: its ledger was only begun; finish the run with `oblivion run --resume`")
     except BaseException:
         book.close()
         raise

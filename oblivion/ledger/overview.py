@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from oblivion.files import write_atomically
-from oblivion.ledger.opening import check_ledger_exists, open_ledger
-from oblivion.run_format import open_run
+from oblivion.ledger.opening import read_ledger
 
 
 def overview(root: Path) -> dict[str, Any]:
@@ -19,8 +18,7 @@ def overview(root: Path) -> dict[str, Any]:
     dict
         ``federation``, ``head``, ``checkpoint``, ``branches``, ``requests``, ``exclusions``, ``bytes`` on disk.
     """
-    check_ledger_exists(root)
-    ledger, register = open_ledger(root, open_run(root).ledger)
+    ledger, register = read_ledger(root)
     try:
         return {
             "federation": register.federation,
@@ -67,8 +65,7 @@ def export(root: Path, log: Path | None, checkpoint: Path | None) -> dict[str, A
     dict
         The checkpoint.
     """
-    check_ledger_exists(root)
-    ledger, _ = open_ledger(root, open_run(root).ledger)
+    ledger, _ = read_ledger(root)
     try:
         entries, now = ledger.book.entries(), ledger.book.checkpoint().to_json()
     finally:

@@ -188,13 +188,12 @@ def verify_head(root: Path, request: str = "") -> str:
     """
     import hashlib
 
-    from oblivion.ledger.opening import check_ledger_exists, open_ledger
+    from oblivion.ledger.opening import read_ledger
     from oblivion.models.resident import weight_bytes
 
-    check_ledger_exists(root)
-    config = open_run(root)
-    ledger, register = open_ledger(root, config.ledger)
+    ledger, register = read_ledger(root)
     try:
+        config = open_run(root)
         clients = register.clients()
         head = register.head()
         if request and not head.startswith(f"{request}/"):

@@ -35,7 +35,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError
 
 from oblivion.errors import IntegrityError, OblivionError
-from oblivion.files import durable_step, sync_folder
+from oblivion.files import durable_step, staging_path, sync_folder
 
 VERSION = "r0001"
 NETWORK = frozenset(
@@ -101,11 +101,36 @@ def connect(path: Path) -> Engine:
     return engine
 
 
+def connect_to_read(path: Path) -> Engine:
+    """An engine that changes nothing, for a ledger that nobody works on; the disk may be full or read-only.
+
+    Raises
+    ------
+    OblivionError
+        If a process that was killed left a write-ahead log, and it cannot be taken in here.
+    """
+    log = path.with_name(f"{path.name}-wal")
+    if log.is_file() and log.stat().st_size:  # SQLite takes it in; looking past it would be looking at an older ledger
+        if not all(os.access(place, os.W_OK) for place in (path, log, path.parent)):
+            raise OblivionError(
+                f"{path} was left by a process that was killed, and {log.name} cannot be taken in on a disk that is "
+                "read-only; copy the run to where you can write, and look at the copy"
+            )
+        return connect(path)
+
+    def opened() -> sqlite3.Connection:
+        address = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+        connection = sqlite3.connect(address, uri=True, check_same_thread=False, isolation_level=None)
+        connection.text_factory = _text
+        return connection
+
+    return create_engine("sqlite://", creator=opened, poolclass=StaticPool)
+
+
 def create(path: Path) -> None:
     """Make an empty database; it is there whole or not at all."""
-    staging = path.with_name(path.name + ".partial")
+    staging = staging_path(path)
     with database_errors(path):
-        staging.unlink(missing_ok=True)
         try:
             with durable_step("write"):
                 os.close(os.open(staging, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))  # its WAL takes the same mode
@@ -214,22 +239,46 @@ def refuse_network(folder: Path) -> None:
 
 
 class Lock:
-    """One process at a time works on a ledger.
+    """One process at a time works on a ledger, or several look at it.
+
+    Parameters
+    ----------
+    path : Path
+        The file that is locked. Who works makes it where it is missing; who looks writes nothing.
+    wait : float, default 0
+        Seconds to wait for another process.
+    reading : bool, default False
+        Whether this process only looks.
 
     Raises
     ------
     OblivionError
-        If another process does, and it does not end within `wait` seconds.
+        If another process works on it, and it does not end within `wait` seconds.
     """
 
-    def __init__(self, path: Path, wait: float = 0.0) -> None:
+    def __init__(self, path: Path, wait: float = 0.0, reading: bool = False) -> None:
+        self._handle = -1
+        self._reading = reading
+        if reading and not path.exists():
+            return
         with database_errors(path):
-            self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        end = time.monotonic() + wait
+            self._handle = os.open(path, os.O_RDONLY if reading else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        self._take(path, time.monotonic() + wait)
+        if reading:
+            return
+        try:
+            with database_errors(path):
+                os.ftruncate(self._handle, 0)
+                os.pwrite(self._handle, str(os.getpid()).encode(), 0)
+        except BaseException:
+            self.release()
+            raise
+
+    def _take(self, path: Path, end: float) -> None:
         while True:
             try:
-                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                fcntl.flock(self._handle, (fcntl.LOCK_SH if self._reading else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                return
             except OSError:
                 if time.monotonic() < end:
                     time.sleep(0.1)
@@ -239,16 +288,12 @@ class Lock:
                 raise OblivionError(
                     f"{path.parent} is in use by process {owner or '(unknown)'}; wait until it has ended"
                 ) from None
-        try:
-            with database_errors(path):
-                os.ftruncate(self._handle, 0)
-                os.pwrite(self._handle, str(os.getpid()).encode(), 0)
-        except BaseException:
-            self.release()
-            raise
 
     def release(self) -> None:
         """Let others in."""
         if self._handle >= 0:
+            if not self._reading:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._handle, 0)  # a later message must not name a process that has ended
             os.close(self._handle)
             self._handle = -1

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hmac
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,9 @@ from typing import Any
 from sqlalchemy import Engine
 
 from oblivion.errors import IntegrityError
+from oblivion.files import is_partial
 from oblivion.ledger import reading, schema
+from oblivion.ledger.adapters import WEIGHTS, erased_adapters, find_adapters
 from oblivion.ledger.blobs import FolderBlobs, unseal
 from oblivion.ledger.book import last_seen
 from oblivion.ledger.checkpoint import Checkpoint, check_checkpoint
@@ -44,12 +47,13 @@ class Finding:
 
 @dataclass(kw_only=True)
 class Verification:
-    """What was looked at, and what was found; the ledger is sound where `findings` is empty."""
+    """What was looked at, what was found, and what could not be looked at; it is sound where `findings` is empty."""
 
     entries: int = 0
     records: int = 0
     blobs: int = 0
     findings: list[Finding] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
 
     def find(self, where: str, what: str) -> None:
         """Note a finding."""
@@ -79,10 +83,10 @@ def verify_ledger(root: Path, checkpoint: Checkpoint | None = None) -> Verificat
     check_format(root)
     check_keys_exist(root)
     keys, path = Keys(root / "keys"), root / "ledger" / "ledger.db"
-    lock = schema.Lock(root / "ledger" / "lock")
+    lock = schema.Lock(root / "ledger" / "lock", reading=True)
     try:
         with schema.database_errors(path):
-            engine = schema.connect(path)
+            engine = schema.connect_to_read(path)
             try:
                 schema.check_version(engine, path)
                 done = Verification()
@@ -93,7 +97,8 @@ def verify_ledger(root: Path, checkpoint: Checkpoint | None = None) -> Verificat
         _check_blobs(root, keys, rows, done)
         # What stands behind a changed entry may be anything: it is compared with the log, and not believed.
         sure = [row for row in rows if row["seq"] < broken]
-        _check_forgotten(root, keys, sure, done)
+        _check_forgotten(keys, sure, done)
+        _check_adapters(root, {seq: entry for seq, entry in entries.items() if seq < broken}, done)
         return done
     finally:
         lock.release()
@@ -184,7 +189,7 @@ def _check_blobs(root: Path, keys: Keys, rows: list[Mapping[str, Any]], done: Ve
         place = path.relative_to(root / "ledger").as_posix()
         if place in own or (path.is_dir() and not path.is_symlink()):
             continue
-        if path.suffix == ".partial":
+        if is_partial(path.name) or is_partial(path.parent.name):
             what = "was left by an interrupted write; it goes when the run is opened next"
         else:
             what = "belongs to no record" if place.startswith("blobs/") else "does not belong to a ledger"
@@ -195,8 +200,8 @@ def _check_blobs(root: Path, keys: Keys, rows: list[Mapping[str, Any]], done: Ve
     done.blobs = len(needed)
 
 
-def _check_forgotten(root: Path, keys: Keys, rows: list[Mapping[str, Any]], done: Verification) -> None:
-    """Look for what was forgotten: records, keys and adapters."""
+def _check_forgotten(keys: Keys, rows: list[Mapping[str, Any]], done: Verification) -> None:
+    """Look for what was forgotten: records and keys."""
     listed = [row["content"] for row in rows if row["kind"] == "exclusion"] + (keys.read_json(EXCLUSIONS) or [])
     whole = {absence["client"] for absence in listed if absence["samples"] is None}
     for row in rows:
@@ -214,9 +219,22 @@ def _check_forgotten(root: Path, keys: Keys, rows: list[Mapping[str, Any]], done
         if client in (keys.read_json(NAMES) or {}):
             done.find(f"keys/{NAMES}", f"has the name of '{client}', which was forgotten")
     _check_samples(rows, done)
-    removals = [row["content"] for row in rows if row["kind"] == "removal"]
-    if removals and (root / "adapters" / "original").exists():
-        done.find("adapters/original", "is the model before a removal that was committed")
+
+
+def _check_adapters(root: Path, entries: Mapping[int, Mapping[str, Any]], done: Verification) -> None:
+    """Look for every adapter that the log knows as erased, anywhere in the run directory."""
+    found: set[Path] = set()
+    for path, place, why in find_adapters(root, erased_adapters(entries)):
+        name = reading.shown(path.relative_to(root).as_posix(), 400)
+        if place is None:
+            done.unchecked.append(f"{name}: {reading.shown(why)}")
+        else:
+            done.find(name, f"is an adapter that a removal erased ({reading.shown(place)})")
+            found.add(path)
+    original = root / "adapters" / "original"
+    removed = any(entry.get("kind") == "removal" for entry in entries.values())
+    if removed and os.path.lexists(original) and original / WEIGHTS not in found:
+        done.find("adapters/original", "stands where the model before a committed removal was")
 
 
 def _check_samples(rows: list[Mapping[str, Any]], done: Verification) -> None:

@@ -109,7 +109,7 @@ def difference(expected: dict[str, str], found: dict[str, str]) -> list[str]:
 
 def orphans(root: Path, erased_blobs: Iterable[str]) -> list[str]:
     """What lies in a run directory that nothing needs, found without opening the ledger (that would sweep it)."""
-    wrong = [f"left over: {path}" for path in sorted(root.parent.rglob("*.partial*"))]
+    wrong = [f"left over: {path}" for path in sorted(root.parent.rglob("*oblivion-partial*"))]
     wrong += [f"left over: {path}" for path in sorted(root.parent.iterdir()) if path != root]
     for number, line in enumerate((root / "events.jsonl").read_text().splitlines(), start=1):
         if not line.startswith("{") or not line.endswith("}"):
@@ -179,7 +179,7 @@ def lost(book: Book, store: StoredLedger, acknowledged: Iterable[int]) -> list[s
     for seq in acknowledged:
         if seq > len(entries):
             wrong.append(f"log entry {seq} was acknowledged, and is lost")
-        elif entries[seq - 1]["kind"] == "erased" or seq in erased:
+        elif "digest" not in entries[seq - 1] or seq in erased:
             continue
         elif seq not in there:
             wrong.append(f"{entries[seq - 1]} was acknowledged, and its record is lost")

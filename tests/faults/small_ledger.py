@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -137,14 +138,21 @@ def trial(ledger: StoredLedger, register: Register, asked: Asked, name: str, for
     return branch
 
 
-def commit(ledger: StoredLedger, register: Register, asked: Asked, branch: str, guarantee: str = "exact") -> None:
+def commit(
+    ledger: StoredLedger,
+    register: Register,
+    asked: Asked,
+    branch: str,
+    guarantee: str = "exact",
+    after: bytes | None = None,
+) -> None:
     facts = {
         "trial": branch.rpartition("/")[2],
         "whole_client": asked.request.whole_client,
         "guarantee": guarantee,
         "from_round": 2,
         "before": {"adapter_model.safetensors": "0" * 64},
-        "after": {"adapter_model.safetensors": "1" * 64},
+        "after": {"adapter_model.safetensors": "1" * 64 if after is None else hashlib.sha256(after).hexdigest()},
     }
     commit_removal(ledger, register, register.asked(asked.request.id), branch, facts)
 

@@ -495,7 +495,7 @@ def test_a_disk_that_fills_up_during_a_run(
     assert code == 1 and out == "", err
     last = err.splitlines()[-1]
     assert last.startswith("error: o") and "No space left on device" in last and "Traceback" not in err
-    assert not list(here.rglob("*.partial"))
+    assert not list(here.rglob("*oblivion-partial*"))
     for path in here.rglob("*.json"):  # every file that is there is whole
         json.loads(path.read_text("utf-8"))
     again = ("--resume",) if (here / "o").exists() else (scenario,)

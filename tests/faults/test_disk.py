@@ -169,14 +169,15 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path: Path, when: Literal["be
 
 
 def test_what_interrupted_writes_left_is_removed(tmp_path: Path) -> None:
-    (tmp_path / "run.partial").mkdir()
-    (tmp_path / "run.partial" / "old").write_bytes(b"half")
+    half = f".run.{'0' * 16}.oblivion-partial"
+    (tmp_path / half).mkdir()
+    (tmp_path / half / "old").write_bytes(b"half")
     write_folder(tmp_path / "run", {"below": b"x"})
     assert names(tmp_path) == ["run"] and names(tmp_path / "run") == ["below"]
     (tmp_path / "run" / "deep").mkdir()
-    for path in ("file.partial", "deep/ledger.db.partial-journal", "deep/kept"):
+    for path in (half, f"deep/.ledger.db.{'0' * 16}.oblivion-partial-journal", "deep/kept"):
         (tmp_path / "run" / path).write_bytes(b"x")
-    remove_partial(tmp_path / "run")
+    remove_partial(tmp_path / "run", ["deep", "missing"])
     assert names(tmp_path / "run") == ["below", "deep"] and names(tmp_path / "run" / "deep") == ["kept"]
 
 
@@ -340,7 +341,7 @@ def content(ledger: StoredLedger, register: Register) -> dict[str, Any]:
 
 def disk(root: Path) -> dict[str, int]:
     """How many blobs and keys there are, and that nothing is half there."""
-    assert not list(root.rglob("*.partial"))
+    assert not list(root.rglob("*oblivion-partial*"))
     return {
         "blobs": len([p for p in (root / "ledger" / "blobs").rglob("*") if p.is_file()]),
         "keys": len(list((root / "keys").rglob("*.key"))),
@@ -423,7 +424,7 @@ def test_every_durable_step_of_the_ledger_can_fail(quick: Path, stage: str, when
         message = str(error)
         assert FULL in message and str(root) in message and error.exit_code == 1, (at, broken.seen[-1], message)
         assert "free some space" in message or "make it writable" in message, message
-        assert not list(root.rglob("*.partial")), (at, broken.seen[-1])
+        assert not list(root.rglob("*oblivion-partial*")), (at, broken.seen[-1])
         attempt(root, last)
         assert outcome_of(root) == expected, (at, broken.seen[-1])
 

@@ -501,7 +501,7 @@ def add_a_file(rng: random.Random, desk: Desk) -> list[Place]:
             (f"blobs/{own.name}", own.read_bytes()),
             (f"blobs/zz/{own.name}", own.read_bytes()),
             ("blobs/ab/notes.txt", b"x"),
-            ("blobs/ab/x.partial", b"x"),
+            ("blobs/ab/.x.0123456789abcdef.oblivion-partial", b"x"),
             ("blobs/.hidden/\u202ex", b"x"),
             ("ledger.db.bak", b"x"),
             ("deep/er/ledger.db", b"x"),

@@ -193,7 +193,7 @@ def test_progress_goes_to_standard_error(scenario: Path, elsewhere: Path) -> Non
     )
     assert code == 0 and out == "report: one/report.html\n"
     assert "learning: 3 clients, 1 round\n" in err and "main: round 1/1, 3 clients" in err
-    assert not list(elsewhere.rglob("*.partial"))
+    assert not list(elsewhere.rglob("*oblivion-partial*"))
 
 
 def test_a_plan_runs_nothing(run: Path) -> None:

@@ -356,8 +356,7 @@ def test_what_a_crash_left_is_swept(opened: Opened) -> None:
     ledger.keys.make(contribution_key("nobody", 99))
     ledger.keys.make(state_key(98, 1))
     folder = blobs(opened.root)[0].parent
-    (folder / f"{'0' * 64}.partial").write_bytes(b"half")
-    (opened.root / "ledger" / "blobs" / folder.name / "notes.txt").write_text("no blob")
+    (folder / f".{'0' * 64}.{'0' * 16}.oblivion-partial").write_bytes(b"half")
     before = told(ledger, "main")
     again = opened.again()
     assert {n for n in files(opened.root) if "ledger.db" not in n} == {n for n in needed if "ledger.db" not in n}
