@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, cast
@@ -14,6 +15,9 @@ from oblivion.aggregation.rule import Aggregator
 from oblivion.ledger.replay import Replay
 from oblivion.ledger.rounds import RoundRecord, RoundState
 from oblivion.types import Adapter, ClientUpdate, Cost, GlobalState, RoundInfo
+
+BLIND = 16.0
+"""Nats per token; whoever guesses blindly among nine million tokens loses as many, and no vocabulary is as large."""
 
 
 def scheme_error(
@@ -33,11 +37,21 @@ def scheme_error(
     return product_error(before.state, counted, state, replay.scheme.ranks)
 
 
-def mean_loss(accepted: Sequence[ClientUpdate]) -> float:
-    """Mean training loss of those that tell one, weighted by examples."""
+def mean_loss(accepted: Sequence[ClientUpdate], factor: float = 0.0) -> float:
+    """Mean training loss of those that tell one, weighted by examples.
+
+    A client says itself what its loss was. With a `factor`, none counts as more than `factor` times the median of the
+    round, or as `BLIND` where that is more, and none as less than 0.
+    """
     told = [update for update in accepted if "loss" in update.metrics]
     weight = sum(update.num_examples for update in told)
-    return sum(update.metrics["loss"] * update.num_examples for update in told) / weight if weight else math.nan
+    if not weight:
+        return math.nan
+    losses = [update.metrics["loss"] for update in told]
+    if factor:
+        most = max(BLIND, factor * statistics.median_low(losses))
+        losses = [min(max(0.0, loss), most) for loss in losses]
+    return sum(loss * update.num_examples for loss, update in zip(losses, told, strict=True)) / weight
 
 
 def rounded_otherwise(repeats_bits: bool, records: Iterable[RoundRecord]) -> str:

@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from oblivion.aggregation.gate import Gate
+from oblivion.aggregation.gate import FOR_OTHERS, Gate
 from oblivion.errors import FederationError
 from oblivion.ledger.rounds import CohortOutcome
 from oblivion.replies import heard, served
 from oblivion.selection import assign
-from oblivion.types import ClientTask, ClientUpdate, HostReply, HostRequest, RoundInfo
+from oblivion.types import ClientTask, HostRequest
 from server.events import Observer
 from server.hosts import Hosts
 
@@ -77,8 +77,12 @@ def dispatch(
     gate: Gate,
     sizes: Mapping[str, int],
     serves: Mapping[str, Sequence[str]],
+    most: Mapping[str, int],
 ) -> Iterator[CohortOutcome]:
     """Send cohorts to the hosts that serve them; yield what each came to, through the gate, as hosts answer.
+
+    A host speaks for the clients of its message alone. Where it says something of another, that is dropped, nothing of
+    the other is written anywhere, and whatever else the host sent in this round is refused.
 
     Parameters
     ----------
@@ -92,6 +96,8 @@ def dispatch(
         That of the round.
     sizes, serves : mapping
         What `described` returned.
+    most : mapping of str to int
+        Client id to the most examples that its update can have.
     """
     assert common.info is not None
     places = {tuple(task.client_id for task in cohort): index for index, cohort in tasks.items()}
@@ -105,10 +111,24 @@ def dispatch(
     silent = dict(given)
     for reply in heard(hosts.ask(requests), requests):
         mine = silent.pop(reply.host, [])
-        strangers = _strangers(reply, mine)
+        asked = {client: most[client] for cohort in mine for client in cohort}
+        accepted, refused = gate.admit(reply.updates, asked, common.info.round)
+        if any(client not in asked for client in reply.failures):
+            accepted, refused = (), dict.fromkeys(asked, FOR_OTHERS)
+        updates = {update.client_id: update for update in accepted}
         for cohort in mine:
-            yield _admitted(reply, strangers, cohort, places[cohort], common.info, gate, sizes)
-            strangers = []
+            yield CohortOutcome(
+                branch=common.info.branch,
+                round=common.info.round,
+                cohort=places[cohort],
+                updates=tuple(updates[client] for client in sorted(cohort) if client in updates),
+                refused={client: refused[client] for client in sorted(cohort) if client in refused},
+                failed={
+                    client: reply.failures.get(client, "its host answered without it")
+                    for client in cohort
+                    if client not in updates and client not in refused
+                },
+            )
     lost = {cohort: "no reply from its host" for mine in silent.values() for cohort in mine}
     for cohort, why in (lost | dict.fromkeys(unserved, "no host serves it")).items():
         yield CohortOutcome(
@@ -117,27 +137,3 @@ def dispatch(
             cohort=places[cohort],
             failed=dict.fromkeys(cohort, why),
         )
-
-
-def _admitted(
-    reply: HostReply,
-    strangers: list[ClientUpdate],
-    cohort: tuple[str, ...],
-    place: int,
-    info: RoundInfo,
-    gate: Gate,
-    sizes: Mapping[str, int],
-) -> CohortOutcome:
-    """Let a cohort's updates through the gate; updates of clients that the host was not asked for are refused."""
-    own = [update for update in reply.updates if update.client_id in cohort]
-    accepted, refused = gate.admit([*own, *strangers], {c: sizes[c] for c in cohort}, info.round)
-    heard = {update.client_id for update in own}
-    failed = {c: reply.failures.get(c, "its host answered without it") for c in cohort if c not in heard}
-    return CohortOutcome(
-        branch=info.branch, round=info.round, cohort=place, updates=accepted, refused=refused, failed=failed
-    )
-
-
-def _strangers(reply: HostReply, mine: Sequence[Sequence[str]]) -> list[ClientUpdate]:
-    asked = {client for cohort in mine for client in cohort}
-    return [u for u in reply.updates if not isinstance(u.client_id, str) or u.client_id not in asked]

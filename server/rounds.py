@@ -8,10 +8,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from oblivion.aggregation.control import ControlRule
-from oblivion.aggregation.gate import Gate, GateState
+from oblivion.aggregation.gate import Gate, GateState, limited, update_norm
 from oblivion.config import RunConfig
 from oblivion.errors import FederationError, plural
 from oblivion.ledger.budget import charge
@@ -24,6 +24,7 @@ from oblivion.removal.local import apply_unlearning
 from oblivion.removal.plan import UnlearnPhase
 from oblivion.selection import form_cohorts, select_clients, servable, without
 from oblivion.training.batches import steps_per_visit
+from oblivion.training.reach import reach
 from oblivion.types import (
     Adapter,
     ClientTask,
@@ -70,7 +71,7 @@ class Federation:
             initial,
             config.federation.max_update_norm,
             run_fingerprint(config),
-            lambda examples: steps_per_visit(examples, train.batch_size, train.local_epochs),
+            steps=lambda examples: steps_per_visit(examples, train.batch_size, train.local_epochs),
         )
         self.serves: dict[str, list[str]] = {}
         self.replay = replay_of(config, ledger, self.sizes)
@@ -157,7 +158,7 @@ class Federation:
             refused=dict(sorted(refused.items())),
             failed={client: why for client, why in sorted(failed.items()) if client not in accepted},
             # With privacy of clients, what was computed from their updates without noise is not told.
-            loss=math.nan if self.replay.privacy else mean_loss(stored),
+            loss=math.nan if self.replay.privacy else self._loss(stored),
             scheme_error=math.nan if self.replay.privacy else scheme_error(self.replay, head, stored, after, info),
             cost=cost_of(
                 stored,
@@ -172,6 +173,9 @@ class Federation:
         self._warn_of_skipped(stored)
         self._commit(record, after, branch)
         return record
+
+    def _loss(self, stored: Sequence[ClientUpdate]) -> float:
+        return mean_loss(limited(stored, self.replay.max_influence), self.config.federation.norm_factor)
 
     def _commit(self, record: RoundRecord, after: RoundState, branch: Branch) -> None:
         due = record.round % self.config.ledger.checkpoint_every == 0 or record.round == branch.rounds
@@ -192,8 +196,7 @@ class Federation:
         charged: dict[str, int] = {}
         if self.config.privacy.unit != "none":
             branch = self.ledger.branch(info.branch)
-            gone = {c: sum(self.copies.get(c, {}).get(s, 1) for s in branch.excluded(c)) for c in asked}
-            samples = {client: max(1, self.sizes[client] - gone[client]) for client in asked}
+            samples = {client: max(1, self._left(branch, client)) for client in asked}
             others = len(selected) < len(info.population)
             charged = charge(self.config.privacy.unit, samples, selected, asked, others)
         unserved = [client for client in selected if client not in self.serves]
@@ -201,6 +204,14 @@ class Federation:
         selection = Selection(branch=info.branch, round=info.round, selected=selected, cohorts=cohorts, charged=charged)
         self.ledger.begin(selection)
         return selection
+
+    def _rows(self, client: str, samples: Iterable[str]) -> int:
+        """How many rows some of a client's samples are."""
+        return sum(self.copies.get(client, {}).get(sample, 1) for sample in samples)
+
+    def _left(self, branch: Branch, client: str) -> int:
+        """How many rows a client trains on: those that it described, without what was forgotten on the branch."""
+        return self.sizes[client] - self._rows(client, branch.excluded(client))
 
     def _train(
         self, branch: Branch, selection: Selection, info: RoundInfo, head: RoundState, replayed: RoundRecord | None
@@ -216,7 +227,9 @@ class Federation:
         for _ in range(2 if replayed else 1):
             wanted = {i: c for i, c in enumerate(selection.cohorts) if i not in outcomes}
             tasks = self._tasks(branch, wanted, info, head)
-            answers = dispatch(self.hosts, common, tasks, self._gate(info, head), self.sizes, self.serves)
+            gate = self._gate(info, head, tasks)
+            most = {task.client_id: self._left(branch, task.client_id) for cohort in tasks.values() for task in cohort}
+            answers = dispatch(self.hosts, common, tasks, gate, self.sizes, self.serves, most)
             for outcome in refused_again(answers, replayed):
                 must_not[outcome.cohort] = missing(outcome, branch, replayed)
                 if must_not[outcome.cohort] or not (outcome.updates or outcome.refused):
@@ -250,14 +263,22 @@ class Federation:
             tasks = {c: dataclasses.replace(task, noise_key=keys[c]) for c, task in tasks.items()}
         return {i: tuple(tasks[client] for client in cohort) for i, cohort in cohorts.items()}
 
-    def _gate(self, info: RoundInfo, head: RoundState) -> Gate:
-        """The gate of a learning round: what clients train in it, and the bound that the rounds before make."""
+    def _gate(self, info: RoundInfo, head: RoundState, tasks: Mapping[int, tuple[ClientTask, ...]]) -> Gate:
+        """The gate of a learning round: what clients train in it, how far that can take them, and the rounds before."""
         trained = self.scheme.trained(info.round)
         bound = head.gate_state.bound(self.config.federation.norm_factor, trained)
-        if self.replay.privacy:  # no client may decide whether another's update is taken; each is clipped instead
-            bound = math.inf
         expected = only(self.gate.reference, trained)
-        return dataclasses.replace(self.gate, reference=expected, max_norm=min(self.gate.max_norm, bound))
+        start = update_norm(only(head.state.adapter, trained))
+        size = sum(tensor.numel() for tensor in expected.values())
+        pulls = {task.client_id: update_norm(task.correction) for cohort in tasks.values() for task in cohort}
+
+        def far(client: str, examples: int) -> float:
+            return reach(self.config.train, self.config.privacy, examples, size, start, pulls[client])
+
+        gate = dataclasses.replace(self.gate, reference=expected)
+        if self.replay.privacy:  # no client may decide whether another's update is taken; each is clipped instead
+            return gate
+        return dataclasses.replace(gate, max_norm=min(gate.max_norm, bound), reach=far)
 
     def _warn_of_halving(self, outcome: CohortOutcome, cohort: Sequence[str]) -> None:
         if halved([cohort], outcome.updates, outcome.refused) and "halved" not in self._warned:
@@ -308,10 +329,12 @@ class Federation:
         gate = dataclasses.replace(
             self.gate,
             reference=only(self.gate.reference, self.scheme.trained(info.round)),
-            most_steps=lambda examples: steps_per_visit(examples, batch, epochs),
+            steps=lambda examples: steps_per_visit(examples, batch, epochs),
         )
+        asked = request.sample_ids
+        most = {client: self._left(branch, client) if asked is None else self._rows(client, set(asked))}
         for _ in range(2):  # the whole removal hangs on this one reply
-            (outcome,) = dispatch(self.hosts, common, {0: (task,)}, gate, self.sizes, self.serves)
+            (outcome,) = dispatch(self.hosts, common, {0: (task,)}, gate, self.sizes, self.serves, most)
             if not outcome.failed:
                 break
         if not outcome.updates:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from oblivion.errors import ConfigError
 from oblivion.models.factors import Factor, factor_of
-from oblivion.types import CLIENT_ID, Adapter, ClientUpdate
+from oblivion.types import Adapter, ClientUpdate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,8 +34,8 @@ METRICS = frozenset({"loss", "skipped", "together", "tokens"})
 LARGEST_METRIC = 1e12
 QUARANTINE = "in quarantine"
 """How the reason begins for which a client is not asked."""
-UNNAMED = "(not a client id)"
-"""Under this key `Gate.admit` reports updates whose client id is not a slug."""
+FOR_OTHERS = "its host answered for clients that it was not asked for"
+"""Why nothing counts that such a host sent: what it says of others is dropped, and is its own fault."""
 
 
 def tensor_norms(delta: Adapter) -> dict[str, float]:
@@ -145,15 +145,19 @@ class Gate:
         The largest L2 norm of a whole update, in the unit of the parameters; above 0 and finite.
     fingerprint : str
         Digest of the code that updates must be made with.
-    most_steps : callable
-        The most optimizer steps that a visit of so many examples can take. Rules divide by the number of steps, so
-        that a wrong one scales the update.
+    steps : callable or None
+        The number of optimizer steps that a visit of so many examples takes. Rules divide by it, so that a wrong one
+        scales the update. None where it is not known.
+    reach : callable
+        The largest L2 norm that an honest update of a client (id) with so many examples can have, in the unit of the
+        parameters; it is there from the first round on.
     """
 
     reference: Adapter
     max_norm: float
     fingerprint: str
-    most_steps: Callable[[int], float] = lambda examples: math.inf
+    steps: Callable[[int], int] | None = None
+    reach: Callable[[str, int], float] = lambda client, examples: math.inf
 
     def __post_init__(self) -> None:
         if isinstance(self.max_norm, bool) or not 0 < self.max_norm < math.inf:
@@ -190,8 +194,11 @@ class Gate:
         for name, norm in norms.items():
             if not math.isfinite(norm):
                 return f"tensor '{name}' has values that are not finite", norms
-        if not total_norm(norms) <= self.max_norm:
-            return f"its L2 norm is above the bound of {self.max_norm:g}", norms
+        bound = min(self.max_norm, self.reach(client, update.num_examples))
+        if not total_norm(norms) <= bound:
+            return f"its L2 norm is above the bound of {bound:g}", norms
+        if update.steps == 0 and any(norms.values()):
+            return "it has changed tensors without a step", norms
         return None, norms
 
     def _check_envelope(self, update: ClientUpdate, client: str, round: int, max_examples: int) -> str | None:
@@ -204,8 +211,10 @@ class Gate:
         # `type(...) is int` because True is an int to isinstance, and 1.0 == 1.
         if type(update.num_examples) is not int or not 1 <= update.num_examples <= max_examples:
             return f"its number of examples is not a whole number from 1 to {max_examples}"
-        if type(update.steps) is not int or not 0 <= update.steps <= self.most_steps(max_examples):
-            return "its number of steps is not a whole number from 0 to what its examples take"
+        if type(update.steps) is not int or update.steps < 0:
+            return "its number of steps is not a whole number of at least 0"
+        if self.steps is not None and update.steps != self.steps(update.num_examples):
+            return "its number of steps is not the one that its number of examples takes"
         if update.extras:
             return "it carries extra tensors that the rule did not ask for"
         return None
@@ -227,14 +236,14 @@ class Gate:
     def admit(
         self, updates: Sequence[ClientUpdate], asked: Mapping[str, int], round: int
     ) -> tuple[tuple[ClientUpdate, ...], dict[str, str]]:
-        """Check the updates that one host sent for one cohort.
+        """Check the updates that one host sent.
 
         Parameters
         ----------
         updates : sequence of ClientUpdate
             As received, in any order.
         asked : mapping of str to int
-            The clients of the cohort, each with the most examples it can have trained on.
+            The clients that this host was asked for, each with the most examples it can have trained on.
         round : int
             The round.
 
@@ -242,20 +251,21 @@ class Gate:
         -------
         tuple
             The accepted updates in client-id order, each with its `norms` and those of its metrics that can be true;
-            refused client ids with the reason.
+            refused client ids with the reason, all of them of `asked`.
             Where two updates claim one client, neither is accepted: which is genuine cannot be known, and the
-            choice must not depend on the order of arrival.
+            choice must not depend on the order of arrival. Where one claims a client that the host was not asked for,
+            nothing of the host is accepted, and nothing is said of whom it claims.
         """
-        claims = Counter(_key(update) for update in updates)
+        claims = Counter(update.client_id for update in updates if isinstance(update.client_id, str))
+        if any(not isinstance(update.client_id, str) or update.client_id not in asked for update in updates):
+            return (), dict.fromkeys(sorted(asked), FOR_OTHERS)
         accepted: dict[str, ClientUpdate] = {}
         refused: dict[str, str] = {}
         for update in updates:
-            client = _key(update)
-            if client not in asked:
-                reason: str | None = "it comes from a client that was not asked"
-            elif claims[client] > 1:
-                reason = "more than one update claims to come from this client"
-            else:
+            client = update.client_id
+            norms: dict[str, float] = {}
+            reason: str | None = "more than one update claims to come from this client"
+            if claims[client] == 1:
                 reason, norms = self._examine(update, client, round, asked[client])
             if reason is None:
                 accepted[client] = replace(update, norms=norms, metrics=_plausible(update.metrics))
@@ -264,16 +274,16 @@ class Gate:
         return tuple(accepted[client] for client in sorted(accepted)), dict(sorted(refused.items()))
 
 
-def _key(update: ClientUpdate) -> str:
-    """Return the claimed client id where it is fit to be repeated in a message."""
-    claimed: Any = update.client_id
-    return claimed if isinstance(claimed, str) and CLIENT_ID.fullmatch(claimed) else UNNAMED
-
-
 def _plausible(metrics: Any) -> dict[str, float]:
     """What a client tells of its visit, as far as it can be true: it is shown and averaged, and no reason to refuse."""
     told = metrics if isinstance(metrics, Mapping) else {}
-    return {name: v for name, v in told.items() if name in METRICS and type(v) is float and abs(v) <= LARGEST_METRIC}
+
+    def possible(name: Any, value: Any) -> bool:
+        if name not in METRICS or type(value) is not float or not abs(value) <= LARGEST_METRIC:
+            return False
+        return name == "loss" or (value >= 0 and value.is_integer())
+
+    return {name: value for name, value in told.items() if possible(name, value)}
 
 
 def limited(contributions: Sequence[ClientUpdate], factor: float) -> Sequence[ClientUpdate]:

@@ -22,6 +22,7 @@ from oblivion.fingerprint import code_fingerprint
 from oblivion.ledger.memory import MemoryLedger
 from oblivion.ledger.rounds import Branch
 from oblivion.seeding import torch_generator
+from oblivion.training.batches import steps_per_visit
 from oblivion.types import ClientTask, ClientUpdate, HostReply, HostRequest, RoundInfo
 from oblivion.wire import check_reply, pack_reply, unpack_reply
 from server.events import Observer
@@ -49,7 +50,7 @@ def visit(task: ClientTask, info: RoundInfo) -> ClientUpdate:
         round=info.round,
         delta=delta,
         num_examples=CLIENTS[task.client_id],
-        steps=2,
+        steps=steps_per_visit(CLIENTS[task.client_id], 8, 4),
         metrics={"loss": 1.0, "tokens": 10.0},
         fingerprint=code_fingerprint(),
     )
@@ -161,7 +162,7 @@ def table() -> list[tuple[str, Change]]:
         bad += [(f"{name} declared {kind}", array(name, declared(dtype=kind))) for kind in ("float64", "object", "<U9")]
     bad += [(f"times {factor:g}", scaled(factor)) for factor in (1e4, -1e4, 1e9, 1e30, math.nan, math.inf)]
     bad += [(f"{count!r} examples", field(num_examples=count)) for count in COUNTS]
-    bad += [(f"{steps!r} steps", field(steps=steps)) for steps in (-1, 10**9, 2.0, "2", None, True)]
+    bad += [(f"{steps!r} steps", field(steps=steps)) for steps in (-1, 0, 1, 7, 9, 10**9, 8.0, "8", None, True)]
     bad += [(f"round {number!r}", field(round=number)) for number in (-1, 10**6, 1.5, "1", None)]
     bad += [
         (f"client {other!r}", field(client_id=other))
@@ -223,7 +224,9 @@ def received(packed: RecordDict, request: HostRequest) -> HostReply:
 
 def config() -> RunConfig:
     # one client a cohort, and so one message each: what makes a whole reply unreadable costs its client alone
-    return load_config(None, {"federation.rounds": 4, "train.cohort": 1, "federation.quarantine-after": 0})
+    # and a rate with which a visit can go as far as the stand-ins for updates, and sixteen times as far
+    several = {"federation.rounds": 4, "train.cohort": 1, "federation.quarantine-after": 0, "train.learning-rate": 0.4}
+    return load_config(None, several)
 
 
 class OneMessageEach(BadHosts):
