@@ -60,7 +60,8 @@ class TwoHosts:
 def federation(
     hosts: TwoHosts, known: dict[str, int] | None = CLIENTS, **settings: Any
 ) -> tuple[Federation, MemoryLedger, list[Event]]:
-    config = load_config(None, {"federation.rounds": 2, "train.cohort": 1, **settings})
+    far = {"train.learning-rate": 0.4}  # the stand-ins for updates are large
+    config = load_config(None, {"federation.rounds": 2, "train.cohort": 1, **far, **settings})
     events: list[Event] = []
     ledger = MemoryLedger()
     made = Federation(config, hosts, ledger, INITIAL, Observer(events.append))
