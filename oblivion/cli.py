@@ -158,17 +158,10 @@ def forget(
 
 
 def _read_request(path: Path) -> ForgetRequest:
-    from oblivion.errors import InputError
     from oblivion.ledger.requests import from_json
+    from oblivion.outside import read_json
 
-    try:
-        return from_json(json.loads(path.read_text("utf-8")))
-    except (ValueError, RecursionError):
-        raise InputError(f"{path}: not JSON; expected a request as its client signed it") from None
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read: {error.strerror}; expected a request, signed by its client"
-        ) from None
+    return from_json(read_json(path, "a request as its client signed it"))
 
 
 def _forget_config(
@@ -213,9 +206,9 @@ def evaluate(
     base: Annotated[str, typer.Option(help="The base model of an adapter folder.")] = "",
     revision: Annotated[str, typer.Option(help="The pinned revision of a hub id.")] = "",
     template: Annotated[str, typer.Option(help="How a question and an answer become text [default: plain].")] = "",
-    limit: Annotated[int, typer.Option(min=0, help="At most so many rows of each group; 0 for all.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="How far to generate.")] = 200,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows generated together.")] = 32,
+    limit: Annotated[int, typer.Option(min=0, max=10**9, help="At most so many rows of each group; 0 for all.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=65_536, help="How far to generate.")] = 200,
+    batch_size: Annotated[int, typer.Option(min=1, max=65_536, help="Rows generated together.")] = 32,
     out: Annotated[Path | None, typer.Option(help="Write OpenUnlearning's JSON layout here.")] = None,
     text: Annotated[bool, typer.Option("--text", help="Keep questions, answers and generations in it.")] = False,
     as_json: Json = False,

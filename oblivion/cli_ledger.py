@@ -57,12 +57,14 @@ def verify(
     from oblivion.errors import InputError, IntegrityError
     from oblivion.ledger.checkpoint import Checkpoint
     from oblivion.ledger.verify import verify_ledger
+    from oblivion.outside import read_json
 
     seen = None
     if checkpoint is not None:
+        value = read_json(checkpoint, "an exported checkpoint")
         try:
-            seen = Checkpoint.from_json(json.loads(checkpoint.read_text("utf-8")))
-        except (ValueError, RecursionError, OSError, InputError) as error:
+            seen = Checkpoint.from_json(value)
+        except InputError as error:
             raise InputError(f"{checkpoint}: not an exported checkpoint: {error}") from None
     done = verify_ledger(run_directory, seen)
     counts = {"entries": done.entries, "records": done.records, "blobs": done.blobs}

@@ -5,7 +5,6 @@ Keys are kebab-case and dotted (``train.batch-size``). This module is the only s
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -292,8 +291,8 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise ConfigError(f"--set {text!r}: expected key=value, such as federation.rounds=5")
     try:
-        return key.strip(), tomllib.loads(f"value = {value.strip()}")["value"]
-    except (ValueError, RecursionError):  # no TOML, or too deep or too many digits for any setting
+        return key.strip(), parse_toml(f"value = {value.strip()}", "--set", "a value", error=ConfigError)["value"]
+    except ConfigError:
         return key.strip(), value.strip()
 
 

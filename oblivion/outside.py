@@ -184,7 +184,7 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"has the key {shown(twice)} twice in one object")
+        raise ValueError(f"has the key '{shown(twice)[1:-1]}' twice in one object")
     return values
 
 

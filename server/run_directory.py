@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from oblivion.config import RunConfig
-from oblivion.errors import ConfigError, OblivionError
+from oblivion.errors import ConfigError, InputError, OblivionError
 from oblivion.files import write_atomically, write_folder
-from oblivion.outside import read_json
+from oblivion.outside import read_json, shown
 from oblivion.run_format import FILE, format_file, open_run
 
 
@@ -81,10 +81,16 @@ class RunDirectory:
         Raises
         ------
         InputError
-            If the file is not JSON.
+            If the file is not JSON, or of another kind than `default` (an object for None).
         """
         path = self.root / name
-        return read_json(path, "the file that the run wrote: restore it") if path.is_file() else default
+        if not path.exists():
+            return default
+        value = read_json(path, "the file that the run wrote: restore it")
+        kind = dict if default is None else type(default)
+        if not isinstance(value, kind):
+            raise InputError(f"{path}: is {shown(value)}; expected the file that the run wrote: restore it")
+        return value
 
     def write_json(self, name: str, value: Any) -> None:
         """Write one of the run's JSON files."""

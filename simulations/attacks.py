@@ -30,6 +30,7 @@ from typing import Any, TypeAlias
 from oblivion.aggregation.gate import update_norm
 from oblivion.config import RunConfig, load_config
 from oblivion.files import write_atomically
+from oblivion.outside import parse_json, read_text
 from oblivion.seeding import torch_generator
 from oblivion.types import ClientUpdate, HostReply, HostRequest
 
@@ -204,8 +205,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log = options.out / "attacks.jsonl"
     losses: dict[Cell, float] = {}
     if log.is_file():
-        for line in log.read_text(encoding="utf-8").splitlines():
-            said = json.loads(line)
+        for line in read_text(log, "what an earlier call wrote").splitlines():
+            said = parse_json(line, str(log), "what an earlier call wrote")
             losses[said["partition"], said["rule"], said["attack"], said["seed"]] = said["loss"]
     cells = [(p, r, a, s) for p in PARTITIONS for s in SEEDS for r in RULES for a in ATTACKS]
     missing = [cell for cell in cells if cell not in losses]

@@ -11,15 +11,15 @@ import argparse
 import json
 import math
 import sys
-import tomllib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from oblivion.config import RunConfig, assign, config_from_mapping
-from oblivion.errors import ConfigError, InputError, PlanRefusedError
+from oblivion.errors import ConfigError, PlanRefusedError
 from oblivion.files import write_atomically
+from oblivion.outside import read_json, read_toml
 from oblivion.types import Adapter
 from server.prepare import check, check_names
 from server.run_directory import RunDirectory
@@ -95,7 +95,7 @@ def run_cell(matrix: Mapping[str, Any], rule: str, scheme: str, out: Path) -> di
     root = out / f"{rule}+{scheme}"
     done = root / CELL
     if done.is_file():
-        known: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
+        known: dict[str, Any] = read_json(done, "a cell of the matrix: remove it, and it is run again")
         return known
     cell: dict[str, Any] = {"rule": rule, "scheme": scheme}
     try:
@@ -200,12 +200,7 @@ def read_matrix(path: Path) -> dict[str, Any]:
     ConfigError
         If one of its three tables is missing.
     """
-    try:
-        matrix = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the matrix: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a TOML file: {error}") from None
+    matrix = read_toml(path, "a matrix in TOML")
     for name in ("scenario", "rules", "schemes"):
         if not isinstance(matrix.get(name), dict):
             raise ConfigError(f"{path}: the table [{name}] is missing")

@@ -10,6 +10,7 @@ from typing import Any
 from oblivion.data.chats import is_chat
 from oblivion.data.rows import Faults, Number, Row, kind_of
 from oblivion.errors import InputError
+from oblivion.outside import unique
 
 SHAPES = (
     'one JSON object per line, an array of objects, an array in an object ({"data": [...]}), or one array or table of '
@@ -17,18 +18,12 @@ SHAPES = (
 )
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"an object has the key '{next(k for k in keys if keys.count(k) > 1)}' twice")
-    return values
-
-
+_LONGEST = 2**24
+"""Characters of one record: far above any text that is learned from."""
 _MARK = "\ufeff"
 """Files that were put together have byte order marks inside."""
 # Numbers are kept as they are written: as an answer, 3.50 is not 3.5.
-_DECODER = json.JSONDecoder(parse_int=Number, parse_float=Number, object_pairs_hook=_object)
+_DECODER = json.JSONDecoder(parse_int=Number, parse_float=Number, object_pairs_hook=unique)
 
 
 def json_rows(path: Path, text: str, names: Collection[str], faults: Faults) -> list[Row]:
@@ -82,6 +77,11 @@ def _row(value: Any, where: str) -> Row:
     return Row(value, where)
 
 
+def _check_length(path: Path, number: int, text: str) -> None:
+    if len(text) > _LONGEST:
+        raise InputError(f"{path}:{number}: a record of more than {_LONGEST >> 20} million characters is not read")
+
+
 def _lines(path: Path, text: str, faults: Faults) -> list[Row]:
     rows = []
     # str.splitlines would also cut at U+2028 and others, which may stand inside a JSON string.
@@ -89,6 +89,7 @@ def _lines(path: Path, text: str, faults: Faults) -> list[Row]:
         if not line.strip():
             continue
         with faults.collect():
+            _check_length(path, number, line)
             try:
                 value = _DECODER.decode(line.lstrip(_MARK))
             except (ValueError, RecursionError) as error:
@@ -141,6 +142,7 @@ def _document(path: Path, text: str, document: Any, names: Collection[str], faul
     if not known and len(tables) == 1:
         return _array(path, text, _position_of(text, tables[0]), faults, whole=False)
     if known or not any(isinstance(value, (dict, list)) for value in values):
+        _check_length(path, line, text)
         return [record]
     raise InputError(f"{path}: {_unknown(document, tables)}; expected {SHAPES}")
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from oblivion.errors import IntegrityError, OblivionError
 from oblivion.files import make_folder, remove, write_atomically
+from oblivion.outside import read_json
 from oblivion.types import CLIENT_ID
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _KEY_BYTES = 32
 _OWNER_ONLY = 0o600
+_LISTS = ("exclusions.json",)
+"""The files beside the keys that hold a list; the others hold an object."""
 
 
 class Keys:
@@ -100,14 +103,20 @@ class Keys:
         return self.get("log")
 
     def read_json(self, name: str) -> Any:
-        """One of the files beside the keys; None where there is none."""
+        """One of the files beside the keys; None where there is none.
+
+        Raises
+        ------
+        IntegrityError
+            If it is not JSON, or no list or object where the run wrote one.
+        """
         path = self.folder / name
         if not path.is_file():
             return None
-        try:
-            return json.loads(path.read_text("utf-8"))
-        except ValueError:
-            raise IntegrityError(f"{path}: not JSON; restore keys/ from its backup") from None
+        value = read_json(path, "what the run wrote: restore keys/ from its backup", error=IntegrityError)
+        if not isinstance(value, list if name in _LISTS else dict):
+            raise IntegrityError(f"{path}: is not what the run wrote; restore keys/ from its backup")
+        return value
 
     def write_json(self, name: str, value: Any) -> None:
         """Write one of the files beside the keys."""

@@ -46,11 +46,20 @@ class Asked:
 
 
 def absences(listed: Iterable[Mapping[str, Any]]) -> tuple[Absence, ...]:
-    """Exclusions as they are written, in the ledger and beside the keys."""
-    return tuple(
-        Absence(client=item["client"], samples=None if item["samples"] is None else tuple(item["samples"]))
-        for item in listed
-    )
+    """Exclusions as they are written, in the ledger and beside the keys.
+
+    Raises
+    ------
+    IntegrityError
+        If one is none.
+    """
+    try:
+        return tuple(
+            Absence(client=item["client"], samples=None if item["samples"] is None else tuple(item["samples"]))
+            for item in listed
+        )
+    except (KeyError, TypeError):
+        raise IntegrityError(f"keys/{EXCLUSIONS} is not what the run wrote; restore keys/ from its backup") from None
 
 
 class Register:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from oblivion.errors import InputError
 from oblivion.metrics.averages import ANY, SHARE
 from oblivion.metrics.context import DetailedResult
+from oblivion.outside import read_json
 from oblivion.types import MetricResult
 
 MANIFEST = "manifest"
@@ -18,6 +18,8 @@ TEXTS = ("input", "ground_truth", "generation")
 """What a row has besides numbers, where texts are asked for."""
 _SHARES = ("exact_memorization", "extraction_strength", "forget_quality", "ks_statistic", "model_utility")
 _ROW_SHARES = ("prob", "rouge1_recall", "rougeL_f1", "rougeL_recall")
+_LARGEST_REFERENCE = 2**28
+"""Bytes: results with their texts are larger than other files."""
 _ROUNDING = 1e-6
 _LARGEST = 1e300
 
@@ -171,23 +173,8 @@ def read_reference(path: str | Path) -> dict[str, Any]:
     InputError
         If the file is missing, is not JSON, holds no metric, or one of its numbers cannot be.
     """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_once)
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the reference: {error.strerror}") from None
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a JSON file: {error}") from None
+    data = read_json(Path(path), "the reference: what 'oblivion evaluate --out' wrote", most=_LARGEST_REFERENCE)
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected a JSON object with one entry per metric")
     from_json(data, str(path))
     return data
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entry = dict(pairs)
-    if len(entry) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise InputError(f"has {next(name for name in names if names.count(name) > 1)!r} twice in one object")
-    return entry

@@ -49,7 +49,8 @@ def _read_run(folder: Path) -> RunConfig:
     config, path = open_run(folder), folder / "keys" / EXCLUSIONS
     if not path.exists():
         return config  # it has forgotten nobody, or came without its keys
-    forgotten = absences(read_json(path, "the list that the run wrote: restore keys/ from its backup"))
+    listed = read_json(path, "the list that the run wrote: restore keys/ from its backup")
+    forgotten = absences(listed if isinstance(listed, list) else [listed])
     return for_source(config, {absence.client for absence in forgotten if absence.samples is None})
 
 

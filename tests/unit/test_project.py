@@ -31,6 +31,21 @@ FORBIDDEN = {
 }
 # alembic runs its environment inside a migration; imported by itself it has no connection to work on.
 RUN_BY_OTHERS = {"oblivion.ledger.migrations.env"}
+# Text from outside is read by one reader. These read their own text, or say here why not.
+PARSERS = {
+    "oblivion/outside.py": "the reader",
+    "oblivion/data/json_rows.py": "rows: numbers stay as they are written, and files may be large",
+    "oblivion/data/rows.py": "a list inside a row, as above",
+    "oblivion/data/federation.py": "a key that it wrote itself",
+    "oblivion/ledger/book.py": "content that was compared with the authenticated log",
+    "oblivion/ledger/reading.py": "every entry of a log, fast; what is no object counts as nothing",
+    "oblivion/ledger/evidence.py": "a copy of what it wrote itself",
+    "oblivion/ledger/verify_evidence.py": "stands alone, without the library",
+    "oblivion/models/adapter_folder.py": "settings that it checked and wrote itself",
+    "oblivion/models/tiny_recipe.py": "what a tokenizer just said",
+    "server/workflow.py": "a copy of what it wrote itself",
+    "oblivion/wire.py": "a message, whose size Flower bounds and whose kinds are checked field by field",
+}
 NOWHERE = {r"/work/": "a path of one machine", r"\bTODO\b": "unfinished work has no place in a release"}
 
 
@@ -152,6 +167,12 @@ def test_no_file_holds(pattern: str) -> None:
     expression = re.compile(pattern)
     found = [name_of(p) for p in tracked() if p.suffix in TEXT and expression.search(p.read_text("utf-8", "replace"))]
     assert not found
+
+
+def test_one_reader_reads_what_comes_from_outside() -> None:
+    parses = re.compile(r"\bjson\.loads?\(|JSONDecoder\(|\btomllib\.loads?\(|model_validate_json")
+    found = {name_of(path) for path in sources() if parses.search(path.read_text("utf-8"))}
+    assert found <= PARSERS.keys()
 
 
 def test_the_patterns_find_what_they_are_for() -> None:
