@@ -19,6 +19,7 @@ from oblivion.errors import InputError
 from oblivion.models.name_patterns import is_plain, matcher
 from oblivion.outside import read_json, shown
 from oblivion.types import Adapter
+from oblivion.validation import faults
 
 if TYPE_CHECKING:
     import peft
@@ -141,9 +142,8 @@ def read_adapter_folder(folder: Path) -> StoredAdapter:
         attached = PeftSettings(given.model_dump_json(exclude_none=True, exclude_unset=True), shapes)
         attached.to_peft()
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"][:2]))
-        raise InputError(f"{folder}/{CONFIG}: {where}: {first['msg']}, found {shown(first['input'])}") from None
+        _, where, value, said = next(faults(_Attached, error))
+        raise InputError(f"{folder}/{CONFIG}: {shown(where)[1:-1]} = {value}: {said}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise InputError(f"{folder}: not a LoRA adapter in PEFT format: {error}") from None
     adapter = {name: tensors[name].float() for name in sorted(tensors)}

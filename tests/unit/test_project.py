@@ -42,6 +42,7 @@ PARSERS = {
     "oblivion/ledger/evidence.py": "a copy of what it wrote itself",
     "oblivion/ledger/verify_evidence.py": "stands alone, without the library",
     "oblivion/models/adapter_folder.py": "settings that it checked and wrote itself",
+    "oblivion/models/resident.py": "the same settings",
     "oblivion/models/tiny_recipe.py": "what a tokenizer just said",
     "server/workflow.py": "a copy of what it wrote itself",
     "oblivion/wire.py": "a message, whose size Flower bounds and whose kinds are checked field by field",
