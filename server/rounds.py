@@ -276,7 +276,8 @@ class Federation:
             return reach(self.config.train, self.config.privacy, examples, size, start, pulls[client])
 
         gate = dataclasses.replace(self.gate, reference=expected)
-        if self.replay.privacy:  # no client may decide whether another's update is taken; each is clipped instead
+        # With privacy no client may decide whether another's update is taken; each is clipped instead.
+        if self.replay.privacy or not self.config.federation.norm_factor:
             return gate
         return dataclasses.replace(gate, max_norm=min(gate.max_norm, bound), reach=far)
 

@@ -200,6 +200,12 @@ def test_the_first_rounds_have_a_bound(asked: int, scheme: str) -> None:
     assert all("above the bound" in why for record in records for why in record.refused.values())
 
 
+def test_without_a_norm_factor_the_absolute_bound_alone_holds() -> None:
+    config = settings(1, federation__norm_factor=0.0)
+    assert EVE in learn(Silos(client_2=scaled(1000.0)), config).ledger.records("main")[0].accepted
+    assert EVE in learn(Silos(client_2=scaled(1e6)), config).ledger.records("main")[0].refused
+
+
 def rule_settings(rule: str) -> RunConfig:
     more: dict[str, Any] = {"train__optimizer": "sgd"} if rule in ("fednova", "scaffold", "feddyn") else {}
     if rule == "flower":
