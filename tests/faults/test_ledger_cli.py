@@ -196,9 +196,9 @@ def test_what_is_no_run(small: Path, tmp_path: Path, command: str) -> None:
 def test_what_is_no_checkpoint(small: Path, tmp_path: Path, content: bytes) -> None:
     bad, none = tmp_path / "bad.json", tmp_path / "none.json"
     bad.write_bytes(content)
-    message = fails(INPUT, "bad.json: not an exported checkpoint", "ledger", "verify", small, "--checkpoint", bad)
+    message = fails(INPUT, "bad.json: an exported checkpoint", "ledger", "verify", small, "--checkpoint", bad)
     assert len(message) < 600
-    fails(INPUT, "none.json: not an exported checkpoint", "ledger", "verify", small, "--checkpoint", none)
+    fails(INPUT, "none.json: an exported checkpoint", "ledger", "verify", small, "--checkpoint", none)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"\xff\xfe", b"[" * 100_000, b"7", b'{"version": 1}'])
