@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from oblivion.config import RunConfig
 from oblivion.data import templates
 from oblivion.data.corpus import FederatedData
-from oblivion.data.groups import shared_rows
+from oblivion.data.groups import central_groups, shared_rows
+from oblivion.errors import plural
 from oblivion.ledger.rounds import Absence, Branch
-from oblivion.metrics.evaluation import Evaluation, evaluate_model
+from oblivion.metrics.evaluation import Evaluation, evaluate_model, to_open_unlearning
 from oblivion.models.resident import ResidentModel
 from oblivion.removal.plan import RemovalPlan
 from oblivion.replies import heard, measured
 from oblivion.selection import assign
 from oblivion.types import ClientTask, ForgetRequest, GlobalState, HostRequest, Sample
 from server.rounds import Federation
+from server.run_directory import RunDirectory
 
 _BESIDE = ("detectable", "left_out", "components")
 
@@ -43,6 +45,64 @@ class Trained:
     folder: str
     cost: dict[str, Any]
     plan: RemovalPlan | None = None
+
+
+def measure_model(
+    model: Trained,
+    request: ForgetRequest | None,
+    run: RunDirectory,
+    data: FederatedData,
+    resident: ResidentModel,
+    federation: Federation,
+    exclusions: Sequence[Absence],
+) -> dict[str, Any]:
+    """Measure a model centrally and on every client; per-row results go to ``evaluations/``.
+
+    Parameters
+    ----------
+    model : Trained
+        What is measured.
+    request : ForgetRequest, optional
+        Whose rows are the rows to forget; None where nobody asks.
+    run : RunDirectory
+        Where per-row results go, and those of the oracle are.
+    data : FederatedData
+        The present clients' rows.
+    resident : ResidentModel
+        The base model.
+    federation : Federation
+        The way to the clients.
+    exclusions : sequence of Absence
+        What was forgotten before.
+
+    Returns
+    -------
+    dict
+        The model's entry in ``metrics.json``.
+    """
+    federation.observer.event("phase", text=f"measuring {model.name}")
+    where, config = f"evaluations/{request.id if request else 'learned'}", federation.config
+    groups = central_groups(data, request, config.evaluate.limit)
+    reference = run.read_json(f"{where}/oracle.json", None) if model.name != "oracle" else None
+    evaluation = measure_centrally(model.state, resident, groups, config, reference)
+    run.write_json(f"{where}/{model.name}.json", to_open_unlearning(evaluation, {"model": model.name}))
+    if evaluation.skipped:
+        text = f"left out whole, because longer than the context: {plural(len(evaluation.skipped), 'evaluation row')}"
+        federation.observer.event("warning", text=text, samples=evaluation.skipped)
+    central = summary(evaluation)
+    if model.name == "oracle":
+        central.pop("privleak", None)  # it compares with the oracle, and so says nothing of the oracle itself
+    return {
+        "label": model.plan.label if model.plan else model.name,
+        "guarantee": model.plan.guarantee if model.plan else None,
+        "adapter": model.folder,
+        "central": central,
+        "clients": measure_clients(
+            model.state, federation, client_tasks(data, request, exclusions), resident.max_length
+        ),
+        "cost": model.cost,
+        "touches": [asdict(touch) for touch in model.plan.touches] if model.plan else [],
+    }
 
 
 def measure_centrally(

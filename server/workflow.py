@@ -15,15 +15,13 @@ from typing import Any
 from oblivion.aggregation.products import as_adapter
 from oblivion.config import RunConfig
 from oblivion.data.federation import resolve
-from oblivion.data.groups import central_groups
-from oblivion.errors import InputError, plural
+from oblivion.errors import InputError
 from oblivion.files import remove
 from oblivion.ledger.adapters import note_adapter
 from oblivion.ledger.opening import open_ledger
 from oblivion.ledger.register import MAIN, Asked
 from oblivion.ledger.requests import issue
 from oblivion.ledger.rounds import Absence, Branch, RoundRecord
-from oblivion.metrics.evaluation import to_open_unlearning
 from oblivion.models.loading import locate
 from oblivion.models.resident import load_resident, weight_bytes
 from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, from_round, in_short
@@ -31,14 +29,15 @@ from oblivion.training.fused import fusible
 from oblivion.types import Cost, ForgetRequest, GlobalState
 from server.absence import never_took_part, refusal, to_replay
 from server.accounting import in_units, rounded_otherwise
-from server.events import Observer, round_entry
+from server.events import Observer
 from server.fitting import beforehand, nothing_fits, unfit
 from server.hosts import Hosts
-from server.measure import Trained, client_tasks, measure_centrally, measure_clients, summary
+from server.measure import Trained, measure_model
+from server.numbers import read_metrics, write_metrics
 from server.planning import make_plan, make_situation, oracle_seeds, plan_values, present, request_entry
 from server.rounds import Federation
 from server.run_directory import RunDirectory, to_json
-from server.spending import check_removals, privacy_values, spent
+from server.spending import check_removals, spent
 
 ORIGINAL = "adapters/original"
 
@@ -354,50 +353,19 @@ class Workflow:
         rounding = own or entry["models"].get("oracle", {}).get("rounding")
         return {**self._entry_of(model, request), **({"rounding": rounding} if rounding else {})}
 
+    def _entry_of(self, model: Trained, request: ForgetRequest | None) -> dict[str, Any]:
+        exclusions = self.register.exclusions()
+        return measure_model(model, request, self.run, self.data, self.resident, self.federation, exclusions)
+
+    def metrics(self) -> dict[str, Any]:
+        """What ``metrics.json`` says."""
+        return read_metrics(self.run)
+
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
+        """Write ``metrics.json``, with the rounds that were committed since."""
+        write_metrics(self.run, metrics, self.config, self.ledger, self.head)
+
     def _enter(self, entry: dict[str, Any]) -> None:
         metrics = self.metrics()
         metrics["requests"] = [e for e in metrics["requests"] if e["id"] != entry["id"]] + [entry]
         self.write_metrics(metrics)
-
-    def _entry_of(self, model: Trained, request: ForgetRequest | None) -> dict[str, Any]:
-        """Measure a model centrally and on every client."""
-        self.observer.event("phase", text=f"measuring {model.name}")
-        where = f"evaluations/{request.id if request else 'learned'}"
-        groups = central_groups(self.data, request, self.config.evaluate.limit)
-        reference = self.run.read_json(f"{where}/oracle.json", None) if model.name != "oracle" else None
-        evaluation = measure_centrally(model.state, self.resident, groups, self.config, reference)
-        self.run.write_json(f"{where}/{model.name}.json", to_open_unlearning(evaluation, {"model": model.name}))
-        if evaluation.skipped:
-            text = (
-                f"left out whole, because longer than the context: {plural(len(evaluation.skipped), 'evaluation row')}"
-            )
-            self.observer.event("warning", text=text, samples=evaluation.skipped)
-        central = summary(evaluation)
-        if model.name == "oracle":
-            central.pop("privleak", None)  # it compares with the oracle, and so says nothing of the oracle itself
-        tasks = client_tasks(self.data, request, self.register.exclusions())
-        return {
-            "label": model.plan.label if model.plan else model.name,
-            "guarantee": model.plan.guarantee if model.plan else None,
-            "adapter": model.folder,
-            "central": central,
-            "clients": measure_clients(model.state, self.federation, tasks, self.resident.max_length),
-            "cost": model.cost,
-            "touches": [dataclasses.asdict(touch) for touch in model.plan.touches] if model.plan else [],
-        }
-
-    def metrics(self) -> dict[str, Any]:
-        """What ``metrics.json`` says."""
-        empty = {"scenario": self.run.root.name, "requests": [], "history": []}
-        metrics: dict[str, Any] = self.run.read_json("metrics.json", empty)
-        return metrics
-
-    def write_metrics(self, metrics: dict[str, Any]) -> None:
-        """Write ``metrics.json``, with the rounds that were committed since."""
-        known = {(e["branch"], e["round"]) for e in metrics["history"]}
-        for branch in self.ledger.branches():
-            for record in self.ledger.records(branch.name):
-                if record.branch == branch.name and (branch.name, record.round) not in known:
-                    metrics["history"].append(round_entry(record))
-        privacy = privacy_values(self.config, self.ledger, self.head)
-        self.run.write_json("metrics.json", metrics if privacy is None else {**metrics, "privacy": privacy})

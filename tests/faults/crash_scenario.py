@@ -15,6 +15,7 @@ import oblivion.registry
 import server.committing
 import server.main
 import server.manifest
+import server.measure
 import server.prepare
 import server.workflow
 import simulations.inline
@@ -138,7 +139,7 @@ def configure(work: Path) -> RunConfig:
     server.workflow.beforehand = lambda *_: []
     server.workflow.nothing_fits, server.workflow.unfit = (lambda *_: ""), (lambda *_: {})
     simulations.inline.Host = FakeHost
-    server.workflow.measure_centrally = measure
+    server.measure.measure_centrally = measure
     server.manifest._commit = lambda: "a commit"
     oblivion.registry.entry_points = lambda group: ()
     config = load_config(None, SETTINGS)

@@ -208,13 +208,13 @@ def test_forgetting_later_adds_a_trial_and_never_repeats_one(trained: RunResult)
 
 
 def test_an_interrupted_removal_can_be_tried_again(trained: RunResult, monkeypatch: pytest.MonkeyPatch) -> None:
-    import server.workflow as workflow
+    import server.measure as measure
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(workflow, "measure_clients", interrupted)
+        patch.setattr(measure, "measure_clients", interrupted)
         with pytest.raises(KeyboardInterrupt):
             trained.forget("client-3", method="exclude")
     assert "client-3" not in {e["client"] for e in trained.metrics["requests"]}
