@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from oblivion.ledger.book import Record, stamp
-from oblivion.ledger.contents import round_content, round_record
+from oblivion.ledger.book import Record, Writer, stamp
+from oblivion.ledger.contents import NAMING, unnamed
 from oblivion.ledger.register import EXCLUSIONS, NAMES, SIMULATED, Asked, Register, absences
 from oblivion.ledger.store import StoredLedger, key_name
 
@@ -42,24 +42,18 @@ def commit_removal(
         How many records were erased, by kind.
     """
     request = asked.request
-    gone, redacted = _invalidated(ledger, branch, request.client_id, facts)
-    names = {ledger.number(known.name): known.name for known in ledger.branches()}
+    gone = _invalidated(ledger, branch, facts)
     others = [other for other in register.all_asked() if other.request.id != request.id]
     void = void_requests(asked, others)
     gone += _personal(register, asked, void)
-    charges = _charges(ledger, request.client_id) if request.whole_client else []
+    naming = _naming(ledger, {request.client_id} if request.whole_client else set(), gone)
     erased = Counter(record.kind for record in gone)
     erased["key"] = len(_key_names(gone) - _key_names(_sealed_after(ledger, gone)))
     keys = {other.request.id: register.next_state_key(other.request.id) for other in [asked, *others]}
     content = {**facts, "request": request.id, "branch": branch, "committed_at": stamp(ledger.book.now())}
     with ledger.book.transaction(anchor=True) as writer:
-        writer.erase([record.seq for record in [*gone, *redacted, *charges]], f"{request.id} was committed")
-        for record in charges:
-            left = {client: n for client, n in record.content["charged"].items() if client != request.client_id}
-            writer.add("charge", record.key, {**record.content, "charged": left})
-        for record in redacted:
-            said = round_record(record, names[record.branch]).without(request.client_id)
-            writer.add("round", record.key, round_content(said), branch=record.branch, round=record.round)
+        writer.erase([record.seq for record in gone], f"{request.id} was committed")
+        _write_again(writer, naming, f"{request.id} was committed")
         writer.add("exclusion", request.id, {"client": request.client_id, "samples": request.sample_ids})
         writer.add(
             "removal",
@@ -77,9 +71,36 @@ def commit_removal(
     return dict(erased)
 
 
-def _charges(ledger: StoredLedger, client: str) -> list[Record]:
-    """Charges to the privacy budget that name a client."""
-    return [record for record in ledger.book.find("charge") if client in record.content["charged"]]
+def _naming(
+    ledger: StoredLedger, clients: Iterable[str], gone: Iterable[Record] = ()
+) -> list[tuple[Record, dict[str, Any]]]:
+    """The records that stay and name one of some clients, with what they say without it.
+
+    Who was never selected may be named as well: a host may have claimed whatever it liked.
+    """
+    going = {record.seq for record in gone}
+    naming = []
+    for record in ledger.book.find(*NAMING) if clients else ():
+        content = dict(record.content)
+        for client in clients:
+            content = unnamed(record.kind, content, client)
+        if content != record.content and record.seq not in going:
+            naming.append((record, content))
+    return naming
+
+
+def _write_again(writer: Writer, naming: Iterable[tuple[Record, dict[str, Any]]], why: str) -> None:
+    """Put records in the place of those that name a client."""
+    naming = list(naming)
+    writer.erase([record.seq for record, _ in naming], why)
+    for record, content in naming:
+        place: dict[str, Any] = {
+            "branch": record.branch,
+            "round": record.round,
+            "client": record.client,
+            "blob": record.blob,
+        }
+        writer.add(record.kind, record.key, content, **place)
 
 
 def void_requests(asked: Asked, others: Iterable[Asked]) -> list[Asked]:
@@ -97,10 +118,8 @@ def _sealed_after(ledger: StoredLedger, gone: Iterable[Record]) -> list[Record]:
     return [record for record in ledger.book.find("contribution", "state") if record.seq not in seqs]
 
 
-def _invalidated(
-    ledger: StoredLedger, branch: str, client: str, facts: Mapping[str, Any]
-) -> tuple[list[Record], list[Record]]:
-    """The records that go, and the round records that stay without a mention of the client.
+def _invalidated(ledger: StoredLedger, branch: str, facts: Mapping[str, Any]) -> list[Record]:
+    """The records that go.
 
     What stays of the line are the rounds before t_u, and of an exact removal also its own. What an approximate one
     left behind from t_u on was computed at models that had seen the data; of it only the head stays.
@@ -109,16 +128,13 @@ def _invalidated(
     head = ledger.records(branch)[-1].round if ledger.records(branch) else 0
     t_u, exact = facts["from_round"], facts["guarantee"] == "exact"
     gone: list[Record] = []
-    redacted: list[Record] = []
     for record in ledger.book.find(*_ROUND_KINDS):
         first, last = kept.get(record.branch, (1, 0))
         tainted = not exact and 0 < t_u <= record.round and record.kind != "round"
         if not first <= record.round <= last or (tainted and not (record.kind == "state" and record.round == head)):
             gone.append(record)
-        elif record.kind == "round" and client in record.content["selected"] and facts["whole_client"]:
-            redacted.append(record)
     gone += [record for record in ledger.book.find("branch") if record.seq not in kept]
-    return gone, redacted
+    return gone
 
 
 def _personal(register: Register, asked: Asked, void: list[Asked]) -> list[Record]:
@@ -134,16 +150,21 @@ def _personal(register: Register, asked: Asked, void: list[Asked]) -> list[Recor
 
 
 def finish_erasure(ledger: StoredLedger, register: Register) -> None:
-    """Remove blobs and keys without a record, note the exclusions beside the keys, leave no trace in the database.
+    """Remove blobs and keys without a record, and mentions of who was forgotten; leave no trace in the database.
+
+    The exclusions are noted beside the keys.
 
     It can be repeated, and does nothing where all of it is done.
     """
     ledger.reload()
-    ledger.sweep()
     keys, listed = ledger.keys, register.exclusions()
+    gone = {absence.client for absence in listed if absence.samples is None}
+    if naming := _naming(ledger, gone):  # a host may have named one after it had left
+        with ledger.book.transaction(anchor=True) as writer:
+            _write_again(writer, naming, "it named a client that was forgotten")
+    ledger.sweep()
     if absences(keys.read_json(EXCLUSIONS) or []) != listed:
         keys.write_json(EXCLUSIONS, [asdict(absence) for absence in listed])
-    gone = {absence.client for absence in listed if absence.samples is None}
     for name in (SIMULATED, NAMES):
         own = keys.read_json(name) or {}
         if gone & own.keys():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from oblivion.aggregation.gate import GateState
@@ -152,19 +152,6 @@ class RoundRecord:
     seconds: float = 0.0
     unlearned: bool = False
     halved: bool = False
-
-    def without(self, client: str) -> RoundRecord:
-        """The same round without a mention of one client, nor of the loss that it had a part in."""
-        named = client in self.selected
-        return replace(
-            self,
-            selected=tuple(c for c in self.selected if c != client),
-            accepted=tuple(c for c in self.accepted if c != client),
-            refused={c: why for c, why in self.refused.items() if c != client},
-            failed={c: why for c, why in self.failed.items() if c != client},
-            loss=float("nan") if named else self.loss,
-            scheme_error=0.0 if named else self.scheme_error,
-        )
 
 
 class Ledger(Protocol):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hmac
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from oblivion.ledger.adapters import WEIGHTS, erased_adapters, find_adapters
 from oblivion.ledger.blobs import FolderBlobs, unseal
 from oblivion.ledger.book import last_seen
 from oblivion.ledger.checkpoint import Checkpoint, check_checkpoint
+from oblivion.ledger.contents import unnamed
 from oblivion.ledger.keys import Keys, noise_key
 from oblivion.ledger.merkle import Frontier, leaf_hash
 from oblivion.ledger.reading import authenticate
@@ -32,8 +33,8 @@ from oblivion.ledger.register import EXCLUSIONS, NAMES, SIMULATED
 from oblivion.ledger.store import blob_context, key_name_of
 from oblivion.run_format import check_format
 
-_NAMING = ("selection", "cohort", "round", "contribution", "client", "charge")
-"""Kinds of records in which a client that was forgotten must not be named."""
+_OWNED = ("contribution", "client")
+"""Kinds of records that are about one client."""
 _OWN_FILES = ("ledger.db", "ledger.db-wal", "ledger.db-shm", "lock")
 
 
@@ -205,9 +206,9 @@ def _check_forgotten(keys: Keys, rows: list[Mapping[str, Any]], done: Verificati
     listed = [row["content"] for row in rows if row["kind"] == "exclusion"] + (keys.read_json(EXCLUSIONS) or [])
     whole = {absence["client"] for absence in listed if absence["samples"] is None}
     for row in rows:
-        if row["kind"] in _NAMING:
-            named = whole & ({row["client"]} | set(_clients(row["content"])))
-            for client in sorted(named):
+        for client in sorted(whole):
+            owned = row["kind"] in _OWNED and row["client"] == client
+            if owned or unnamed(row["kind"], row["content"], client) != row["content"]:
                 done.find(reading.name(row), f"is about '{client}', which was forgotten")
     for client in sorted(whole):
         if (keys.folder / "contributions" / client).is_dir() and any(
@@ -252,11 +253,3 @@ def _check_samples(rows: list[Mapping[str, Any]], done: Verification) -> None:
             left_out = {s for a in absent if a["client"] == row["client"] for s in a["samples"] or ()}
             if not set(request["samples"]) <= left_out:
                 done.find(reading.name(row), f"may hold samples that {removal['request']} had forgotten")
-
-
-def _clients(content: Mapping[str, Any]) -> Iterator[str]:
-    """The clients that a selection, cohort, round or charge names."""
-    for part in ("selected", "accepted", "refused", "failed", "charged"):
-        yield from content.get(part, ())
-    for cohort in content.get("cohorts", ()):
-        yield from cohort

@@ -115,14 +115,20 @@ def salts(ledger: StoredLedger) -> dict[int, bytes]:
 
 def learned(root: Path, now: Callable[[], datetime] | None = None) -> tuple[StoredLedger, Register]:
     """Four rounds of five clients, the last of which joins at round 2; both parts are open."""
+    ledger, register = begun(root, now)
+    for round in range(1, 5):
+        run_round(ledger, "main", round, CLIENTS if round > 1 else CLIENTS[:-1])
+    return ledger, register
+
+
+def begun(root: Path, now: Callable[[], datetime] | None = None) -> tuple[StoredLedger, Register]:
+    """A ledger before its first round; both parts are open."""
     root.mkdir(parents=True, exist_ok=True)
     (root / "config.toml").write_text(RunConfig(ledger=SETTINGS).to_toml())
     (root / run_format.FILE).write_bytes(run_format.format_file())
     ledger, register = open_ledger(root, SETTINGS, now=now or Clock())
     register.enrol_simulated(dict.fromkeys(CLIENTS))
     ledger.open_branch(Branch(name="main", seed=1, rounds=4), state("main", 0))
-    for round in range(1, 5):
-        run_round(ledger, "main", round, CLIENTS if round > 1 else CLIENTS[:-1])
     return ledger, register
 
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from command_line import oblivion
 from safetensors.torch import load, save
-from small_ledger import SETTINGS, ask, commit, learned, tensors, trial
+from small_ledger import CLIENTS, SETTINGS, ask, begun, commit, learned, run_round, state, tensors, trial, update
 
+from oblivion.ledger import erasure
 from oblivion.ledger.adapters import WEIGHTS, note_adapter, tensors_digest
 from oblivion.ledger.opening import open_ledger
+from oblivion.ledger.register import Register
+from oblivion.ledger.rounds import CohortOutcome, RoundRecord, Selection
+from oblivion.ledger.store import StoredLedger
 from oblivion.ledger.verify import verify_ledger
 from oblivion.models.resident import weight_bytes
 
@@ -141,3 +147,70 @@ def test_tensors_are_told_apart() -> None:
         b"{}",
     ]
     assert tensors_digest(one) not in {tensors_digest(other) for other in others}
+
+
+# Mentions of who was forgotten
+
+
+def forged(ledger: StoredLedger, branch: str, round: int) -> None:
+    """A round in which a host claimed updates of 'eve', who was not asked, as older versions booked them."""
+    clients, claimed = CLIENTS[:-1], {"eve": "it comes from a client that was not asked"}
+    ledger.begin(Selection(branch=branch, round=round, selected=clients, cohorts=(clients,)))
+    updates = tuple(update(client, round, branch) for client in clients[1:])
+    refused = {**claimed, "ana": "it claims to be 'eve'"}
+    ledger.append(CohortOutcome(branch=branch, round=round, cohort=0, updates=updates, refused=refused))
+    after = state(branch, round, clients[1:])
+    strikes = (("ana", 1, round, "it claims to be 'eve'"), ("eve", 1, round, claimed["eve"]))
+    after = replace(after, gate_state=replace(after.gate_state, strikes=strikes))
+    record = RoundRecord(branch=branch, round=round, selected=clients, accepted=clients[1:], refused=refused, loss=2.5)
+    ledger.commit(record, after, keep=True)
+
+
+def named(root: Path, client: str) -> list[str]:
+    """The records that name a client, but for those that must."""
+    connection = sqlite3.connect(root / "ledger" / "ledger.db")
+    rows = connection.execute("SELECT kind, key, client, content FROM records").fetchall()
+    connection.close()
+    wanted = [row for row in rows if row[0] not in ("request", "exclusion", "removal", "branch", "request.state")]
+    return [f"{kind} {key}" for kind, key, owner, content in wanted if client == owner or client in content]
+
+
+@pytest.fixture
+def claimed(tmp_path: Path) -> tuple[StoredLedger, Register]:
+    ledger, register = begun(tmp_path / "run")
+    forged(ledger, "main", 1)
+    for round in (2, 3, 4):
+        run_round(ledger, "main", round, CLIENTS)
+    return ledger, register
+
+
+def test_forged_mentions_go_when_a_client_leaves(claimed: tuple[StoredLedger, Register], tmp_path: Path) -> None:
+    ledger, register = claimed
+    asked = ask(register, "eve")
+    branch = trial(ledger, register, asked, "rollback", fork=1, last=3)
+    forged(ledger, branch, 4)  # a host goes on claiming to be who has left
+    commit(ledger, register, asked, branch)
+    after = ledger.last_state(branch, 1)
+    assert [strike[0] for strike in after.gate_state.strikes] == ["ana"]
+    assert ledger.records(branch)[0].accepted == CLIENTS[1:-1]
+    assert set(ledger.outcomes("main", 1)[0].refused) == {"ana"}
+    ledger.close()
+    assert named(tmp_path / "run", "eve") == [] and verify_ledger(tmp_path / "run").findings == []
+
+
+def test_those_that_are_there_already_are_found_and_go_when_it_is_opened(
+    claimed: tuple[StoredLedger, Register], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, register = claimed
+    asked = ask(register, "eve")
+    branch = trial(ledger, register, asked, "rollback", fork=1, last=4)
+    with monkeypatch.context() as before:  # as a version did that went by who was selected
+        before.setattr(erasure, "_naming", lambda *_: [])
+        commit(ledger, register, asked, branch)
+    ledger.close()
+    there = named(tmp_path / "run", "eve")
+    assert {name.split()[0] for name in there} == {"cohort", "round", "state"}
+    found = verify_ledger(tmp_path / "run").findings
+    assert len(found) == len(there) and all(f.what == "is about 'eve', which was forgotten" for f in found)
+    open_ledger(tmp_path / "run", SETTINGS)[0].close()
+    assert named(tmp_path / "run", "eve") == [] and verify_ledger(tmp_path / "run").findings == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 from oblivion.aggregation.gate import GateState
 from oblivion.config import LedgerConfig
 from oblivion.errors import IntegrityError
+from oblivion.ledger.contents import unnamed
 from oblivion.ledger.memory import MemoryLedger
 from oblivion.ledger.opening import open_ledger
 from oblivion.ledger.rounds import (
@@ -27,7 +27,7 @@ from oblivion.ledger.rounds import (
     line,
     reachable,
 )
-from oblivion.types import ClientUpdate, Cost, GlobalState
+from oblivion.types import ClientUpdate, GlobalState
 
 MAIN = Branch(name="main", seed=7, rounds=10)
 
@@ -289,19 +289,35 @@ def test_absence_by_hand() -> None:
 
 
 def test_a_record_without_a_client_says_nothing_of_it() -> None:
-    cost = Cost(client_steps=3)
-    whole = RoundRecord(
-        branch="main",
-        round=1,
-        selected=("a", "b", "c", "d"),
-        accepted=("a", "d"),
-        refused={"b": "too large"},
-        failed={"c": "no reply"},
-        loss=1.5,
-        cost=cost,
-    )
-    for client in "abc":
-        less = whole.without(client)
-        assert client not in repr(dataclasses.replace(less, branch="").selected) and math.isnan(less.loss)
-        assert client not in (*less.accepted, *less.refused, *less.failed) and less.cost == cost
-    assert whole.without("z") == whole, "the loss had no part of it"
+    whole = {
+        "selected": ["a", "b", "c", "d"],
+        "accepted": ["a", "d"],
+        "refused": {"b": "too large", "d": "it claims to be 'a'"},
+        "failed": {"c": "no reply"},
+        "loss": 1.5,
+        "scheme_error": 0.5,
+        "cost": {"a": 3},
+    }
+    assert unnamed("round", whole, "a") == {
+        "selected": ["b", "c", "d"],
+        "accepted": ["d"],
+        "refused": {"b": "too large", "d": "it claims to be a client that was forgotten"},
+        "failed": {"c": "no reply"},
+        "loss": None,
+        "scheme_error": 0.0,
+        "cost": {"a": 3},
+    }
+    assert unnamed("round", whole, "z") == whole, "the loss had no part of it"
+    assert unnamed("contribution", {"selected": ["a"]}, "a") == {"selected": ["a"]}
+    selection = {"selected": ["a", "b"], "cohorts": [["a", "b"], ["a"]], "charged": {"a": 1, "b": 1}}
+    assert unnamed("selection", selection, "a") == {"selected": ["b"], "cohorts": [["b"], []], "charged": {"b": 1}}
+    state = {
+        "gate": [[["a", 1.0], ["b", 2.0]], [["a", 1.0]]],
+        "trained": ["AB", "a"],
+        "strikes": [["a", 1, 2, "why"], ["b", 1, 2, "not 'a'"]],
+    }
+    assert unnamed("state", state, "a") == {
+        "gate": [[["b", 2.0]], []],
+        "trained": ["AB", "a"],
+        "strikes": [["b", 1, 2, "not a client that was forgotten"]],
+    }
