@@ -196,9 +196,9 @@ def test_what_is_no_run(small: Path, tmp_path: Path, command: str) -> None:
 def test_what_is_no_checkpoint(small: Path, tmp_path: Path, content: bytes) -> None:
     bad, none = tmp_path / "bad.json", tmp_path / "none.json"
     bad.write_bytes(content)
-    message = fails(INPUT, "bad.json: an exported checkpoint", "ledger", "verify", small, "--checkpoint", bad)
+    message = fails(INPUT, "bad.json: |an exported checkpoint", "ledger", "verify", small, "--checkpoint", bad)
     assert len(message) < 600
-    fails(INPUT, "none.json: an exported checkpoint", "ledger", "verify", small, "--checkpoint", none)
+    fails(INPUT, "none.json: |an exported checkpoint", "ledger", "verify", small, "--checkpoint", none)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"\xff\xfe", b"[" * 100_000, b"7", b'{"version": 1}'])
@@ -342,7 +342,7 @@ CAUSES = [
     ("log.key", b"k" * 32, "its last entry was changed, or keys/ is another run's", True),
     ("signing.key", None, "signing.key is missing|restore keys/ from its backup", True),
     ("signing.key", b"k" * 32, "is not signed by this run's key", True),
-    ("checkpoint.json", b"{", "checkpoint.json: not JSON; restore keys/ from its backup", True),
+    ("checkpoint.json", b"{", "checkpoint.json: not JSON|restore keys/ from its backup", True),
     ("ledger.db", b"", "is not a ledger|restore it from its backup", True),
     ("ledger.db", b"x" * 8192, "is not a ledger: file is not a database; restore it from its backup", True),
 ]  # fmt: skip
