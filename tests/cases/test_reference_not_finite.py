@@ -98,7 +98,7 @@ def test_rows_that_cannot_be_compared_are_refused(
 def test_a_file_that_is_nested_without_end_is_refused(folder: Path, micro_model: Path, tmp_path: Path) -> None:
     (tmp_path / "deep.json").write_text("[" * 100_000)
     code, _, err = _evaluate(folder, micro_model, "--reference", tmp_path / "deep.json")
-    assert code == 3 and "not a JSON file" in err, err
+    assert code == 3 and "deep.json: is nested more than 64 deep" in err, err
 
 
 def test_an_attack_that_always_succeeds_gives_no_percentage(

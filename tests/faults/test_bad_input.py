@@ -424,8 +424,8 @@ def test_evaluate_of_something_that_is_no_model(finished: Path, micro_model: Pat
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"{", "bad.json: not a JSON file"),
-        (b"\xff", "bad.json: not a JSON file"),
+        (b"{", "bad.json: not JSON"),
+        (b"\xff", "bad.json: line 1 is not UTF-8 text"),
         (b"[]", "expected a JSON object"),
         (b"{}", "no metric in it"),
         (b'{"forget_Q_A_Prob": {"agg_value": "x"}}', "forget_Q_A_Prob.agg_value is 'x'"),
