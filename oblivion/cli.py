@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -27,6 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_ledger.app, name="ledger")
+_INTERRUPTED = 130
 _OWN_OPTIONS = {"client": "--client", "samples": "--samples", "methods": "--method"}
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable.")]
@@ -296,15 +302,50 @@ def _at_home(word: str) -> str:
     return re.sub(r"^(--[\w-]+=)?~(?=/|$)", lambda found: (found[1] or "") + str(Path.home()), word)
 
 
+@contextmanager
+def _like_ctrl_c() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP end a command as Ctrl-C does; one that is ignored from outside, as by nohup, stays so."""
+    before: dict[int, Any] = {}
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)  # once is enough, and must not disturb the way out
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        for ending in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(ending) != signal.SIG_IGN:
+                before[ending] = signal.signal(ending, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def main() -> None:
     """Run the command line; errors that a user can act on end without a traceback and with their exit code."""
     try:
-        app([_at_home(word) for word in sys.argv[1:]])
+        with _like_ctrl_c():
+            app([_at_home(word) for word in sys.argv[1:]])
+    except KeyboardInterrupt:
+        _interrupted()
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED:  # so typer passes on a KeyboardInterrupt
+            _interrupted()
+        raise
     except OblivionError as error:
         _end(error)
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         _end(OblivionError(what))
+
+
+def _interrupted() -> NoReturn:
+    with suppress(OSError):  # the terminal may be gone
+        sys.stderr.write("interrupted\n")
+        sys.stderr.flush()
+    raise SystemExit(_INTERRUPTED)
 
 
 if __name__ == "__main__":

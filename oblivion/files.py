@@ -7,6 +7,7 @@ unlink, commit, checkpoint) is announced to `watch_steps`, so that a test can ki
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from oblivion.errors import OblivionError
+from oblivion.errors import ConfigError, OblivionError
 
 Step: TypeAlias = Literal["write", "fsync", "rename", "unlink", "commit", "checkpoint"]
 Watch: TypeAlias = Callable[[Literal["before", "after"], Step], None]
@@ -130,6 +131,8 @@ def write_folder(folder: Path, contents: Mapping[str, bytes], mode: int = 0o777)
 
     Raises
     ------
+    ConfigError
+        If another process has made it in the meantime; its files stay as they are.
     OblivionError
         If the disk is full or cannot be written; nothing of the folder is there then.
     """
@@ -147,6 +150,10 @@ def write_folder(folder: Path, contents: Mapping[str, bytes], mode: int = 0o777)
         sync_folder(folder.parent)
     except OSError as error:
         shutil.rmtree(written, ignore_errors=True)
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise ConfigError(
+                f"{folder} exists already: another process has just made it; choose another --out"
+            ) from None
         raise OblivionError(
             f"{folder} could not be written: {error.strerror}; free some space or choose another --out"
         ) from None

@@ -41,10 +41,19 @@ def examine() -> dict[str, str]:
         "device": "unknown" if "torch" in missing else _device(),
         "free disk": f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB",
         "ray folder": folder or "none",
+        "ray closed": _ray_closed(),
         "flower home": os.environ.get("FLWR_HOME", str(Path.home() / ".flwr")),
         f"port {_SUPERLINK_PORT}": _port(_SUPERLINK_PORT),
         "missing": ", ".join(missing) or "nothing",
     }
+
+
+def _ray_closed() -> str:
+    """How a run keeps others from its Ray."""
+    if os.environ.get("RAY_ADDRESS", "local") in ("", "local"):
+        return "a new token for every run, without which no call is served; listens on the loopback alone"
+    given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return f"joins the cluster of RAY_ADDRESS {'with its token' if given else 'without a token: set RAY_AUTH_TOKEN'}"
 
 
 def _outside() -> str:

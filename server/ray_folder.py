@@ -1,72 +1,76 @@
-"""Where Ray puts its folder: it holds sockets, and the path of a Unix socket may have at most 107 bytes."""
+"""Where Ray puts its folder: a private one for every run, and short, for the path of a Unix socket has 107 bytes."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from oblivion.errors import FederationError
+from server.ray_watch import Watch
 
 LONGEST = 107
 _SOCKET = "session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1"
 """The longest name that Ray gives a socket below its folder: the time, the process, the store's second try."""
+_NAME = "oblivion-"
+_EXAMPLE = f"{_NAME}12345678"
+"""Such a name as `tempfile.mkdtemp` makes."""
+_INSIDE = "ray"
+"""Ray opens its folder to everybody (mode 0777), so it gets one inside the private one."""
 _PLACES = ("/tmp", "/dev/shm", "/var/tmp")
 
 
-def usual_folder() -> Path:
-    """Where Ray would put its folder by itself."""
-    return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray"
+def fits(place: Path) -> bool:
+    """Whether the paths of Ray's sockets in a private folder in `place` are short enough."""
+    return len(os.fsencode(place / _EXAMPLE / _INSIDE / _SOCKET)) <= LONGEST
 
 
-def fits(folder: Path) -> bool:
-    """Whether the paths of Ray's sockets below `folder` are short enough."""
-    return len(os.fsencode(folder / _SOCKET)) <= LONGEST
+def usual_place() -> Path:
+    """Where temporary folders belong on this machine."""
+    return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or _PLACES[0])
 
 
 @contextlib.contextmanager
-def ray_folder() -> Iterator[Path | None]:
-    """A folder for Ray's sessions: None for the usual one; where that is too long, a short and private one.
+def ray_folder() -> Iterator[tuple[Path, Watch]]:
+    """A new folder for Ray's session, in one of mode 0700, and the process that cleans up behind it.
 
-    The private one (mode 0700) is removed at the end.
+    At the end, also that of a killed run, the processes that belong to the folder are ended and it is removed.
 
     Raises
     ------
     FederationError
         If no short folder can be made.
     """
-    usual = usual_folder()
-    if fits(usual):
-        yield None
-        return
-    folder = _short_folder(usual)
+    folder = _short_folder()
+    watch = Watch(folder)
     try:
-        yield folder
+        yield folder / _INSIDE, watch
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        watch.finish()
 
 
-def _short_folder(usual: Path) -> Path:
-    for place in _PLACES:
-        with contextlib.suppress(OSError):
-            return Path(tempfile.mkdtemp(prefix="oblivion-", dir=place))
+def _short_folder() -> Path:
+    usual = usual_place()
+    for place in (usual, *map(Path, _PLACES)):
+        if place.is_absolute() and fits(place):
+            with contextlib.suppress(OSError):
+                return Path(tempfile.mkdtemp(prefix=_NAME, dir=place))
     raise FederationError(
-        f"{usual} is too long for Ray: with the names of its sockets it has more than {LONGEST} bytes, and in "
-        f"{', '.join(_PLACES)} no folder can be made; set TMPDIR or RAY_TMPDIR to a shorter one, or --engine inline"
+        f"no private folder for Ray can be made in {', '.join(dict.fromkeys((str(usual), *_PLACES)))}: it must be "
+        f"writable, and the paths of the sockets in it may have at most {LONGEST} bytes; set TMPDIR or RAY_TMPDIR to a "
+        "shorter one, or --engine inline"
     )
 
 
 def describe() -> str | None:
     """Where Ray's folder would be, in words; None if there is no place for it."""
-    usual = usual_folder()
-    if fits(usual):
-        return str(usual)
+    usual = usual_place()
     try:
-        folder = _short_folder(usual)
+        folder = _short_folder()
     except FederationError:
         return None
     folder.rmdir()
-    return f"a private one in {folder.parent}, since {usual} (TMPDIR) is too long for sockets of {LONGEST} bytes"
+    said = f"a private one in {folder.parent} for every run, removed at its end"
+    return said if folder.parent == usual else f"{said} ({usual} is too long for sockets of {LONGEST} bytes, or closed)"

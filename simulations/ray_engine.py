@@ -1,4 +1,4 @@
-"""The Ray engine: a Flower simulation, driven in this process. Everything that depends on Ray is in this file.
+"""The Ray engine: a Flower simulation, driven in this process. What depends on Ray is here and in `ray_closed`.
 
 ``flwr.simulation.run_simulation`` is used because it is the only way to reach two things that a federation cannot do
 without: the actors' restarts (a killed actor comes back and its message is handled again) and Ctrl-C. Flower marks
@@ -7,15 +7,14 @@ it as deprecated; the version is pinned and a test holds what is relied on.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
-import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -24,6 +23,8 @@ from oblivion.errors import FederationError
 from oblivion.models.loading import gpu_count
 from server.hosts import Hosts
 from server.ray_folder import ray_folder
+from server.ray_watch import Watch
+from simulations.ray_closed import Closed, ray_closed
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -39,6 +40,13 @@ def _quiet() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
+
+
+def _keep_signals() -> None:
+    """Keep `ray.init` from setting its own handler for SIGTERM, which would end this thread alone."""
+    from ray._private import utils
+
+    utils.set_sigterm_handler = lambda handler: None
 
 
 def _hush_raylet() -> None:
@@ -72,6 +80,7 @@ def run(config: RunConfig, work: Callable[[Hosts], T]) -> T:
     from strategies.grid_hosts import GridHosts
 
     _hush_raylet()
+    _keep_signals()
     _quiet()  # importing Flower sets its logger up again
     assert config.simulation.hosts != "auto"
     hosts = config.simulation.hosts
@@ -87,18 +96,18 @@ def run(config: RunConfig, work: Callable[[Hosts], T]) -> T:
         except BaseException as error:
             errors.append(error)
 
-    backend: dict[str, dict[str, Any]] = {
-        "init_args": {"num_cpus": hosts, "log_to_driver": False, "logging_level": "error"},
-        "client_resources": {
-            "num_cpus": 1,
-            "num_gpus": gpu_share(hosts, gpu_count()),
-            "max_restarts": _RESTARTS,
-            "max_task_retries": _RESTARTS,
-        },
-    }
-    with ray_folder() as folder, _Interrupt(stop, folder):
-        if folder is not None:
-            backend["init_args"]["_temp_dir"] = str(folder)
+    with ray_closed() as closed, _session(closed, stop) as init_args:
+        backend: dict[str, dict[str, Any]] = {
+            "init_args": {**init_args, "log_to_driver": False, "logging_level": "error"},
+            "client_resources": {
+                "num_cpus": 1,
+                "num_gpus": gpu_share(hosts, gpu_count()),
+                "max_restarts": _RESTARTS,
+                "max_task_retries": _RESTARTS,
+            },
+        }
+        if closed.own:
+            backend["init_args"]["num_cpus"] = hosts
         try:
             run_simulation(server_app, client_app, num_supernodes=hosts, backend_config=backend)
         except Exception as error:
@@ -112,6 +121,19 @@ def run(config: RunConfig, work: Callable[[Hosts], T]) -> T:
     if not results:
         raise FederationError("the Flower simulation ended without a result; --engine inline runs without it")
     return results[0]
+
+
+@contextlib.contextmanager
+def _session(closed: Closed, stop: threading.Event) -> Iterator[dict[str, Any]]:
+    """Ray's own session or that of the cluster to join, ended without a trace; gives what `ray.init` is told."""
+    with contextlib.ExitStack() as stack:
+        init_args: dict[str, Any] = {"address": closed.address}
+        watch: Watch | None = None
+        if closed.own:
+            folder, watch = stack.enter_context(ray_folder())
+            init_args["_temp_dir"] = str(folder)
+        stack.enter_context(_Interrupt(stop, watch))
+        yield init_args
 
 
 def cause_of(error: BaseException) -> str:
@@ -131,17 +153,18 @@ def gpu_share(hosts: int, gpus: int) -> float:
 
 
 class _Interrupt:
-    """Ctrl-C and SIGTERM end the process and everything it started, with exit code 130."""
+    """Ctrl-C, SIGTERM and SIGHUP end the process and everything it started, with exit code 130."""
 
-    def __init__(self, stop: threading.Event, folder: Path | None) -> None:
+    def __init__(self, stop: threading.Event, watch: Watch | None) -> None:
         self._stop = stop
-        self._folder = folder
+        self._watch = watch
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> None:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._interrupted)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+                    self._before[number] = signal.signal(number, self._interrupted)
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
@@ -152,13 +175,15 @@ class _Interrupt:
             signal.signal(other, signal.SIG_IGN)
         self._stop.set()
         # Threads inside ray.get never return, so the process cannot end in the ordinary way.
-        children = _descendants(os.getpid())
-        sys.stderr.write(f"{_SHOW_CURSOR if sys.stderr.isatty() else ''}interrupted\n")
-        sys.stderr.flush()
+        watching = self._watch.pid if self._watch else 0
+        children = [child for child in _descendants(os.getpid()) if child != watching]
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            sys.stderr.write(f"{_SHOW_CURSOR if sys.stderr.isatty() else ''}interrupted\n")
+            sys.stderr.flush()
         for child in children:
             _kill(child)
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._watch is not None:
+            self._watch.finish()
         os._exit(_INTERRUPTED)
 
 

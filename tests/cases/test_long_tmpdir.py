@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +27,28 @@ def long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_short_folder_stays_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_place_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Path(tempfile.mkdtemp(dir="/tmp"))
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
-    monkeypatch.setenv("TMPDIR", "/scratch")
-    with ray_folder.ray_folder() as folder:
-        assert folder is None
-    assert ray_folder.describe() == "/scratch/ray"
-    most = 107 - len(ray_folder._SOCKET) - len("/ray/")
-    assert ray_folder.fits(Path("/" + "x" * (most - 1)) / "ray")
-    assert not ray_folder.fits(Path("/" + "x" * most) / "ray")
-    assert not ray_folder.fits(Path("/" + "ü" * (most // 2 + 1)) / "ray"), "bytes count, not letters"
+    monkeypatch.setenv("TMPDIR", str(place))
+    assert (ray_folder.describe() or "").startswith(f"a private one in {place} for every run")
+    with ray_folder.ray_folder() as (folder, _):
+        assert folder.parent.parent == place and folder.parent.stat().st_mode & 0o077 == 0
+    assert not list(place.iterdir())
+    place.rmdir()
+    most = 107 - len(f"//{ray_folder._EXAMPLE}/{ray_folder._INSIDE}/{ray_folder._SOCKET}")
+    assert ray_folder.fits(Path("/" + "x" * most))
+    assert not ray_folder.fits(Path("/" + "x" * (most + 1)))
+    assert not ray_folder.fits(Path("/" + "ü" * (most // 2 + 1))), "bytes count, not letters"
 
 
-def test_a_long_one_is_replaced_by_a_private_one(long: Path) -> None:
-    with ray_folder.ray_folder() as folder:
-        assert folder is not None and ray_folder.fits(folder) and folder.stat().st_mode & 0o077 == 0
+def test_a_long_one_is_replaced_by_a_short_one(long: Path) -> None:
+    with ray_folder.ray_folder() as (folder, _):
+        private = folder.parent
+        assert ray_folder.fits(private.parent) and private.stat().st_mode & 0o077 == 0
+        folder.mkdir()
         (folder / "session").mkdir()
-    assert not folder.exists()
+    assert not private.exists()
     assert "too long for sockets of 107 bytes" in doctor.examine()["ray folder"]
 
 
@@ -71,7 +77,8 @@ def test_the_engine_tells_ray_where(long: Path, monkeypatch: pytest.MonkeyPatch)
     config = load_config(None, {"simulation.hosts": 1})
     with pytest.raises(FederationError, match=r"failed: OSError: no room in /dev/shm; `oblivion doctor`"):
         ray_engine.run(config, lambda hosts: None)
-    assert not Path(told["_temp_dir"]).exists() and ray_folder.fits(Path(told["_temp_dir"]))
+    private = Path(told["_temp_dir"]).parent
+    assert not private.exists() and ray_folder.fits(private.parent)
 
 
 def test_a_hosts_failure_is_one_line_with_its_cause() -> None:
