@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from oblivion.errors import FederationError
-from server.ray_watch import Watch
+from server.ray_watch import Watch, end
 
 LONGEST = 107
 _SOCKET = "session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1"
 """The longest name that Ray gives a socket below its folder: the time, the process, the store's second try."""
-_NAME = "oblivion-"
+_NAME = "oblivion-ray-"
+_MADE = re.compile(rf"{_NAME}[a-z0-9_]{{8}}")
 _EXAMPLE = f"{_NAME}12345678"
 """Such a name as `tempfile.mkdtemp` makes."""
 _INSIDE = "ray"
@@ -36,7 +39,8 @@ def usual_place() -> Path:
 def ray_folder() -> Iterator[tuple[Path, Watch]]:
     """A new folder for Ray's session, in one of mode 0700, and the process that cleans up behind it.
 
-    At the end, also that of a killed run, the processes that belong to the folder are ended and it is removed.
+    At the end, also that of a killed run, the processes that belong to the folder are ended and it is removed. Where
+    the cleaning process was killed as well, the next run in the same place does it.
 
     Raises
     ------
@@ -44,11 +48,35 @@ def ray_folder() -> Iterator[tuple[Path, Watch]]:
         If no short folder can be made.
     """
     folder = _short_folder()
-    watch = Watch(folder)
+    with _held(folder) as handle:
+        _remove_abandoned(folder.parent)
+        watch = Watch(folder, handle)
+        try:
+            yield folder / _INSIDE, watch
+        finally:
+            watch.finish()
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[int]:
+    """Hold a folder, so that others see that its run, or what cleans up behind it, is alive."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        yield folder / _INSIDE, watch
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield handle
     finally:
-        watch.finish()
+        os.close(handle)
+
+
+def _remove_abandoned(place: Path) -> None:
+    for folder in place.glob(f"{_NAME}*"):
+        with contextlib.suppress(OSError):  # another user's, in use, or gone meanwhile
+            made = folder.lstat()
+            if not _MADE.fullmatch(folder.name) or made.st_uid != os.getuid() or made.st_mode & 0o077:
+                continue
+            if [inside.name for inside in folder.iterdir()] == [_INSIDE]:  # an empty one may just be being made
+                with _held(folder):
+                    end(str(folder), os.getpid())
 
 
 def _short_folder() -> Path:

@@ -31,9 +31,11 @@ class Watch:
     ----------
     folder : Path
         The session folder, private to this run.
+    handle : int
+        The open folder, which the run has locked; the lock lasts as long as the watching process does.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, handle: int) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__, str(folder), str(os.getpid())],
             stdin=subprocess.PIPE,
@@ -41,6 +43,7 @@ class Watch:
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C in a terminal, and its end, are not for it
             cwd="/",
+            pass_fds=(handle,),
         )
 
     @property
