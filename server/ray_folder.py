@@ -16,7 +16,7 @@ from server.ray_watch import Watch, end
 LONGEST = 107
 _SOCKET = "session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1"
 """The longest name that Ray gives a socket below its folder: the time, the process, the store's second try."""
-_NAME = "oblivion-ray-"
+_NAME = "oblivion-"
 _MADE = re.compile(rf"{_NAME}[a-z0-9_]{{8}}")
 _EXAMPLE = f"{_NAME}12345678"
 """Such a name as `tempfile.mkdtemp` makes."""
