@@ -90,3 +90,54 @@ def export(
     from oblivion.ledger.overview import export
 
     say(json.dumps(export(run_directory, out, checkpoint)))
+
+
+@app.command("clock")
+def clock(
+    run_directory: Run,
+    set_back: Annotated[
+        bool, typer.Option("--set-back", help="Set the ledger's time back to this machine's clock; the log says so.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare the ledger's time with this machine's clock, and set it back where a clock was ahead once."""
+    from dataclasses import asdict
+
+    from oblivion.ledger import clock
+    from oblivion.ledger.opening import open_run_ledger, read_ledger
+
+    ledger, register = open_run_ledger(run_directory) if set_back else read_ledger(run_directory)
+    try:
+        told = clock.set_back(ledger.book, register) if set_back else clock.look(ledger.book)
+        way_out = ledger.book.ahead()
+    finally:
+        ledger.close()
+    if as_json:
+        say(json.dumps(asdict(told)))
+        return
+    say(f"this machine's clock: {told.machine}, the ledger's last entry: {told.ledger}")
+    for was, time in told.repairs:
+        say(f"set back from {was} to {time}")
+    if told.to_come:
+        say(f"{plural(told.to_come, 'entry') if told.to_come == 1 else f'{told.to_come} entries'} dated later than now")
+    if way_out:
+        say(way_out)
+
+
+@app.command("enrol")
+def enrol(
+    run_directory: Run,
+    client: Annotated[str, typer.Option(help="The client's id.")],
+    key: Annotated[Path, typer.Option(help="Its Ed25519 public key: 32 bytes, as they are, in hex, or as PEM.")],
+) -> None:
+    """Take in a client's own public key, so that only the client can ask to be forgotten."""
+    from oblivion.ledger.opening import open_run_ledger
+    from oblivion.ledger.public_key import read_public_key
+
+    public = read_public_key(key)
+    ledger, register = open_run_ledger(run_directory)
+    try:
+        register.enrol_own(client, public)
+    finally:
+        ledger.close()
+    say(f"{client} is enrolled with its own key; its requests are signed elsewhere from now on")

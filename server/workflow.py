@@ -67,6 +67,8 @@ class Workflow:
         self.observer = observer
         self.ledger, self.register = open_ledger(run.root, config.ledger, wait)
         try:
+            if ahead := self.ledger.book.ahead():
+                observer.event("warning", text=ahead)
             whole = resolve(config)
             self.data = present(whole, self.register.exclusions())
             self.resident = load_resident(config.model, config.lora, config.train.max_length)

@@ -15,7 +15,7 @@ import json
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ from oblivion.ledger.schema import database_errors
 ANCHOR = "checkpoint.json"
 _SALT_BYTES = 16
 _BATCH = 500
+_CLOCK_TOLERANCE = timedelta(days=1)
+"""How far the log may be ahead of a clock that goes wrong a little, and is waited for."""
 
 
 def utc_now() -> datetime:
@@ -44,6 +46,11 @@ def utc_now() -> datetime:
 def stamp(time: datetime) -> str:
     """A time as text: ISO 8601 in UTC, to the second."""
     return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def moment(text: str) -> datetime:
+    """Read a time that `stamp` wrote."""
+    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,21 +195,35 @@ class Book:
     def now(self) -> datetime:
         """The time, never before the log's last entry: a clock that went backwards revives nothing."""
         now = self._clock()
-        if self._time:
-            now = max(now, datetime.strptime(self._time, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC))
-        return now
+        return max(now, moment(self._time)) if self._time else now
+
+    def machine_time(self) -> datetime:
+        """What the machine's clock says, whatever the log does."""
+        return self._clock()
+
+    def ahead(self) -> str | None:
+        """What to say where the log is so far ahead of the machine's clock that one of the two must be wrong."""
+        now = self._clock()
+        if not self._time or moment(self._time) - now <= _CLOCK_TOLERANCE:
+            return None
+        return (
+            f"the ledger's last entry is of {self._time}, and this machine's clock says {stamp(now)}: set the clock "
+            f"right; if it is right, it was ahead once: `oblivion ledger clock {self.path.parent.parent} --set-back`"
+        )
 
     @contextlib.contextmanager
-    def transaction(self, anchor: bool = False) -> Iterator[Writer]:
+    def transaction(self, anchor: bool = False, at: datetime | None = None) -> Iterator[Writer]:
         """Write several records at once, or none.
 
         Parameters
         ----------
         anchor : bool, default False
             Whether keys/ shall know of it, so that an older copy of the ledger is refused from now on.
+        at : datetime, optional
+            The time that its entries have; `now` by default. Only `clock.set_back` may go back.
         """
         with database_errors(self.path), self._engine.connect() as connection, connection.begin() as database:
-            writer = Writer(connection, self.keys.log(), copy.deepcopy(self._frontier), stamp(self.now()))
+            writer = Writer(connection, self.keys.log(), copy.deepcopy(self._frontier), stamp(at or self.now()))
             yield writer
             writer.flush()
             with durable_step("commit"):

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from oblivion.errors import OblivionError
 from oblivion.ledger.book import Record, Writer, stamp
 from oblivion.ledger.contents import NAMING, unnamed
 from oblivion.ledger.register import EXCLUSIONS, NAMES, SIMULATED, Asked, Register, absences
@@ -40,7 +41,14 @@ def commit_removal(
     -------
     dict
         How many records were erased, by kind.
+
+    Raises
+    ------
+    OblivionError
+        If the ledger's time is far ahead of the machine's; nothing is changed then.
     """
+    if ahead := ledger.book.ahead():  # it would be dated wrong for ever
+        raise OblivionError(f"nothing was committed: {ahead}")
     request = asked.request
     gone = _invalidated(ledger, branch, facts)
     others = [other for other in register.all_asked() if other.request.id != request.id]

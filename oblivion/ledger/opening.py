@@ -16,7 +16,7 @@ from oblivion.ledger.keys import Keys
 from oblivion.ledger.register import Register
 from oblivion.ledger.schema import Lock
 from oblivion.ledger.store import StoredLedger
-from oblivion.run_format import check_format
+from oblivion.run_format import check_format, open_run
 
 DATABASE = "ledger/ledger.db"
 OWN_FOLDERS = ("adapters", "evaluations", "forgets", "keys", "ledger")
@@ -59,6 +59,7 @@ def open_ledger(
         register = Register(book)
         register.found()
         register.check_exclusions()
+        register.forget_simulated_keys()
         if register.removals():
             finish_erasure(store, register)
         else:
@@ -67,6 +68,18 @@ def open_ledger(
         book.close()
         raise
     return store, register
+
+
+def open_run_ledger(root: Path) -> tuple[StoredLedger, Register]:
+    """Open the ledger of a run that is there, as `open_ledger` does.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    check_ledger_exists(root)
+    return open_ledger(root, open_run(root).ledger)
 
 
 def read_ledger(root: Path) -> tuple[StoredLedger, Register]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from oblivion.errors import ConfigError, IntegrityError
+from oblivion.errors import ConfigError, InputError, IntegrityError, nearest
 from oblivion.ledger import requests
 from oblivion.ledger.book import Book, Record, stamp
+from oblivion.ledger.curve import key_fault
 from oblivion.ledger.rounds import Absence
-from oblivion.types import ForgetRequest
+from oblivion.types import CLIENT_ID, ForgetRequest
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -62,6 +63,13 @@ def absences(listed: Iterable[Mapping[str, Any]]) -> tuple[Absence, ...]:
         raise IntegrityError(f"keys/{EXCLUSIONS} is not what the run wrote; restore keys/ from its backup") from None
 
 
+def _public(private: str) -> str:
+    """The public half of an Ed25519 key, both in hex."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(private)).public_key().public_bytes_raw().hex()
+
+
 class Register:
     """The part of a ledger that is about requests; it shares the ledger's `Book`."""
 
@@ -84,11 +92,70 @@ class Register:
                 writer.add("federation", secrets.token_hex(16), {})
 
     def enrol(self, keys: Mapping[str, bytes]) -> None:
-        """Enter the public keys (raw Ed25519, 32 bytes) of clients; one that is there already keeps its own."""
-        known = set(self.clients())
-        with self.book.transaction() as writer:
-            for client in sorted(keys.keys() - known):
-                writer.add("client", client, {"public_key": keys[client].hex()}, client=client)
+        """Enter the public keys (raw Ed25519, 32 bytes) of clients, all or none.
+
+        A key takes the place of the one that the run made for a simulated client, which goes from ``keys/``: from then
+        on only the client can sign. Nothing happens where it is the client's already.
+
+        Raises
+        ------
+        ConfigError
+            If an id is not allowed, was forgotten, or has another key of its own already.
+        InputError
+            If a key is no Ed25519 public key that an honest client can have, or another client's.
+        """
+        present = {record.client: record for record in self.book.find("client")}
+        owners = {record.content["public_key"]: client for client, record in present.items()}
+        gone = {absence.client for absence in self.exclusions() if absence.samples is None}
+        for client, key in keys.items():
+            self._check_key(client, key, gone)
+            if owners.setdefault(key.hex(), client) != client:
+                raise InputError(f"the key for '{client}' is that of '{owners[key.hex()]}'; every client has its own")
+        new = {c: key for c, key in keys.items() if c not in present or present[c].content["public_key"] != key.hex()}
+        made = self.keys.read_json(SIMULATED) or {}
+        for client in sorted(new.keys() & present.keys()):
+            if client not in made or present[client].content["public_key"] != _public(made[client]):
+                raise ConfigError(
+                    f"'{client}' is enrolled with another key, and only that one counts; nothing was changed"
+                )
+        if new:
+            with self.book.transaction(anchor=True) as writer:
+                writer.erase([present[c].seq for c in sorted(new.keys() & present.keys())], "another key was enrolled")
+                for client in sorted(new):
+                    writer.add("client", client, {"public_key": new[client].hex()}, client=client)
+        self.forget_simulated_keys()
+
+    def enrol_own(self, client: str, key: bytes) -> None:
+        """Enter a client's own key in place of the one that the run made for it.
+
+        Raises
+        ------
+        ConfigError
+            Also if the run knows no such client.
+        """
+        gone = {absence.client for absence in self.exclusions()}
+        if client not in self.clients() and client not in gone:
+            raise ConfigError(f"the run has no client {ascii(client)[:80]}; {nearest(client, self.clients())}")
+        self.enrol({client: key})
+
+    def _check_key(self, client: str, key: bytes, gone: Set[str]) -> None:
+        if not isinstance(client, str) or not CLIENT_ID.fullmatch(client):
+            raise ConfigError(
+                f"{ascii(client)[:80]} is no client id; use 1 to 64 of a-z, 0-9, '_' and '-', beginning with a letter "
+                "or digit"
+            )
+        if client in gone:
+            raise ConfigError(f"'{client}' was forgotten, and can be enrolled no more")
+        if fault := key_fault(bytes(key)):
+            raise InputError(f"the key for '{client}' is not taken: {fault}")
+
+    def forget_simulated_keys(self) -> None:
+        """Remove the request keys that the run made for clients which have enrolled their own since."""
+        own = self.keys.read_json(SIMULATED) or {}
+        enrolled = {record.client: record.content["public_key"] for record in self.book.find("client")}
+        left = {client: key for client, key in own.items() if enrolled.get(client, "") in ("", _public(key))}
+        if left != own:
+            self.keys.write_json(SIMULATED, left)
 
     def enrol_simulated(self, clients: Mapping[str, Any], names: Mapping[str, str] | None = None) -> None:
         """Make a request key for every simulated client and enter it; keep what the data calls them (`names`)."""
@@ -96,13 +163,15 @@ class Register:
 
         own: dict[str, str] = self.keys.read_json(SIMULATED) or {}
         gone = {absence.client for absence in self.exclusions() if absence.samples is None}
-        new = sorted(set(clients) - own.keys() - gone)
+        new = sorted(set(clients) - own.keys() - gone - set(self.clients()))
         if new:
             own |= {client: Ed25519PrivateKey.generate().private_bytes_raw().hex() for client in new}
             self.keys.write_json(SIMULATED, own)
         missing = sorted(own.keys() - set(self.clients()) - gone)
         if missing:
-            self.enrol({client: self.simulated_key(client).public_key().public_bytes_raw() for client in missing})
+            with self.book.transaction() as writer:
+                for client in missing:
+                    writer.add("client", client, {"public_key": _public(own[client])}, client=client)
         known = {client: name for client, name in (names or {}).items() if client not in gone}
         if known != (self.keys.read_json(NAMES) or {}):
             self.keys.write_json(NAMES, known)
@@ -151,7 +220,11 @@ class Register:
             if asked.request == request:
                 return asked
             raise IntegrityError("the forget request is refused: its nonce was used before; issue the request again")
-        requests.check(request, self.public_key(request.client_id), self.federation, now)
+        try:
+            requests.check(request, self.public_key(request.client_id), self.federation, now)
+        except IntegrityError as error:
+            ahead = self.book.ahead()
+            raise IntegrityError(f"{error}. Besides, {ahead}" if ahead else str(error)) from None
         content = {
             **requests.to_json(request),
             "received_at": stamp(now),
@@ -176,8 +249,6 @@ class Register:
         """
         everything = {asked.request.id: asked for asked in self.all_asked()}
         if request_id not in everything:
-            from oblivion.errors import nearest
-
             raise ConfigError(f"there is no request '{request_id}'; {nearest(request_id, everything)}")
         return everything[request_id]
 

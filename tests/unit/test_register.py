@@ -115,16 +115,20 @@ def test_a_run_has_one_id_for_ever(run: Run, tmp_path: Path) -> None:
     other.ledger.close()
 
 
-def test_a_client_keeps_the_key_that_it_was_enrolled_with(run: Run) -> None:
-    key = run.register.simulated_key("a").public_key()
-    run.register.enrol({"a": Ed25519PrivateKey.generate().public_key().public_bytes_raw()})
-    known = run.again().register.public_key("a")
-    assert known is not None and known.public_bytes_raw() == key.public_bytes_raw()
-    mine = Ed25519PrivateKey.generate().public_key()
-    run.register.enrol({"silo-1": mine.public_bytes_raw()})
+def test_a_client_keeps_the_key_of_its_own_that_it_was_enrolled_with(run: Run) -> None:
+    mine, other = (Ed25519PrivateKey.generate().public_key() for _ in range(2))
+    for _ in range(2):  # the second time nothing happens
+        run.register.enrol({"silo-1": mine.public_bytes_raw(), "a": other.public_bytes_raw()})
     assert run.register.clients() == ("a", "b", "c", "silo-1") and run.register.public_key("nobody") is None
-    with pytest.raises(ConfigError, match="'silo-1' has no key here; it signs its request itself"):
-        run.register.simulated_key("silo-1")
+    with pytest.raises(ConfigError, match="'a' is enrolled with another key, and only that one counts"):
+        run.register.enrol({"a": Ed25519PrivateKey.generate().public_key().public_bytes_raw()})
+    run.again()
+    run.register.enrol_simulated(dict.fromkeys((*CLIENTS, "silo-1")))
+    known = run.register.public_key("a")
+    assert known is not None and known.public_bytes_raw() == other.public_bytes_raw()
+    for client in ("a", "silo-1"):
+        with pytest.raises(ConfigError, match=f"'{client}' has no key here; it signs its request itself"):
+            run.register.simulated_key(client)
 
 
 def test_simulated_clients_are_enrolled_once(run: Run) -> None:
