@@ -25,6 +25,7 @@ Watch: TypeAlias = Callable[[Literal["before", "after"], Step], None]
 PARTIAL = "oblivion-partial"
 """What a name ends with while its content is being written; see `staging_path`."""
 _PARTIAL_NAME = re.compile(rf"\..+\.[0-9a-f]{{16}}\.{PARTIAL}(-journal|-wal|-shm)?", re.DOTALL)
+_CHUNK = 1 << 20
 _watch: Watch | None = None
 
 
@@ -103,6 +104,25 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
         raise OblivionError(
             f"{path} could not be written: {error.strerror}; free some space or choose another --out"
         ) from None
+
+
+def rewrite(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Write a file as `write_atomically` does, and overwrite what it held before.
+
+    The old content keeps a second name until it is overwritten; of a crash in between, `remove_partial` finds it. On a
+    disk without hard links it is not overwritten.
+
+    Raises
+    ------
+    OblivionError
+        If the disk is full or cannot be written.
+    """
+    old = staging_path(path)
+    if path.is_file() and not path.is_symlink():
+        with contextlib.suppress(OSError), durable_step("rename"):
+            os.link(path, old)
+    write_atomically(path, data, mode)
+    erase(old)
 
 
 def _write(path: Path, data: bytes, mode: int = 0o666) -> None:
@@ -199,12 +219,16 @@ def remove_partial(root: Path, folders: Iterable[str]) -> None:
                 found += [Path(place, one) for one in (*inside, *files) if is_partial(one)]
                 inside[:] = [one for one in inside if not is_partial(one)]
     for path in sorted(found):
-        if not path.is_symlink():  # no write makes one
+        if path.is_symlink():  # no write makes one
+            continue
+        if path.is_file() and path.stat().st_nlink == 1:
+            erase(path)  # it may be what a file held before `rewrite`
+        else:  # the file itself still has this content
             remove(path)
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder for good; nothing happens where there is none.
+    """Remove a file, a folder or a link for good, never what a link leads to; nothing happens where there is none.
 
     Raises
     ------
@@ -212,13 +236,56 @@ def remove(path: Path) -> None:
         If it cannot be removed.
     """
     try:
-        if not path.exists():
+        if not os.path.lexists(path):
             return
         with durable_step("unlink"):
-            if path.is_dir():
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink()
         sync_folder(path.parent)
     except OSError as error:
-        raise OblivionError(f"{path} could not be removed: {error.strerror}; make it writable and try again") from None
+        raise OblivionError(
+            f"{path} could not be removed: {error.strerror or error}; make it writable and try again"
+        ) from None
+
+
+def erase(path: Path) -> None:
+    """Overwrite a file, or every file in a folder, with random bytes, and then remove it.
+
+    The bytes are on the disk before the name goes. A file that has further names (hard links) is overwritten under all
+    of them; a link is removed and what it leads to is left alone. On disks that write elsewhere what is overwritten
+    (flash, copy-on-write) the old bytes stay until the disk uses their place again.
+
+    Raises
+    ------
+    OblivionError
+        If it cannot be overwritten or removed.
+    """
+    if path.is_symlink():
+        return remove(path)
+    files = [path]
+    if path.is_dir():  # never through links
+        files = [Path(place, name) for place, _, names in os.walk(path) for name in sorted(names)]
+    for file in files:
+        if file.is_file() and not file.is_symlink():
+            _overwrite(file)
+    remove(path)
+
+
+def _overwrite(path: Path) -> None:
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
+        try:
+            size = os.fstat(handle).st_size
+            with durable_step("write"):
+                for start in range(0, size, _CHUNK):
+                    os.pwrite(handle, os.urandom(min(_CHUNK, size - start)), start)
+            with durable_step("fsync"):
+                os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise OblivionError(
+            f"{path} could not be overwritten: {error.strerror or error}; make it writable and try again"
+        ) from None

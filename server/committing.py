@@ -16,7 +16,7 @@ from typing import Any
 from oblivion.aggregation.products import as_adapter
 from oblivion.data.federation import resolve
 from oblivion.errors import ConfigError, IntegrityError, PlanRefusedError, nearest
-from oblivion.files import remove, write_atomically
+from oblivion.files import erase, write_atomically
 from oblivion.ledger.book import Record
 from oblivion.ledger.erasure import commit_removal, void_requests
 from oblivion.ledger.evidence import LIMITS, predicate, seal, statement
@@ -139,7 +139,7 @@ def _erase_files(workflow: Workflow, removal: Record) -> None:
     root, request, trial = workflow.run.root, removal.content["request"], removal.content["branch"]
     asked = workflow.register.asked(request)
     for path in chain(*_invalid_files(workflow, asked, trial).values()):
-        remove(path)
+        erase(path)
     closed = _closed(workflow, asked)
     metrics = workflow.metrics()
     metrics["requests"] = [entry for entry in metrics["requests"] if entry["id"] in closed]

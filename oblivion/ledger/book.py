@@ -233,7 +233,7 @@ class Book:
             self._anchor()
 
     def _anchor(self) -> None:
-        self.keys.write_json(ANCHOR, self.checkpoint().to_json())
+        self.keys.write_json(ANCHOR, self.checkpoint().to_json(), personal=False)
 
     def checkpoint(self) -> Checkpoint:
         """A signed statement of the log's size and root."""

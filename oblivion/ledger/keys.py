@@ -1,7 +1,8 @@
 """The secrets of a run, in a folder of their own: whoever has the ledger without them can read nothing of it.
 
 Every client's contributions to a branch have a key, and so has every global state; destroying a key erases what it
-sealed, also where a copy of the file survives. A branch with privacy noise has a secret that the noise is drawn from:
+sealed, also where a copy of the sealed file survives. So that nothing of the key itself survives, its bytes are
+overwritten on the disk before it is removed. A branch with privacy noise has a secret that the noise is drawn from:
 whoever has it can subtract the noise, so it goes when the branch goes. The signing key makes the ledger's checkpoints
 and evidence.
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oblivion.errors import IntegrityError, OblivionError
-from oblivion.files import make_folder, remove, write_atomically
+from oblivion.files import erase, make_folder, rewrite, write_atomically
 from oblivion.outside import read_json
 from oblivion.types import CLIENT_ID
 
@@ -74,9 +75,9 @@ class Keys:
         return self._known[name]
 
     def destroy(self, name: str) -> None:
-        """Remove a key for good."""
+        """Overwrite a key, then remove it: what is only removed stays on the disk."""
         self._known.pop(name, None)
-        remove(self._path(name))
+        erase(self._path(name))
 
     def names(self) -> Iterator[str]:
         """The names of all sealing keys and noise secrets (not the signing key)."""
@@ -118,10 +119,11 @@ class Keys:
             raise IntegrityError(f"{path}: is not what the run wrote; restore keys/ from its backup")
         return value
 
-    def write_json(self, name: str, value: Any) -> None:
-        """Write one of the files beside the keys."""
+    def write_json(self, name: str, value: Any, personal: bool = True) -> None:
+        """Write one of the files beside the keys; of one that is `personal`, overwrite what it held before."""
         text = json.dumps(value, sort_keys=True, ensure_ascii=False)
-        write_atomically(self.folder / name, text.encode(), _OWNER_ONLY)
+        write = rewrite if personal else write_atomically
+        write(self.folder / name, text.encode(), _OWNER_ONLY)
 
 
 def contribution_key(client: str, branch: int) -> str:
