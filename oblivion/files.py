@@ -26,6 +26,7 @@ PARTIAL = "oblivion-partial"
 """What a name ends with while its content is being written; see `staging_path`."""
 _PARTIAL_NAME = re.compile(rf"\..+\.[0-9a-f]{{16}}\.{PARTIAL}(-journal|-wal|-shm)?", re.DOTALL)
 _CHUNK = 1 << 20
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 _watch: Watch | None = None
 
 
@@ -118,10 +119,22 @@ def rewrite(path: Path, data: bytes, mode: int = 0o666) -> None:
         If the disk is full or cannot be written.
     """
     old = staging_path(path)
-    if path.is_file() and not path.is_symlink():
-        with contextlib.suppress(OSError), durable_step("rename"):
-            os.link(path, old)
-    write_atomically(path, data, mode)
+    try:
+        if path.is_file() and not path.is_symlink():
+            with durable_step("rename"):
+                os.link(path, old)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise OblivionError(
+                f"{path} could not be replaced: {error.strerror or error}; free some space and try again"
+            ) from None
+    try:
+        write_atomically(path, data, mode)
+    except OblivionError:
+        with contextlib.suppress(OSError):
+            if old.samefile(path):
+                old.unlink()  # else it was replaced, and what it held is overwritten when the run is opened next
+        raise
     erase(old)
 
 

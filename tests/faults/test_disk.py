@@ -424,8 +424,10 @@ def test_every_durable_step_of_the_ledger_can_fail(quick: Path, stage: str, when
         message = str(error)
         assert FULL in message and str(root) in message and error.exit_code == 1, (at, broken.seen[-1], message)
         assert "free some space" in message or "make it writable" in message, message
-        assert not list(root.rglob("*oblivion-partial*")), (at, broken.seen[-1])
+        left = [path for path in root.rglob("*oblivion-partial*") if ".json." not in path.name]
+        assert not left, (at, broken.seen[-1])  # what a list held before stays until it can be overwritten
         attempt(root, last)
+        assert not list(root.rglob("*oblivion-partial*")), (at, broken.seen[-1])
         assert outcome_of(root) == expected, (at, broken.seen[-1])
 
 
