@@ -30,6 +30,8 @@ _DIGITS = 20
 """Of a whole number: those of 2**64."""
 LARGEST_NUMBER = 10**12
 """Of the numbers that a part takes as its parameters."""
+_LONGEST_REASON = 300
+"""Characters: the names on the way to a place may be many."""
 _FLOAT_LENGTH = 400
 """Characters of a number with a point or an exponent: more than any float is written with."""
 _KINDS = {
@@ -145,8 +147,7 @@ def parse_json(data: bytes | str, where: str, expected: str, *, error: type[Obli
     """
     text = data if isinstance(data, str) else as_text(data, where, expected, error=error)
     try:
-        value = DECODER.decode(text)
-        check_depth(value)
+        value = decode(text)
         if _ESCAPED_SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as failure:
@@ -159,7 +160,7 @@ def parse_json(data: bytes | str, where: str, expected: str, *, error: type[Obli
         reason = str(failure)
     else:
         return value
-    raise error(f"{where}: {reason}; expected {expected}")
+    raise error(f"{where}: {reason[-_LONGEST_REASON:]}; expected {expected}")
 
 
 def shown(value: Any, length: int = 60) -> str:
@@ -209,24 +210,56 @@ def check_numbers(key: str, value: Any) -> None:
         raise ValueError(f"{key} = {shown(value)} is not allowed; it must be a finite number from -1e12 to 1e12")
 
 
-def _whole(text: str) -> int:
+class _NoNumber:
+    """Stands where a number was refused, so that its place can be told."""
+
+    def __init__(self, said: str) -> None:
+        self.said = said
+
+
+def _whole(text: str) -> int | _NoNumber:
     if len(text.lstrip("-")) > _DIGITS:
-        raise ValueError(f"holds a whole number of more than {_DIGITS} digits")
+        return _NoNumber(f"a whole number of more than {_DIGITS} digits")
     return int(text)
 
 
-def _finite(text: str) -> float:
+def _finite(text: str) -> float | _NoNumber:
     value = float(text) if len(text) <= _FLOAT_LENGTH else math.inf
-    if not math.isfinite(value):
-        raise ValueError("holds a number that is too large, or has too many digits")
+    return value if math.isfinite(value) else _NoNumber("too large a number, or has too many digits")
+
+
+def _constant(text: str) -> _NoNumber:
+    return _NoNumber(f"{text}, which is no JSON number")
+
+
+_DECODER = json.JSONDecoder(parse_int=_whole, parse_float=_finite, parse_constant=_constant, object_pairs_hook=unique)
+
+
+def decode(text: str) -> Any:
+    """One JSON value, for callers with an error of their own; see `parse_json`.
+
+    Raises
+    ------
+    ValueError
+        If it is no JSON, is nested too deeply, or has a key twice or a number that is refused.
+    RecursionError
+        If it is nested far too deeply.
+    """
+    value = _DECODER.decode(text)
+    check_depth(value)
+    _check_finite(value)
     return value
 
 
-def _refuse(text: str) -> Any:
-    raise ValueError(f"holds {text}, which is no JSON number")
-
-
-DECODER = json.JSONDecoder(parse_int=_whole, parse_float=_finite, parse_constant=_refuse, object_pairs_hook=unique)
+def _check_finite(value: Any, place: str = "") -> None:
+    """Raise ValueError, with the place, where a number was refused."""
+    if isinstance(value, _NoNumber):
+        raise ValueError(f"{place or 'the value'} is {value.said}")
+    if isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(inner, dict | list | _NoNumber):
+                shown_name = shown(name)[1:-1] if isinstance(name, str) else name
+                _check_finite(inner, f"{place}.{shown_name}" if place else str(shown_name))
 
 
 def parse_toml(text: str, where: str, expected: str, *, error: type[OblivionError] = InputError) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from zipfile import BadZipFile
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from oblivion.errors import IntegrityError
-from oblivion.outside import DECODER, check_depth
+from oblivion.outside import decode
 from oblivion.types import (
     CLIENT_ID,
     Adapter,
@@ -68,8 +68,7 @@ def _open(records: RecordDict) -> tuple[dict[str, Any], dict[str, Array]]:
         text = records.config_records[_MESSAGE]["json"]
         if not isinstance(text, str):
             raise TypeError("its message is no text")
-        message = DECODER.decode(text)
-        check_depth(message)
+        message = decode(text)
         if not isinstance(message, dict):
             raise TypeError("its message is no object")
         return message, dict(records.array_records[_ARRAYS])

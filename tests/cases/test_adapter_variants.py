@@ -158,7 +158,7 @@ def test_a_setting_of_another_type_is_refused_by_name(name: str, value: Any, mod
     folder = write(tmp_path / "adapter", model, {})
     settings = json.loads((folder / CONFIG).read_text())
     (folder / CONFIG).write_text(json.dumps({**settings, name: value}))
-    with pytest.raises(InputError, match=rf"{CONFIG}: ({name}.*expected|holds NaN)") as caught:
+    with pytest.raises(InputError, match=rf"{CONFIG}: {name}.*expected") as caught:
         read_adapter_folder(folder)
     assert len(str(caught.value).splitlines()) == 1
 

@@ -486,7 +486,7 @@ def test_infinite_numbers_count_as_not_measured() -> None:
 def test_numbers_that_json_does_not_have_are_refused(tmp_path: Path) -> None:
     (tmp_path / run_format.FILE).write_bytes(run_format.format_file())
     (tmp_path / "metrics.json").write_text('{"later": Infinity}', encoding="utf-8")
-    with pytest.raises(InputError, match=r"metrics\.json: holds Infinity, which is no JSON number"):
+    with pytest.raises(InputError, match=r"metrics\.json: later is Infinity, which is no JSON number"):
         read_run(tmp_path)
 
 

@@ -724,12 +724,12 @@ def test_a_key_is_made_once_and_destroyed_for_good(tmp_path: Path) -> None:
 
 def test_files_beside_the_keys(tmp_path: Path) -> None:
     keys = Keys(tmp_path / "keys")
-    assert keys.read_json("list.json") is None
-    keys.write_json("list.json", [{"b": 1, "a": None}])
-    assert keys.read_json("list.json") == [{"a": None, "b": 1}]
-    (keys.folder / "list.json").write_bytes(b"\xff")
-    with pytest.raises(IntegrityError, match=r"list.json: not JSON; restore keys/"):
-        keys.read_json("list.json")
+    assert keys.read_json("exclusions.json") is None
+    keys.write_json("exclusions.json", [{"b": 1, "a": None}])
+    assert keys.read_json("exclusions.json") == [{"a": None, "b": 1}]
+    (keys.folder / "exclusions.json").write_bytes(b"\xff")
+    with pytest.raises(IntegrityError, match=r"exclusions.json: line 1 is not UTF-8 text.*restore keys/"):
+        keys.read_json("exclusions.json")
 
 
 def test_blobs_are_named_by_what_they_are(tmp_path: Path) -> None:
