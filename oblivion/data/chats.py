@@ -55,8 +55,8 @@ def unfold(row: Row, questions: tuple[str, ...], answers: tuple[str, ...]) -> Ro
     roles = [role for role, _ in said]
     if roles != ["user", "assistant"]:
         raise InputError(
-            f"{row.where}: column '{column}' has {len(turns)} turns ({', '.join(roles)}); expected one of the user and "
-            "one of the assistant, and at most one of the system before them"
+            f"{row.where}: column '{column}' has {len(turns)} turns ({', '.join(roles[:6])}); expected one of the user "
+            "and one of the assistant, and at most one of the system before them"
         )
     above = [text for text in system if text.strip()]
     rest = {key: value for key, value in row.values.items() if key not in (column, *questions, *answers)}
@@ -76,7 +76,7 @@ def _turn(turn: dict[str, Any], where: str) -> tuple[str, str]:
     if not isinstance(content, str):
         raise InputError(f"{where}: '{text_name}' is {kind_of(content)}; expected text")
     if role != "system" and role not in _ROLES:
-        raise InputError(f"{where} is from '{role}'; expected system, {', '.join(_ROLES)}")
+        raise InputError(f"{where} is from somebody else; expected system, {', '.join(_ROLES)}")
     if role != "system" and not content.strip():
         raise InputError(f"{where} is empty; fill it or delete the row")
     return _ROLES.get(role, role), content

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from oblivion.data.chats import CHATS
-from oblivion.data.rows import Row, RowFile
+from oblivion.data.rows import Row, RowFile, named
 from oblivion.errors import ConfigError, nearest
 
 KEYS = ("question", "answer", "client", "id", "context", "paraphrase", "wrong-answers", "label")
@@ -121,4 +121,4 @@ def _found(files: Sequence[RowFile], names: Iterable[str]) -> str:
     shown = sorted(names)
     more = f" and {len(shown) - _MOST_NAMES} more" if len(shown) > _MOST_NAMES else ""
     where = f"{files[0].name} has" if len(files) == 1 else f"the {len(files)} files have"
-    return f"{where} the columns: {', '.join(name[:60] for name in shown[:_MOST_NAMES])}{more}"
+    return f"{where} the columns: {', '.join(named(name)[1:-1] for name in shown[:_MOST_NAMES])}{more}"

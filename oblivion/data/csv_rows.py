@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from oblivion.data.rows import Faults, Row
+from oblivion.data.rows import named as column_shown
 from oblivion.errors import InputError, plural
 
 TABS = (".tsv", ".tab")
@@ -15,6 +16,8 @@ ENDINGS = (".csv", *TABS, ".txt")
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _HEADER = 2**20
 """Characters among which the header is looked for."""
+LONGEST = 2**24
+"""Characters of one row: far above any text that is learned from."""
 _NOTE = re.compile(r"sep=(.)\r?\n")
 """A first line that Excel reads and writes."""
 
@@ -57,6 +60,8 @@ def csv_rows(path: Path, text: str, faults: Faults, *, tabs: bool = False) -> li
                     "with quotes in it must stand in double quotes, with its own quotes doubled"
                 ) from None
             return rows
+        if sum(map(len, cells)) > LONGEST:
+            raise InputError(f"{path}:{line}: a row of more than {LONGEST >> 20} million characters is not read")
         if not any(cell.strip() for cell in cells) or (note and line == 1):
             continue
         if not header:
@@ -67,7 +72,7 @@ def csv_rows(path: Path, text: str, faults: Faults, *, tabs: bool = False) -> li
 
 
 def _name(delimiter: str) -> str:
-    return _DELIMITERS.get(delimiter, f"'{delimiter}'")
+    return _DELIMITERS.get(delimiter, "another delimiter")
 
 
 def _delimiter(text: str, tabs: bool) -> str:
@@ -93,7 +98,7 @@ def _header(path: Path, line: int, cells: list[str]) -> list[str]:
     named = [name for name in header if name]
     twice = sorted({name for name in named if named.count(name) > 1})
     if twice:
-        raise InputError(f"{path}:{line}: the header names the column '{twice[0]}' twice; rename one")
+        raise InputError(f"{path}:{line}: the header names the column {column_shown(twice[0])} twice; rename one")
     if len(named) < 2:
         raise InputError(
             f"{path}:{line}: the first line is no header with several columns; expected their names, with commas, "

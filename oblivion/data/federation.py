@@ -102,10 +102,12 @@ def _partition(data: DataConfig, samples: tuple[Sample, ...], clients: int, seed
 
 def _check_ids(client: str, rows: Iterable[Sample]) -> None:
     texts: dict[str, tuple[str, str]] = {}
-    for row in rows:
+    for number, row in enumerate(rows, start=1):
         text = (row.prompt, row.answer)
         if texts.setdefault(row.id, text) != text:
-            raise InputError(f"'{client}' has two different rows with the id '{row.id}'; give each its own")
+            raise InputError(
+                f"'{client}' has two different rows with one id (the second is row {number}); give each its own"
+            )
 
 
 def _owned_groups(
@@ -138,11 +140,13 @@ def _check_own(data: FederatedData) -> None:
     """The server's evaluation rows must be nobody's training rows, or they would not show what was never seen."""
     trained = {(row.prompt, row.answer): client for client, rows in data.clients.items() for row in rows}
     for name, rows in data.groups.items():
-        for row in rows if name != "retain" else ():  # those are clients' rows, see `Corpus`
+        for number, row in enumerate(
+            rows if name != "retain" else (), start=1
+        ):  # those are clients' rows, see `Corpus`
             owner = trained.get((row.prompt, row.answer))
             if owner:
                 raise InputError(
-                    f"row '{row.id}' of group '{name}' is also among the rows of '{owner}'; take it out of one of them"
+                    f"row {number} of group '{name}' is also among the rows of '{owner}'; take it out of one of them"
                 )
 
 
@@ -150,11 +154,11 @@ def _check_public(data: FederatedData) -> None:
     places = {(row.prompt, row.answer): f"group '{name}'" for name, rows in data.groups.items() for row in rows}
     for client, rows in data.clients.items():
         places.update({(row.prompt, row.answer): f"the rows of '{client}'" for row in rows})
-    for row in data.public:
+    for number, row in enumerate(data.public, start=1):
         place = places.get((row.prompt, row.answer))
         if place:
             raise ConfigError(
-                f"data.public: row '{row.id}' ({row.prompt[:60]!r}) is also among {place}; public rows "
+                f"data.public: row {number} is also among {place}; public rows "
                 "must be nobody's training data and in no evaluation"
             )
 

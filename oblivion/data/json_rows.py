@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from oblivion.data.chats import is_chat
-from oblivion.data.rows import Faults, Number, Row, kind_of
+from oblivion.data.rows import SHOWN, Faults, Number, Row, kind_of, named, names_shown
 from oblivion.errors import InputError
-from oblivion.outside import unique
 
 SHAPES = (
     'one JSON object per line, an array of objects, an array in an object ({"data": [...]}), or one array or table of '
@@ -20,10 +19,19 @@ SHAPES = (
 
 _LONGEST = 2**24
 """Characters of one record: far above any text that is learned from."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("an object has one key twice")  # in a table by index, a key may be a person's
+    return values
+
+
 _MARK = "\ufeff"
 """Files that were put together have byte order marks inside."""
 # Numbers are kept as they are written: as an answer, 3.50 is not 3.5.
-_DECODER = json.JSONDecoder(parse_int=Number, parse_float=Number, object_pairs_hook=unique)
+_DECODER = json.JSONDecoder(parse_int=Number, parse_float=Number, object_pairs_hook=_object)
 
 
 def json_rows(path: Path, text: str, names: Collection[str], faults: Faults) -> list[Row]:
@@ -149,8 +157,8 @@ def _document(path: Path, text: str, document: Any, names: Collection[str], faul
 
 def _unknown(document: dict[str, Any], tables: list[str]) -> str:
     if tables:
-        return f"holds more than one table ({', '.join(tables)}); keep one in a file"
-    keys = ", ".join(list(document)[:10])
+        return f"holds more than one table ({names_shown(tables)}); keep one in a file"
+    keys = names_shown(document)
     return f"is JSON, one object with the keys {keys}, in which no rows are found (name its columns in data.columns)"
 
 
@@ -174,7 +182,7 @@ def _position_of(text: str, key: str) -> int:
 def _by_column(path: Path, document: dict[str, list[Any]]) -> list[Row]:
     lengths = {key: len(values) for key, values in document.items()}
     if len(set(lengths.values())) > 1:
-        said = ", ".join(f"{key} {length}" for key, length in lengths.items())
+        said = ", ".join(f"{named(key)[1:-1]} {length}" for key, length in list(lengths.items())[:SHOWN])
         raise InputError(f"{path}: its columns have different numbers of values ({said}); expected one per row in each")
     records = zip(*document.values(), strict=True)
     return [
@@ -187,12 +195,12 @@ def _table(path: Path, document: dict[str, dict[str, Any]], known: bool, names: 
     """Values by column and index, as ``DataFrame.to_json`` writes them, or rows by index."""
     inner = list(dict.fromkeys(key for values in document.values() for key in values))
     if not known and set(inner) & set(names):
-        return [Row(values, f"{path}: row '{index}'") for index, values in document.items()]
+        return [Row(values, f"{path}: row {number}") for number, values in enumerate(document.values(), start=1)]
     if not known:
         raise InputError(f"{path}: {_unknown(document, [])}; expected {SHAPES}")
     return [
-        Row({key: values[index] for key, values in document.items() if index in values}, f"{path}: row '{index}'")
-        for index in inner
+        Row({key: values[index] for key, values in document.items() if index in values}, f"{path}: row {number}")
+        for number, index in enumerate(inner, start=1)
     ]
 
 

@@ -137,9 +137,7 @@ def _paths(folder: Path, data: DataConfig, holdout: Path | None) -> list[Path]:
     if not isinstance(pattern, str) or "/" in pattern:
         raise ConfigError(f"data.parameters.pattern = {pattern!r}: expected a file name with wildcards")
     reserved = {Path(path).resolve() for path in (holdout, data.public) if path}
-    found = [
-        p for p in sorted(folder.glob(pattern or "*")) if p.is_file() or not p.exists()
-    ]  # a link to nothing is bad
+    found = [p for p in sorted(folder.glob(pattern or "*")) if not p.is_dir()]  # what is no file is refused when read
     paths = [p for p in found if (pattern or is_row_file(p)) and p.resolve() not in reserved]
     if not paths:
         what = f"no file matches data.parameters.pattern = '{pattern}'" if pattern else "no JSON, CSV, TSV or Parquet"

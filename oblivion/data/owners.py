@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from oblivion.client_names import canonical_name, client_id_of, folded_name
-from oblivion.data.rows import Row, text_of
+from oblivion.data.rows import Row, named, text_of
 from oblivion.errors import InputError
 
 _REMEDY = "rename one, or set data.columns.client to a column of ids"
@@ -28,7 +28,7 @@ class Owners:
 
     def of_row(self, row: Row, column: str) -> str:
         """The client id of a row whose owner stands in `column`."""
-        return self._client(scalar(row, column), row.where, f"the owner in column '{column}'")
+        return self._client(scalar(row, column), row.where, f"the owner in column {named(column)}")
 
     def of_file(self, name: str, file: str) -> str:
         """The client id of all rows of a file that is one client's.
@@ -55,7 +55,7 @@ class Owners:
             first, there = self._first.setdefault(key, (seen, where))
             if first != seen:
                 raise InputError(
-                    f"{where}: {what} and another one ({there}) are too alike: both give the client id '{client}', or "
+                    f"{where}: {what} and another one ({there}) are too alike: both give one client id, or "
                     f"only capitals, spaces or the width of letters differ; {_REMEDY}"
                 )
         if seen != client:
@@ -67,7 +67,7 @@ class Owners:
         sample_id = scalar(row, column)
         if sample_id in self._ids:
             raise InputError(
-                f"{row.where}: id '{sample_id}' is also the id of {self._ids[sample_id]}; ids must be "
+                f"{row.where}: its id is also the id of {self._ids[sample_id]}; ids must be "
                 "unique in the whole data set (leave out data.columns.id to get ids from the content)"
             )
         self._ids[sample_id] = row.where
@@ -84,5 +84,5 @@ def scalar(row: Row, column: str) -> str:
     """
     text = text_of(row, column).strip()
     if "\n" in text or "\r" in text:
-        raise InputError(f"{row.where}: column '{column}' holds a line break; expected one line")
+        raise InputError(f"{row.where}: column {named(column)} holds a line break; expected one line")
     return text

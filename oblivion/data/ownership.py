@@ -18,11 +18,11 @@ def labels_of(samples: Sequence[Sample], partition: str) -> list[str]:
         If a sample has neither.
     """
     labels = []
-    for sample in samples:
+    for number, sample in enumerate(samples, start=1):
         label = sample.path[0] if sample.path else sample.extras.get("label")
         if label is None:
             raise ConfigError(
-                f"data.partition = '{partition}' needs a label on every row, and '{sample.id}' has none; set "
+                f"data.partition = '{partition}' needs a label on every row, and row {number} has none; set "
                 "data.columns.label to the column with it, or data.partition to 'iid'"
             )
         labels.append(str(label))

@@ -7,8 +7,11 @@ from pathlib import Path
 
 from oblivion.data.rows import Row
 from oblivion.errors import InputError
+from oblivion.outside import shown
 
 MAGIC = b"PAR1"
+_MOST, _MOST_ROWS, _BATCH = 2**30, 10**7, 1024
+"""Bytes and rows of a table, unpacked, and rows that are unpacked at once."""
 
 
 def parquet_rows(path: Path, raw: bytes) -> list[Row]:
@@ -34,18 +37,30 @@ def parquet_rows(path: Path, raw: bytes) -> list[Row]:
             f"{path}: is a Parquet file; to read it, install the optional package: pip install 'oblivion-fl[parquet]'"
         ) from None
     try:
-        table = parquet.read_table(io.BytesIO(raw))
+        file = parquet.ParquetFile(io.BytesIO(raw))
+        groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+        if sum(group.total_byte_size for group in groups) > _MOST or file.metadata.num_rows > _MOST_ROWS:
+            raise InputError(
+                f"{path}: unpacks to more than {_MOST >> 30} GiB or {_MOST_ROWS} rows; split it into several files"
+            )
+        parts, size = [], 0
+        for batch in file.iter_batches(batch_size=_BATCH):
+            parts.append(batch)
+            size += batch.nbytes
+            if size > _MOST:  # what its header says need not be true
+                raise InputError(f"{path}: unpacks to more than {_MOST >> 30} GiB; split it into several files")
+        table = pyarrow.Table.from_batches(parts, schema=file.schema_arrow)
         names = table.column_names
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise InputError(f"{path}: has two columns '{twice[0]}'; rename one")
+            raise InputError(f"{path}: has two columns {shown(twice[0])}; rename one")
         for place, field in enumerate(table.schema):
             # As text: 0.1 is 0.10000000149011612 in double precision, and Python's times have no nanoseconds.
             if types.is_float32(field.type) or types.is_temporal(field.type):
                 table = table.set_column(place, field.name, table.column(place).cast(pyarrow.string()))
         records = table.to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # its text may hold a cell's
         raise InputError(
-            f"{path}: not a Parquet file that can be read ({' '.join(str(error).split())[:200]})"
+            f"{path}: not a Parquet file that can be read ({type(error).__name__}); save the table again"
         ) from None
     return [Row(values, f"{path}: row {number}") for number, values in enumerate(records, start=1)]

@@ -15,6 +15,7 @@ from oblivion.data.columns import USUAL
 from oblivion.data.json_rows import SHAPES, json_rows
 from oblivion.data.rows import Faults, Row, RowFile
 from oblivion.errors import InputError
+from oblivion.outside import read
 
 EXPECTED = "JSON, CSV, TSV or Parquet"
 JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
@@ -23,7 +24,7 @@ _BEGINS_JSON = re.compile(r"""\s*(\{\s*["}]|\[\s*["{\[\]])""")
 """How rows as JSON begin; a table's header may begin with a bracket, too."""
 _GZIP = b"\x1f\x8b"
 _MOST = 2**30
-"""The most bytes that a packed file may unpack to: far above any table of texts, far below a machine's memory."""
+"""The most bytes of a file, also unpacked: far above any table of texts, far below a machine's memory."""
 _OTHERS = {
     b"PK\x03\x04": "a ZIP archive or an Excel workbook; unpack it, or save the sheet as 'CSV UTF-8'",
     b"\xd0\xcf\x11\xe0": "an old Excel workbook; save the sheet as 'CSV UTF-8'",
@@ -98,10 +99,7 @@ def read_bytes(path: Path, expected: str) -> bytes:
     InputError
         If it is missing, too large or damaged.
     """
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); expected {expected}") from None
+    raw = read(path, expected, most=_MOST)
     if not raw.startswith(_GZIP):
         return raw
     try:
@@ -110,7 +108,7 @@ def read_bytes(path: Path, expected: str) -> bytes:
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: is packed with gzip and damaged ({error})") from None
     if len(unpacked) > _MOST:
-        raise InputError(f"{path}: unpacks to more than {_MOST >> 30} GiB; unpack it yourself if that is meant")
+        raise InputError(f"{path}: unpacks to more than {_MOST >> 30} GiB; expected {expected}")
     return unpacked
 
 

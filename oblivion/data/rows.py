@@ -15,6 +15,7 @@ from oblivion.errors import InputError
 
 SHOWN = 20
 """How many bad rows a message lists before it counts the rest."""
+_LONGEST_NAME = 60
 _KINDS = {str: "a text", dict: "an object", list: "a list", bool: "true or false", type(None): "null"}
 
 
@@ -75,6 +76,19 @@ class Faults:
         raise InputError("\n".join(lines))
 
 
+def named(column: str) -> str:
+    """A column's name for a message; it may come from the file, so it is short and printable."""
+    text = "".join(c if c.isprintable() else "?" for c in column[:_LONGEST_NAME])
+    return f"'{text}{'...' if len(column) > _LONGEST_NAME else ''}'"
+
+
+def names_shown(columns: Iterable[str]) -> str:
+    """The first of some columns' names for a message, sorted."""
+    names = sorted(map(str, columns))
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(named(name)[1:-1] for name in names[:SHOWN]) + more
+
+
 def kind_of(value: Any) -> str:
     """What a value is, in words."""
     if isinstance(value, Number):
@@ -106,20 +120,20 @@ def text_of(row: Row, column: str, *, required: bool = True) -> str:
         if not required:
             return ""
         if column in row.values:
-            raise InputError(f"{row.where}: column '{column}' is empty; fill it or delete the row")
-        raise InputError(f"{row.where}: column '{column}' is missing; this row has: {', '.join(sorted(row.values))}")
+            raise InputError(f"{row.where}: column {named(column)} is empty; fill it or delete the row")
+        raise InputError(f"{row.where}: column {named(column)} is missing; this row has: {names_shown(row.values)}")
     if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
     if not isinstance(value, str):
-        raise InputError(f"{row.where}: column '{column}' is {kind_of(value)}; expected text")
+        raise InputError(f"{row.where}: column {named(column)} is {kind_of(value)}; expected text")
     try:
         value.encode()
     except UnicodeEncodeError:
         raise InputError(
-            f"{row.where}: column '{column}' holds half of a surrogate pair; write the character as UTF-8"
+            f"{row.where}: column {named(column)} holds half of a surrogate pair; write the character as UTF-8"
         ) from None
     if required and not value.strip():
-        raise InputError(f"{row.where}: column '{column}' is empty; fill it or delete the row")
+        raise InputError(f"{row.where}: column {named(column)} is empty; fill it or delete the row")
     return str(value)
 
 
@@ -140,7 +154,7 @@ def texts_of(row: Row, column: str, *, required: bool = True) -> tuple[str, ...]
             return ()
         value = _written_list(row, column, text.strip())
     if required and not value:
-        raise InputError(f"{row.where}: column '{column}' is an empty list; expected at least one text")
+        raise InputError(f"{row.where}: column {named(column)} is an empty list; expected at least one text")
     return tuple(text_of(Row({column: item}, row.where), column) for item in value)
 
 
@@ -151,7 +165,7 @@ def _written_list(row: Row, column: str, text: str) -> list[Any]:
         items: list[Any] = json.loads(text, parse_int=Number, parse_float=Number)
     except (ValueError, RecursionError):
         raise InputError(
-            f"{row.where}: column '{column}' looks like a list, but is not JSON; expected "
+            f"{row.where}: column {named(column)} looks like a list, but is not JSON; expected "
             '["one text", "another"] with double quotes'
         ) from None
     return items

@@ -57,8 +57,8 @@ def _render(tokenizer: Any, turns: list[dict[str, str]], *, add_generation_promp
             add_generation_prompt=add_generation_prompt,
             date_string="10 Apr 2025",
         )
-    except TemplateError as error:
-        raise InputError(f"the tokenizer's chat format refuses the turns: {error}") from None
+    except TemplateError:  # its text is the template's, which may repeat a turn
+        raise InputError("the tokenizer's chat format refuses the turns; set data.template = 'plain'") from None
     return str(text)
 
 

@@ -145,7 +145,7 @@ def _check_rows(tokenizer: Any, ids: Sequence[int]) -> None:
     highest = max(ids, default=0)
     if rows is not None and highest >= rows:
         raise InputError(
-            f"a text has the token {tokenizer.convert_ids_to_tokens(highest)!r} with id {highest}, but the model has "
+            f"a text has a token with id {highest}, but the model has "
             f"rows 0 to {rows - 1} only; resize the model's embeddings, or take the tokenizer that belongs to it"
         )
 
@@ -169,7 +169,7 @@ def _check_opening(tokenizer: Any, template: Template) -> None:
     if not given.startswith(asked):
         raise InputError(
             f"{_named(template)} opens an answer differently when it asks for one (the prompt ends "
-            f"{asked[-40:]!r}) and when one is given (it follows {given[-40:]!r}); set data.template = 'plain'"
+            f"{asked[-40:]!a}) and when one is given (it follows {given[-40:]!a}); set data.template = 'plain'"
         )
 
 

@@ -100,7 +100,7 @@ def test_labels_from_extras_and_their_absence():
     owned = partition_shards.partition(samples, clients=2, seed=0, per_client=1)
     assert [{row.extras["label"] for row in rows} for rows in owned.values()] in ([{0}, {1}], [{1}, {0}])
     for module in (partition_dirichlet, partition_shards):
-        with pytest.raises(ConfigError, match=r"'s/0' has none; set data\.columns\.label"):
+        with pytest.raises(ConfigError, match=r"row 1 has none; set data\.columns\.label"):
             module.partition(_samples("", "", ""), clients=1, seed=0)
 
 

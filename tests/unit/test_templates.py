@@ -137,5 +137,5 @@ def test_no_chat_format_is_an_input_error(byte_tokenizer):
 
 def test_chat_format_that_refuses_is_an_input_error(byte_tokenizer):
     tokenizer = _with(byte_tokenizer, "{{ raise_exception('only images') }}")
-    with pytest.raises(InputError, match="refuses the turns: only images"):
+    with pytest.raises(InputError, match="refuses the turns"):
         ChatTemplate().prompt(tokenizer, "q")
