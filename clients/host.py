@@ -16,6 +16,7 @@ from oblivion.config import RunConfig, TrainConfig, config_from_mapping
 from oblivion.data import templates
 from oblivion.data.corpus import FederatedData
 from oblivion.data.federation import resolve
+from oblivion.data.keyed_ids import keyed_rows
 from oblivion.data.tokens import Template, TokenRow
 from oblivion.errors import InputError
 from oblivion.models.factors import Factor, start_of
@@ -95,7 +96,7 @@ class Host:
         terms: _Terms,
     ) -> LocalTask:
         assert request.state is not None
-        tokens = self._client_tokens(task.client_id, data, resident, config)
+        tokens = self._client_tokens(task, data, resident, config)
         own, excluded = tokens.rows, set(task.excluded)
         skipped = sum(1 for sample in tokens.skipped if sample not in excluded)
         kept = [row for sample, row in own if sample not in excluded]
@@ -145,9 +146,12 @@ class Host:
         torch.set_num_threads(config.train.threads)
         return load_resident(config.model, config.lora, config.train.max_length)
 
-    def _client_tokens(self, client: str, data: FederatedData, resident: ResidentModel, config: RunConfig) -> Tokens:
+    def _client_tokens(
+        self, task: ClientTask, data: FederatedData, resident: ResidentModel, config: RunConfig
+    ) -> Tokens:
         key = (
-            client,
+            task.client_id,
+            task.id_key,
             data.digest,
             repr(config.data),
             str(config.federation.clients),
@@ -156,7 +160,7 @@ class Host:
             str(config.seed),
         )
         if key not in self._tokens:
-            rows = data.clients[client]
+            rows = _own_rows(task, data)
             self._tokens[key] = tokenize(rows, resident.tokenizer, _template(config), resident.max_length)
         return self._tokens[key]
 
@@ -182,10 +186,16 @@ def _template(config: RunConfig) -> Template:
     return template
 
 
+def _own_rows(task: ClientTask, data: FederatedData) -> Sequence[Sample]:
+    """A client's rows with the ids that the message goes by."""
+    rows = data.clients[task.client_id]
+    return keyed_rows(rows, bytes.fromhex(task.id_key)) if task.id_key else rows
+
+
 def _portions(task: ClientTask, data: FederatedData) -> list[tuple[str, list[Sample]]]:
     """A client's own rows, in two parts where only some of them are asked to be forgotten."""
     gone = set(task.excluded)
-    rows = [row for row in data.clients[task.client_id] if row.id not in gone]
+    rows = [row for row in _own_rows(task, data) if row.id not in gone]
     if task.forget is None:
         return [(task.client_id, rows)]
     asked = set(task.forget)

@@ -203,6 +203,20 @@ def _show_plan(plan: dict[str, Any], as_json: bool) -> None:
 
 
 @app.command()
+def ids(
+    run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run.")],
+    client: Annotated[str, typer.Option(help="Whose rows.")],
+    as_json: Json = False,
+) -> None:
+    """Show a client's rows: their number, their id in the data, and the keyed id that requests and the ledger hold."""
+    from server.prepare import client_rows
+    from server.run_directory import RunDirectory
+
+    rows = client_rows(*RunDirectory.open(run_directory), client)
+    say(json.dumps(rows, indent=1) if as_json else "\n".join(f"{r['row']}\t{r['plain']}\t{r['keyed']}" for r in rows))
+
+
+@app.command()
 def evaluate(
     target: Annotated[str, typer.Argument(help="A run, an adapter folder, a model folder, or a hub id.")],
     suite: Annotated[str, typer.Option(help="Which metrics.")] = "tofu",

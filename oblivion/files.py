@@ -158,7 +158,7 @@ def write_folder(folder: Path, contents: Mapping[str, bytes], mode: int = 0o777)
     folder : Path
         There must be none yet; the folders above it are made where they are missing.
     contents : mapping of str to bytes
-        The files by name.
+        The files by name; those in a folder of the folder (``keys/a.key``) are readable by their owner alone.
     mode : int, default 0o777
         Permissions of the folder, less those that the process masks.
 
@@ -175,8 +175,12 @@ def write_folder(folder: Path, contents: Mapping[str, bytes], mode: int = 0o777)
         make_folder(staging, mode)
         with _held(staging):
             for name, data in contents.items():
-                _write(staging / name, data)
-            sync_folder(staging)
+                inner = (staging / name).parent != staging
+                if inner:
+                    make_folder((staging / name).parent, 0o700)
+                _write(staging / name, data, 0o600 if inner else 0o666)
+            for place in sorted({(staging / name).parent for name in contents}, reverse=True):
+                sync_folder(place)
             with durable_step("rename"):
                 os.replace(staging, folder)
                 written = folder

@@ -194,6 +194,8 @@ class ClientTask:
         What the client adds to its gradient at every step, because the rule asks for it; empty for nothing.
     noise_key : str
         With privacy of samples, the secret of this one visit in hex digits, made from the branch's; else empty.
+    id_key : str
+        The key that the client's sample ids are made with in hex digits; empty where they are those of the data.
     """
 
     client_id: str
@@ -201,6 +203,7 @@ class ClientTask:
     forget: tuple[str, ...] | None = None
     correction: Adapter = field(default_factory=dict)
     noise_key: str = field(default="", repr=False)
+    id_key: str = field(default="", repr=False)
 
 
 MessageKind: TypeAlias = Literal["train", "train.unlearn", "evaluate", "query.describe"]

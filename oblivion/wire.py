@@ -146,7 +146,8 @@ def unpack_request(records: RecordDict) -> HostRequest:
 
 
 def _task_values(task: ClientTask) -> dict[str, Any]:
-    return {"client_id": task.client_id, "excluded": task.excluded, "forget": task.forget, "noise_key": task.noise_key}
+    names = ("client_id", "excluded", "forget", "noise_key", "id_key")
+    return {name: getattr(task, name) for name in names}
 
 
 def _task(values: Mapping[str, Any], arrays: Mapping[str, Any]) -> ClientTask:
@@ -157,6 +158,7 @@ def _task(values: Mapping[str, Any], arrays: Mapping[str, Any]) -> ClientTask:
         forget=None if forget is None else tuple(forget),
         correction=_unpack_adapter(f"correction{_SEPARATOR}{values['client_id']}", arrays),
         noise_key=values["noise_key"],
+        id_key=values["id_key"],
     )
 
 

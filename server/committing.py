@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from oblivion.aggregation.products import as_adapter
-from oblivion.data.federation import resolve
 from oblivion.errors import ConfigError, IntegrityError, PlanRefusedError, nearest
 from oblivion.files import erase, write_atomically
 from oblivion.ledger.book import Record
@@ -26,7 +25,6 @@ from oblivion.models.adapter_folder import CONFIG, WEIGHTS
 from oblivion.models.resident import weight_bytes
 from oblivion.report import write_report
 from server.manifest import describe_clients
-from server.planning import present
 from server.workflow import Workflow
 
 PUBLIC_KEY = "public-key.pem"
@@ -154,7 +152,7 @@ def _erase_files(workflow: Workflow, removal: Record) -> None:
             if model["adapter"] and not (root / model["adapter"]).is_dir():
                 model["adapter"] = None
     workflow.write_metrics(metrics)
-    left = present(resolve(workflow.config), workflow.register.exclusions())
+    left = workflow.present_data()
     workflow.run.write_json("manifest.json", {**workflow.run.read_json("manifest.json", {}), **describe_clients(left)})
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from oblivion.config import RunConfig
 from oblivion.data.corpus import FederatedData
-from oblivion.data.federation import client_digests
+from oblivion.data.federation import client_digests, data_digest
 from oblivion.fingerprint import Package, code_fingerprint
 from oblivion.models.loading import model_digest
 from oblivion.models.resident import load_resident
@@ -92,7 +92,7 @@ def make_manifest(config: RunConfig, data: FederatedData) -> dict[str, Any]:
         "commit": _commit(),
         "code_fingerprint": run_fingerprint(config),
         "packages": [asdict(package) for package in outside_packages(config)],
-        "data_digest": data.digest,
+        "data_digest": data_digest(data),
         "model": config.model.name,
         "model_digest": model_digest(config.model),
         "seed": config.seed,

@@ -147,7 +147,8 @@ def client_tasks(data: FederatedData, request: ForgetRequest | None, exclusions:
             excluded |= {row.id for row in shared_rows(data, request)}
             forget = request.sample_ids
         if not excluded >= {row.id for row in rows}:
-            tasks.append(ClientTask(client_id=client, excluded=tuple(sorted(excluded)), forget=forget))
+            key = data.keys.get(client, b"").hex()
+            tasks.append(ClientTask(client_id=client, excluded=tuple(sorted(excluded)), forget=forget, id_key=key))
     return tasks
 
 

@@ -13,7 +13,8 @@ from oblivion.aggregation.fit import check_number, check_scheme, check_training
 from oblivion.config import ForgetConfig, RunConfig
 from oblivion.data import datasets, path_parameters, templates
 from oblivion.data.corpus import FederatedData
-from oblivion.data.federation import client_digests, for_source, resolve
+from oblivion.data.federation import client_digests, data_digest, for_source, resolve
+from oblivion.data.keyed_ids import key_files, keyed_data, new_keys, row_ids, run_data
 from oblivion.data.requests import AUTHORS
 from oblivion.data.tokens import encode_prompt
 from oblivion.errors import ConfigError, InputError, IntegrityError, PlanRefusedError, nearest
@@ -114,7 +115,9 @@ def _hosts(clients: int) -> int:
     return max(1, min(gpu_count() or len(os.sched_getaffinity(0)), clients))
 
 
-def check(config: RunConfig, fresh: bool = True, forgotten: Sequence[Absence] = ()) -> tuple[RunConfig, FederatedData]:
+def check(
+    config: RunConfig, fresh: bool = True, forgotten: Sequence[Absence] = (), root: Path | None = None
+) -> tuple[RunConfig, FederatedData]:
     """Validate a config against its data, which is quick; what needs the base model in memory is left to `load`.
 
     Parameters
@@ -125,6 +128,8 @@ def check(config: RunConfig, fresh: bool = True, forgotten: Sequence[Absence] = 
         Whether nothing of the run was done yet, so that all of it must fit the privacy budget.
     forgotten : sequence of Absence, optional
         What the run has forgotten for good: these clients can ask for nothing, and no message may name them.
+    root : Path, optional
+        The run directory, where there is one: its ids and digests are keyed.
 
     Returns
     -------
@@ -140,7 +145,8 @@ def check(config: RunConfig, fresh: bool = True, forgotten: Sequence[Absence] = 
     """
     check_names(config)
     config = absolute_paths(config)
-    data = resolve(config, [absence.client for absence in forgotten if absence.samples is None])
+    gone = [absence.client for absence in forgotten if absence.samples is None]
+    data = resolve(config, gone) if root is None else run_data(root, config, gone)
     locate(config.model)
     check_number(rule_of(config), config, tuple(data.clients))
     budget = check_learning(config, data) if fresh else None
@@ -230,7 +236,9 @@ def begin_run(config: RunConfig, data: FederatedData, root: Path) -> tuple[RunDi
     _check_request(config, data)
     check_disk(config, data, root.parent)
     refuse_network(root.parent)
-    return RunDirectory.create(root, config, make_manifest(config, data)), config
+    keys = new_keys(config, data.clients)
+    manifest = make_manifest(config, keyed_data(data, keys))
+    return RunDirectory.create(root, config, manifest, key_files(keys)), config
 
 
 def check_again(run: RunDirectory, config: RunConfig) -> RunConfig:
@@ -247,10 +255,10 @@ def check_again(run: RunDirectory, config: RunConfig) -> RunConfig:
     gone = {absence.client for absence in forgotten if absence.samples is None}
     if config.forget.client in gone:  # what the scenario asked for was done
         config = config.model_copy(update={"forget": ForgetConfig()})
-    config, data = check(for_source(config, gone), fresh=False, forgotten=forgotten)
+    config, data = check(for_source(config, gone), fresh=False, forgotten=forgotten, root=run.root)
     manifest = run.read_json("manifest.json", {})
     what = "" if manifest.get("model_digest") == model_digest(config.model) else f"the base model {config.model.name}"
-    if manifest.get("data_digest") != data.digest:
+    if manifest.get("data_digest") != data_digest(data):
         if not forgotten:
             what = "the data"
         else:
@@ -267,3 +275,17 @@ def check_again(run: RunDirectory, config: RunConfig) -> RunConfig:
 def forgotten_by(run: RunDirectory) -> tuple[Absence, ...]:
     """Who and what a run has forgotten for good, by the list beside its keys."""
     return absences(run.read_json(f"keys/{EXCLUSIONS}", []))
+
+
+def client_rows(run: RunDirectory, config: RunConfig, client: str) -> list[dict[str, str | int]]:
+    """A client's rows with their ids, plain and keyed; see `oblivion.data.keyed_ids.row_ids`.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such client, or the run has forgotten it.
+    """
+    gone = {absence.client for absence in forgotten_by(run) if absence.samples is None}
+    if client in gone:
+        raise ConfigError(f"'{client}' was forgotten by {run.root}; the key of its ids is destroyed")
+    return row_ids(run.root, for_source(config, gone), client)

@@ -65,6 +65,7 @@ class Federation:
         self.ledger = ledger
         self.observer = observer
         self.sizes: dict[str, int] = {}
+        self.id_keys: Mapping[str, bytes] = {}
         self.copies: dict[str, Mapping[str, int]] = {}  # client id to sample id to its number of rows; unnamed, 1
         train = config.train
         self.gate = Gate(
@@ -256,12 +257,16 @@ class Federation:
             rate = self.config.train.learning_rate
             of_round = only(head.rule_state, self.scheme.trained(info.round))  # a scheme keeps a state for each factor
             corrections = self.rule.corrections(of_round, clients, info, rate)
-        tasks = {c: dataclasses.replace(_task(branch, c), correction=corrections.get(c, {})) for c in clients}
+        tasks = {c: dataclasses.replace(self._task(branch, c), correction=corrections.get(c, {})) for c in clients}
         if self.config.privacy.unit == "sample":
             secret = self.ledger.noise_secret(branch.name)  # it stays here: a visit is sent a key made from it
             keys = {c: derive_key(secret, "dp-sgd", info.round, c).hex() for c in clients}
             tasks = {c: dataclasses.replace(task, noise_key=keys[c]) for c, task in tasks.items()}
         return {i: tuple(tasks[client] for client in cohort) for i, cohort in cohorts.items()}
+
+    def _task(self, branch: Branch, client: str) -> ClientTask:
+        key = self.id_keys.get(client, b"").hex()
+        return ClientTask(client_id=client, excluded=branch.excluded(client), id_key=key)
 
     def _gate(self, info: RoundInfo, head: RoundState, tasks: Mapping[int, tuple[ClientTask, ...]]) -> Gate:
         """The gate of a learning round: what clients train in it, how far that can take them, and the rounds before."""
@@ -324,7 +329,7 @@ class Federation:
             public=tuple(public) if phase.anchor == "public" else (),
         )
         self.observer.event("round_started", branch=name, round=phase.round, rounds=branch.rounds, clients=1)
-        task = dataclasses.replace(_task(branch, client), forget=request.sample_ids)
+        task = dataclasses.replace(self._task(branch, client), forget=request.sample_ids)
         # No bound from history: the update goes another way than those of learning, and phase.max_norm bounds it.
         batch, epochs = self.config.train.batch_size, phase.local_epochs
         gate = dataclasses.replace(
@@ -356,7 +361,3 @@ class Federation:
         )
         self._commit(record, after, branch)
         return record
-
-
-def _task(branch: Branch, client: str) -> ClientTask:
-    return ClientTask(client_id=client, excluded=branch.excluded(client))

@@ -37,8 +37,12 @@ class RunDirectory:
         self.root = root
 
     @classmethod
-    def create(cls, root: Path, config: RunConfig, manifest: Mapping[str, Any]) -> RunDirectory:
+    def create(
+        cls, root: Path, config: RunConfig, manifest: Mapping[str, Any], keys: Mapping[str, bytes] | None = None
+    ) -> RunDirectory:
         """Begin a run: the directory appears with its config and manifest, so that it can be resumed from then on.
+
+        `keys` are those of its clients (`oblivion.data.keyed_ids.key_files`).
 
         Raises
         ------
@@ -51,6 +55,7 @@ class RunDirectory:
             FILE: format_file(),
             "config.toml": config.to_toml().encode(),
             "manifest.json": to_json(manifest),
+            **(keys or {}),
         }
         write_folder(root, contents, mode=0o700)  # its numbers and ids are about people
         return cls(root)

@@ -14,7 +14,8 @@ from typing import Any
 
 from oblivion.aggregation.products import as_adapter
 from oblivion.config import RunConfig
-from oblivion.data.federation import resolve
+from oblivion.data.corpus import FederatedData
+from oblivion.data.keyed_ids import run_data
 from oblivion.errors import InputError
 from oblivion.files import remove
 from oblivion.ledger.adapters import note_adapter
@@ -69,11 +70,12 @@ class Workflow:
         try:
             if ahead := self.ledger.book.ahead():
                 observer.event("warning", text=ahead)
-            whole = resolve(config)
+            whole = self._whole()
             self.data = present(whole, self.register.exclusions())
             self.resident = load_resident(config.model, config.lora, config.train.max_length)
             self.initial = self.resident.initial_adapter(config.seed)
             self.federation = Federation(config, hosts, self.ledger, self.initial, observer)
+            self.federation.id_keys = whole.keys
             self.federation.describe({client: len(rows) for client, rows in whole.clients.items()})
             # As they were at the beginning, so that cohorts are what they were: forgotten rows may be gone since.
             gone = Branch(name="", seed=0, rounds=0, absent=self.register.exclusions())
@@ -86,9 +88,18 @@ class Workflow:
             self.close()
             raise
 
+    def _whole(self) -> FederatedData:
+        """The data of the run, as its source has it."""
+        gone = [absence.client for absence in self.register.exclusions() if absence.samples is None]
+        return run_data(self.run.root, self.config, gone)
+
+    def present_data(self) -> FederatedData:
+        """The data of the run without what it has forgotten by now."""
+        return present(self._whole(), self.register.exclusions())
+
     def reload(self) -> None:
         """Go by the exclusions as they are now."""
-        self.data = present(resolve(self.config), self.register.exclusions())
+        self.data = self.present_data()
         self.federation.forget_heads()
         self._leave_out_who_left()
 

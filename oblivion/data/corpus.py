@@ -46,6 +46,10 @@ class FederatedData:
         Client id (sorted as strings) to its rows, each with that `client_id`.
     groups, public, digest, names
         As in `Corpus`.
+    keys : mapping of str to bytes
+        The clients' keys where their rows have keyed ids (`oblivion.data.keyed_ids`); with them digests are made, too.
+    plain_ids : mapping of str to mapping
+        Client to the id of a row in the data, to its keyed id.
     """
 
     clients: Mapping[str, tuple[Sample, ...]]
@@ -53,3 +57,5 @@ class FederatedData:
     public: tuple[Sample, ...] = ()
     digest: str = ""
     names: Mapping[str, str] = field(default_factory=dict)
+    keys: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    plain_ids: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)

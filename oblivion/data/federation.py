@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import inspect
 import json
 from collections.abc import Collection, Iterable, Mapping
@@ -239,12 +240,23 @@ def for_source(config: RunConfig, forgotten: Collection[str]) -> RunConfig:
 
 
 def client_digests(data: FederatedData) -> dict[str, str]:
-    """Client id to the SHA-256 of its rows, in their order."""
+    """Client id to the digest of its rows, in their order: SHA-256, under the client's key where it has one."""
     digests = {}
     for client, rows in data.clients.items():
         content = [[row.id, row.prompt, row.answer, row.paraphrase, *row.wrong_answers] for row in rows]
-        digests[client] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        digests[client] = _digest(data.keys.get(client), json.dumps(content).encode())
     return digests
+
+
+def data_digest(data: FederatedData) -> str:
+    """The digest of all that was read: SHA-256, under the keys of all clients together where they have some."""
+    if not data.keys:
+        return data.digest
+    return _digest(b"".join(key for _, key in sorted(data.keys.items())), data.digest.encode())
+
+
+def _digest(key: bytes | None, content: bytes) -> str:
+    return (hmac.new(key, content, hashlib.sha256) if key else hashlib.sha256(content)).hexdigest()
 
 
 def check_client(data: FederatedData, client_id: str) -> str:

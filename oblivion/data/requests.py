@@ -28,7 +28,7 @@ def select_samples(data: FederatedData, client_id: str, spec: str) -> tuple[str,
     spec : str
         "" for the whole client; ``authors:<fraction>`` for the last part of the client's authors (the
         outermost part of `path`, in the order of the data, rounded down, at least one and never all); else
-        the path of a file with one sample id per line.
+        the path of a file with one sample id per line, as it is in the data or keyed.
 
     Returns
     -------
@@ -79,11 +79,11 @@ def _authors(rows: tuple[Sample, ...], client_id: str, spec: str) -> set[str]:
 def _listed(data: FederatedData, client_id: str, spec: str) -> set[str]:
     path = Path(spec)
     lines = decode(path, read_bytes(path, f"{_EXPECTED}, or authors:<fraction>"), _EXPECTED).split("\n")
-    own = {row.id for row in data.clients[client_id]}
+    own, keyed = {row.id for row in data.clients[client_id]}, data.plain_ids.get(client_id, {})
     chosen: set[str] = set()
     unknown: list[str] = []
     for number, line in enumerate(lines, start=1):
-        sample_id = line.strip()
+        sample_id = keyed.get(line.strip(), line.strip())
         if sample_id in own:
             chosen.add(sample_id)
         elif sample_id[:1] in ("[", "{") and not chosen:
@@ -101,8 +101,8 @@ def _listed(data: FederatedData, client_id: str, spec: str) -> set[str]:
 
 def _unknown(data: FederatedData, client_id: str, sample_id: str) -> str:
     for other, rows in data.clients.items():
-        if any(row.id == sample_id for row in rows):
+        if sample_id in data.plain_ids.get(other, ()) or any(row.id == sample_id for row in rows):
             return f"sample '{sample_id}' belongs to '{other}', not to '{client_id}'"
-    own = sorted({row.id for row in data.clients[client_id]})
+    own = sorted(data.plain_ids.get(client_id, ()) or {row.id for row in data.clients[client_id]})
     close = difflib.get_close_matches(sample_id, own, n=1, cutoff=0)
     return f"'{client_id}' has no sample '{sample_id}'; the nearest of its {len(own)} is '{close[0]}'"

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from oblivion.data.keyed_ids import destroy_key
 from oblivion.errors import OblivionError
 from oblivion.ledger.book import Record, Writer, stamp
 from oblivion.ledger.contents import NAMING, unnamed
@@ -177,4 +178,6 @@ def finish_erasure(ledger: StoredLedger, register: Register) -> None:
         own = keys.read_json(name) or {}
         if gone & own.keys():
             keys.write_json(name, {client: value for client, value in own.items() if client not in gone})
+    for client in sorted(gone):  # last: who lists the exclusions knows why it is not there
+        destroy_key(keys.folder.parent, client)
     ledger.book.scrub(max(record.seq for record in register.removals()))

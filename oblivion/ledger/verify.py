@@ -18,6 +18,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
+from oblivion.data.keyed_ids import FOLDER
 from oblivion.errors import IntegrityError
 from oblivion.files import is_partial
 from oblivion.ledger import reading, schema
@@ -215,6 +216,8 @@ def _check_forgotten(keys: Keys, rows: list[Mapping[str, Any]], done: Verificati
             (keys.folder / "contributions" / client).glob("*.key")
         ):
             done.find(f"keys/contributions/{client}", "is a key of a client that was forgotten")
+        if os.path.lexists(keys.folder.parent / FOLDER / f"{client}.key"):
+            done.find(f"{FOLDER}/{client}.key", "is a key of a client that was forgotten")
         if client in (keys.read_json(SIMULATED) or {}):
             done.find(f"keys/{SIMULATED}", f"has the key of '{client}', which was forgotten")
         if client in (keys.read_json(NAMES) or {}):

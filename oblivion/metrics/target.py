@@ -11,8 +11,10 @@ from typing import Any
 
 from oblivion.config import ModelConfig, RunConfig
 from oblivion.data import templates
-from oblivion.data.federation import for_source, resolve
+from oblivion.data.corpus import FederatedData
+from oblivion.data.federation import for_source
 from oblivion.data.groups import central_groups, evenly
+from oblivion.data.keyed_ids import run_data
 from oblivion.data.requests import select_samples
 from oblivion.data.tofu import evaluation_groups
 from oblivion.errors import ConfigError, InputError, IntegrityError
@@ -41,6 +43,8 @@ class Target:
     model: ModelConfig
     adapter: StoredAdapter | None = None
     run: RunConfig | None = None
+    folder: Path = Path()
+    """The directory of that run."""
     request: ForgetRequest | None = None
     """What the model of a run was asked to forget; None for what the run's own scenario asks."""
 
@@ -111,7 +115,7 @@ def find_target(target: Any, base: str = "", revision: str = "") -> Target:
         if run is None or base:
             locate(model, "--base" if base else f"base_model_name_or_path of {folder / CONFIG}", _PINNED)
         request = _read_request(run_folder, str(target.model)) if run and hasattr(target, "adapter_folder") else None
-        return Target(name=str(folder), model=model, adapter=adapter, run=run, request=request)
+        return Target(name=str(folder), model=model, adapter=adapter, run=run, folder=run_folder, request=request)
     if run is not None:
         raise InputError(f"{folder} is missing: the learning of {run_folder} did not finish, or it was erased")
     model = ModelConfig(name=str(target), revision=revision)
@@ -163,12 +167,21 @@ def _without_base_weights(adapter: Adapter, resident: ResidentModel, name: str) 
     return own
 
 
+def _run_data(config: RunConfig, folder: Path) -> FederatedData:
+    """The data of a run with the ids that its requests go by."""
+    path = folder / "keys" / EXCLUSIONS
+    listed = read_json(path, "the list that the run wrote: restore keys/ from its backup") if path.exists() else []
+    listed = listed if isinstance(listed, list) else [listed]
+    gone = [absence.client for absence in absences(listed) if absence.samples is None]
+    return run_data(folder, config, gone)
+
+
 def _groups(target: Target, suite: str, data: str, split: str, limit: int) -> dict[str, tuple[Sample, ...]]:
     if data:
         return {name: rows[:limit] if limit else rows for name, rows in evaluation_groups(data, split).items()}
     if target.run is None:
         raise InputError(f"suite '{suite}' needs rows: give a folder with its files with --data")
-    federated = resolve(target.run)
+    federated = _run_data(target.run, target.folder)
     forget = target.run.forget
     request = target.request
     if request is None and forget.client in federated.clients:  # who was forgotten may be gone from the source
@@ -266,7 +279,7 @@ def _reference(
         return known
     other = find_target(reference, base, found.model.revision)
     if other.run is None and found.run is not None:
-        other = replace(other, run=found.run)
+        other = replace(other, run=found.run, folder=found.folder)
     return _run(other, groups, template, suite, max_new_tokens, batch_size, None, {}, False)
 
 
