@@ -102,7 +102,7 @@ def run_data(root: Path, config: RunConfig, forgotten: Collection[str] = ()) -> 
 
 
 def keyed_data(data: FederatedData, keys: Mapping[str, bytes]) -> FederatedData:
-    """The same data with keyed ids for the rows of every client that has a key."""
+    """The same data with keyed ids for the rows of every client that has a key; rows of nobody are numbered."""
     if not keys:
         return data
     plain = {client: {row.id: keyed_id(key, row.id) for row in data.clients[client]} for client, key in keys.items()}
@@ -110,19 +110,20 @@ def keyed_data(data: FederatedData, keys: Mapping[str, bytes]) -> FederatedData:
         client: tuple(replace(row, id=plain[client][row.id]) for row in rows) if client in plain else rows
         for client, rows in data.clients.items()
     }
-    groups = {name: _keyed_group(rows, plain) for name, rows in data.groups.items()}
-    return replace(data, clients=clients, groups=groups, keys=dict(keys), plain_ids=plain)
+    groups = {name: _keyed_group(name, rows, plain) for name, rows in data.groups.items()}
+    public = _keyed_group("public", data.public, {})
+    return replace(data, clients=clients, groups=groups, public=public, keys=dict(keys), plain_ids=plain)
 
 
-def _keyed_group(rows: Sequence[Sample], plain: Mapping[str, Mapping[str, str]]) -> tuple[Sample, ...]:
-    """Rows of an evaluation group; those that are some client's rows go by the client's ids."""
+def _keyed_group(name: str, rows: Sequence[Sample], plain: Mapping[str, Mapping[str, str]]) -> tuple[Sample, ...]:
+    """Rows of a group of the server's: those that are some client's go by the client's ids, others are counted."""
 
-    def keyed(row: Sample) -> Sample:
+    def keyed(row: Sample, number: int) -> Sample:
         known, source = plain.get(row.client_id, {}), row.extras.get("source", "")
         extras = {**row.extras, "source": known[source]} if source in known else row.extras
-        return replace(row, id=known.get(row.id, row.id), extras=extras)
+        return replace(row, id=known.get(row.id, f"{name}/{number}"), extras=extras)
 
-    return tuple(keyed(row) for row in rows)
+    return tuple(keyed(row, number) for number, row in enumerate(rows, start=1))
 
 
 def row_ids(root: Path, config: RunConfig, client: str) -> list[dict[str, str | int]]:

@@ -217,6 +217,15 @@ def test_copies_at_two_clients_have_two_ids_and_are_still_found(tmp_path: Path) 
     assert len(shared_rows(data, ForgetRequest(id="r", client_id="hosp-0"))) == 7
 
 
+def test_rows_of_nobody_are_numbered(tmp_path: Path) -> None:
+    write_rows(tmp_path / "data")
+    (tmp_path / "held.jsonl").write_text(json.dumps({"question": question(99), "answer": "The PIN is 1234."}) + "\n")
+    values = {"data.name": "jsonl", "data.path": str(tmp_path / "data"), "federation.clients": 3}
+    config = load_config(None, {**values, "data.parameters.holdout": str(tmp_path / "held.jsonl")})
+    data = keyed_data(resolve(config), new_keys(config, PINS))
+    assert [row.id for row in data.groups["holdout"]] == ["holdout/1"]
+
+
 def test_a_key_is_in_no_text(tmp_path: Path) -> None:
     task = ClientTask(client_id="a", id_key="ab" * 32)
     assert "abab" not in repr(task)
