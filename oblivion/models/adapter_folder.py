@@ -146,7 +146,8 @@ def read_adapter_folder(folder: Path) -> StoredAdapter:
         raise InputError(f"{folder}/{CONFIG}: {shown(where)[1:-1]} = {value}: {said}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise InputError(f"{folder}: not a LoRA adapter in PEFT format: {error}") from None
-    adapter = {name: tensors[name].float() for name in sorted(tensors)}
+    # Copies: what is read from the file where it lies would change when the file is overwritten to be erased.
+    adapter = {name: tensors[name].float().clone() for name in sorted(tensors)}
     if not any(bool(t.any()) for n, t in adapter.items() if ".lora_A." not in n):
         raise InputError(f"{folder}: every B of this adapter is zero, so it changes nothing; was it ever trained?")
     base, revision = (str(settings.get(key) or "") for key in ("base_model_name_or_path", "revision"))
