@@ -25,6 +25,7 @@ from sqlalchemy.exc import IntegrityError as UniqueError
 from oblivion.errors import InputError, IntegrityError
 from oblivion.files import durable_step, make_folder
 from oblivion.ledger import reading, schema
+from oblivion.ledger.binding import bind, check_binding, check_own_files
 from oblivion.ledger.checkpoint import Checkpoint, check_checkpoint, sign_checkpoint
 from oblivion.ledger.keys import Keys
 from oblivion.ledger.merkle import Frontier, leaf_hash
@@ -126,11 +127,15 @@ class Book:
         self.keys = keys
         self._clock = now
         if not reading:
+            check_own_files(folder, keys.folder)
             with database_errors(self.path):
                 make_folder(folder, mode=0o700)
             schema.refuse_network(folder)
-        self._lock = schema.Lock(folder / "lock", wait, reading)
+        self._locks = contextlib.ExitStack()
         try:
+            for place in (folder, keys.folder):
+                self._locks.callback(schema.Lock(place / "lock", wait, reading).release)
+            here = None if reading else check_binding(keys, folder)
             if not self.path.exists():
                 keys.found()  # only here: new keys for a ledger that is there would hide that its own are missing
                 schema.create(self.path)
@@ -138,13 +143,15 @@ class Book:
             try:
                 schema.check_version(self._engine, self.path)
                 self._frontier, self._time, seen = self._read_log()
+                if here is not None:
+                    bind(keys, here)
                 if seen < self._frontier.size and not reading:  # a crash came between a commit and this
                     self._anchor()
             except BaseException:
                 self._engine.dispose()
                 raise
         except BaseException:
-            self._lock.release()
+            self._locks.close()
             raise
 
     def _read_log(self) -> tuple[Frontier, str, int]:
@@ -295,7 +302,7 @@ class Book:
             with database_errors(self.path), durable_step("checkpoint"):
                 self._engine.dispose()
         finally:
-            self._lock.release()
+            self._locks.close()
 
 
 class Writer:

@@ -59,6 +59,7 @@ def open_ledger(
         register = Register(book)
         register.found()
         register.check_exclusions()
+        store.check_keys()
         register.forget_simulated_keys()
         if register.removals():
             finish_erasure(store, register)

@@ -75,6 +75,22 @@ class StoredLedger:
         self._numbers = {record.key: record.seq for record in found}
         self._last = {}
 
+    def check_keys(self) -> None:
+        """Refuse keys that are older than the ledger: a key is made before what it seals, and destroyed after it.
+
+        Raises
+        ------
+        IntegrityError
+            If one is missing that a record needs.
+        """
+        needed = {key_name(record) for record in self.book.find("contribution", "state") if record.blob is not None}
+        if missing := sorted(needed - set(self.keys.names())):
+            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+            raise IntegrityError(
+                f"{self.keys.folder / missing[0]}.key{more} is missing: what it sealed cannot be read; restore keys/ "
+                "from its backup, the newest one: what was made since an older one is not in it"
+            )
+
     def sweep(self) -> None:
         """Remove blobs and keys that no record needs: what a crash left before or after a transaction."""
         held = self.book.find("contribution", "state")

@@ -241,7 +241,12 @@ def test_what_cannot_be_committed(run: Path, trial: str) -> None:
         before = tree(run)
         fails(USAGE, words, "forget", run, "--commit", wrong)
         after = tree(run)
-        assert {n for n in before | after if before.get(n) != after.get(n)} <= {"ledger/lock", "events.jsonl"}
+        assert {n for n in before | after if before.get(n) != after.get(n)} <= {
+            "ledger/lock",
+            "keys/lock",
+            "keys/ledger.json",
+            "events.jsonl",
+        }
 
 
 # Another process
@@ -372,7 +377,7 @@ def test_a_missing_or_wrong_part(
     back()
     after = tree(run)
     changed = {name for name in before | after if before.get(name) != after.get(name)}
-    assert changed <= {"events.jsonl", "ledger/lock", "keys/checkpoint.json"}, (
+    assert changed <= {"events.jsonl", "ledger/lock", "keys/checkpoint.json", "keys/lock", "keys/ledger.json"}, (
         "nothing was made in the place of what is missing"
     )
     assert json.loads(good("forget", run, "--commit", trial, "--json"))["committed"] == trial

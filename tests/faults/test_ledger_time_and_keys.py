@@ -1,8 +1,10 @@
-"""A clock that was ahead once can be set right, and revives nothing; only keys that are a client's own are enrolled."""
+"""A clock that was ahead is set right and revives nothing; a client enrols its own key; keys serve one ledger."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -13,11 +15,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from small_ledger import CLIENTS, SETTINGS, START, Clock, ask, build, commit, learned, trial
 
 from oblivion.errors import ConfigError, InputError, IntegrityError, OblivionError
+from oblivion.ledger.binding import BINDING
 from oblivion.ledger.clock import look, set_back
 from oblivion.ledger.curve import key_fault
 from oblivion.ledger.opening import open_ledger
 from oblivion.ledger.register import SIMULATED, Register
 from oblivion.ledger.requests import due_at, issue
+from oblivion.ledger.schema import Lock
 from oblivion.ledger.store import StoredLedger
 from oblivion.ledger.verify import verify_ledger
 
@@ -238,3 +242,108 @@ def test_what_is_not_enrolled(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="not taken"):
             register.enrol({"new": key})
     ledger.close()
+
+
+# Keys and the ledger that they serve
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """A run whose keys/ is a link to a folder on another disk."""
+    root = build(tmp_path / "run").root
+    shutil.move(root / "keys", tmp_path / "disk")
+    (root / "keys").symlink_to(tmp_path / "disk")
+    open_ledger(root, SETTINGS)[0].close()
+    return root
+
+
+def test_a_copy_does_not_use_the_keys_of_the_original(elsewhere: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(elsewhere, tmp_path / "copy", symlinks=True))
+    before = files(tmp_path / "disk")
+    with pytest.raises(OblivionError, match=rf"whose keys serve the ledger {elsewhere}/ledger; give this run a copy"):
+        open_ledger(copy, SETTINGS)
+    assert {path: data for path, data in files(tmp_path / "disk").items() if path.name != "lock"} == {
+        path: data for path, data in before.items() if path.name != "lock"
+    }
+    (copy / "keys").unlink()
+    shutil.copytree(tmp_path / "disk", copy / "keys")
+    ledger, register = open_ledger(copy, SETTINGS)
+    asked = next(asked for asked in register.all_asked() if asked.open)
+    commit(ledger, register, asked, next(b.name for b in ledger.branches() if b.name.startswith(asked.request.id)))
+    ledger.close()
+    open_ledger(elsewhere, SETTINGS)[0].close()
+    assert verify_ledger(elsewhere).findings == []
+
+
+def test_a_run_that_was_moved_or_copied_whole_opens(elsewhere: Path, tmp_path: Path) -> None:
+    moved = elsewhere.rename(tmp_path / "moved")
+    open_ledger(moved, SETTINGS)[0].close()
+    whole = Path(shutil.copytree(moved, tmp_path / "whole"))  # with the keys themselves
+    open_ledger(whole, SETTINGS)[0].close()
+    assert json.loads((whole / "keys" / BINDING).read_text())["folder"] == str(whole / "ledger")
+    shutil.rmtree(moved)
+    again = Path(shutil.copytree(whole, tmp_path / "restored", ignore=shutil.ignore_patterns("keys")))
+    (again / "keys").symlink_to(tmp_path / "disk")
+    with pytest.raises(OblivionError, match=rf"or remove {tmp_path}/disk/{BINDING} if the other is gone for good"):
+        open_ledger(again, SETTINGS)
+    (tmp_path / "disk" / BINDING).unlink()
+    open_ledger(again, SETTINGS)[0].close()
+
+
+def test_two_processes_do_not_share_keys(elsewhere: Path) -> None:
+    lock = Lock(elsewhere / "keys" / "lock")
+    with pytest.raises(OblivionError, match="keys is in use by process"):
+        open_ledger(elsewhere, SETTINGS)
+    lock.release()
+    open_ledger(elsewhere, SETTINGS)[0].close()
+
+
+@pytest.mark.parametrize(
+    "place", ["ledger", "ledger/blobs", "ledger/blobs/*", "ledger/ledger.db", "keys/contributions", "keys/states/*"]
+)
+def test_a_link_into_another_run_is_refused(tmp_path: Path, place: str) -> None:
+    one, other = (build(tmp_path / name).root for name in ("one", "other"))
+    path, target = next(one.glob(place)), next(other.glob(place))
+    before = files(other)
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    path.symlink_to(target)
+    with pytest.raises(OblivionError, match=f"{path} is a link, and erasing would reach what it leads to"):
+        open_ledger(one, SETTINGS)
+    oblivion("ledger", "show", one)
+    assert files(other) == before
+
+
+@pytest.mark.parametrize("folder", ["ledger", "keys"])
+def test_a_copy_by_hard_links_is_refused(tmp_path: Path, folder: str) -> None:
+    root = build(tmp_path / "run").root
+    before = files(root)
+    copy = Path(shutil.copytree(root, tmp_path / "copy"))
+    shutil.rmtree(copy / folder)
+    shutil.copytree(root / folder, copy / folder, copy_function=os.link)
+    with pytest.raises(OblivionError, match=r"has a second name somewhere .* copy the run anew"):
+        open_ledger(copy, SETTINGS)
+    after = files(root)
+    assert {path for path in before if before[path] != after[path]} <= {root / "ledger/lock", root / "keys/lock"}
+
+
+def test_an_older_copy_of_the_keys_is_noticed(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    ledger, register = learned(root)
+    ledger.close()
+    shutil.copytree(root / "keys", tmp_path / "older")
+    ledger, register = open_ledger(root, SETTINGS)
+    trial(ledger, register, ask(register, "eve"), "rollback", fork=1, last=4)
+    ledger.close()
+    shutil.move(root / "keys", tmp_path / "newer")
+    shutil.copytree(tmp_path / "older", root / "keys")
+    with pytest.raises(IntegrityError, match=r"\.key \(and \d+ more\) is missing.*restore keys/ from its backup"):
+        open_ledger(root, SETTINGS)
+    assert oblivion("ledger", "verify", root)[0] == 4
+    shutil.rmtree(root / "keys")
+    shutil.move(tmp_path / "newer", root / "keys")
+    open_ledger(root, SETTINGS)[0].close()
+    assert verify_ledger(root).findings == []
