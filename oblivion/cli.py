@@ -127,6 +127,9 @@ def forget(
     engine: Engine = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print the plan and its checklist, run nothing.")] = False,
     commit: Annotated[str, typer.Option(metavar="REQUEST/TRIAL", help="Make a trial the head of the run; erase.")] = "",
+    accept: Annotated[
+        bool, typer.Option("--accept-no-guarantee", help="Let --commit take a trial whose guarantee is none.")
+    ] = False,
     refuse: Annotated[str, typer.Option(metavar="REQUEST", help="Refuse an open request, with --ground.")] = "",
     ground: Annotated[str, typer.Option(help="Why a request is refused.")] = "",
     as_json: Json = False,
@@ -144,8 +147,12 @@ def forget(
     run, config = RunDirectory.open(run_directory)
     if commit:
         with Display() as display:
-            done = commit_in_run(run, config, commit, [display])
-        _finish(run_directory, as_json, {"committed": commit, "evidence": done["evidence"]})
+            done = commit_in_run(run, config, commit, [display], accept)
+        _finish(
+            run_directory,
+            as_json,
+            {"committed": commit, "guarantee": done["guarantee"], "evidence": done["evidence"]},
+        )
         return
     if refuse:
         refuse_in_run(run, config, refuse, ground)

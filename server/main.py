@@ -6,11 +6,11 @@ from contextlib import closing
 from typing import Any
 
 from oblivion.config import RunConfig
-from oblivion.errors import PlanRefusedError, plural
+from oblivion.errors import OblivionError, PlanRefusedError, plural
 from oblivion.ledger.register import MAIN
 from oblivion.report import write_report
 from oblivion.types import ForgetRequest
-from server.committing import commit_trial, finish_commits
+from server.committing import commit_trial, finish_commits, unfinished
 from server.events import Observer
 from server.hosts import Hosts
 from server.manifest import note_code
@@ -27,7 +27,7 @@ def run_scenario(config: RunConfig, hosts: Hosts, run: RunDirectory, observer: O
     with closing(Workflow(config, hosts, run, observer)) as workflow:
         note_code(run, config, observer)
         before = run.read_json("metrics.json", None) if (run.root / "report.html").is_file() else None
-        committed = finish_commits(workflow)
+        committed = _finish(workflow)
         if _rounds_left(workflow):
             clients, rounds = len(workflow.federation.sizes), config.federation.rounds
             observer.event("phase", text=f"learning: {plural(clients, 'client')}, {plural(rounds, 'round')}")
@@ -40,6 +40,15 @@ def run_scenario(config: RunConfig, hosts: Hosts, run: RunDirectory, observer: O
                 raise
         already = not committed and before is not None and before == run.read_json("metrics.json", None)
         _report(run, observer, already)
+
+
+def _finish(workflow: Workflow) -> dict[str, str]:
+    """Finish what was committed; one that cannot be finished yet is told of, and keeps nothing else from being done."""
+    done = finish_commits(workflow)
+    for trial, problem in done.items():
+        if problem:
+            workflow.observer.event("warning", text=unfinished(workflow, trial, problem))
+    return done
 
 
 def _rounds_left(workflow: Workflow) -> int:
@@ -96,7 +105,7 @@ def run_forget(
     """
     with closing(Workflow(config, hosts, run, observer, BUSY_SECONDS)) as workflow:
         note_code(run, config, observer)
-        finish_commits(workflow)
+        _finish(workflow)
         workflow.check_learned()
         request = signed or make_request(workflow.data, config.forget.client, config.forget.samples)
         asked = workflow.receive(request)
@@ -105,23 +114,37 @@ def run_forget(
         return {"request": asked.request.id, **trials}
 
 
-def run_commit(config: RunConfig, hosts: Hosts, run: RunDirectory, observer: Observer, trial: str) -> dict[str, Any]:
+def run_commit(
+    config: RunConfig,
+    hosts: Hosts,
+    run: RunDirectory,
+    observer: Observer,
+    trial: str,
+    accept_no_guarantee: bool = False,
+) -> dict[str, Any]:
     """Make a trial (``"<request>/<name>"``) the head of the run, erase what it invalidates, write the evidence.
 
     Returns
     -------
     dict
-        ``evidence``: its path; ``erased``: how many records by kind.
+        ``evidence``: its path; ``guarantee``; ``erased``: how many records by kind.
+
+    Raises
+    ------
+    OblivionError
+        If it was committed, and what must go afterwards cannot be removed yet; given again, it is finished.
     """
     with closing(Workflow(config, hosts, run, observer, BUSY_SECONDS)) as workflow:
-        finished = finish_commits(workflow)
+        problem = _finish(workflow).get(trial)
         workflow.check_learned()
-        if finished and finished == trial:  # it was interrupted, and is given again
-            erased = dict(workflow.register.removals()[-1].content["erased"])
-        else:
-            erased = commit_trial(workflow, trial)
+        if problem is None:  # else it was interrupted, and is given again
+            problem = commit_trial(workflow, trial, accept_no_guarantee)
+        if problem:
+            raise OblivionError(unfinished(workflow, trial, problem))
+        (said,) = [r.content for r in workflow.register.removals() if r.content["branch"] == trial]
         observer.event("finished", report=str(run.root / "report.html"))
-        return {"evidence": str(run.root / "forgets" / trial / "evidence.json"), "erased": erased}
+        evidence = str(run.root / "forgets" / trial / "evidence.json")
+        return {"evidence": evidence, "guarantee": said["guarantee"], "erased": dict(said["erased"])}
 
 
 def run_refuse(

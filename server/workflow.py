@@ -168,6 +168,11 @@ class Workflow:
         note_adapter(self.ledger.book, name, weight_bytes(adapter))
         self.resident.save(adapter, folder, locate(self.config.model))
 
+    def head_files(self) -> dict[str, bytes]:
+        """The files of the head's adapter folder, made from the ledger."""
+        adapter = as_adapter(self.federation.head(self.head).state)
+        return self.resident.adapter_files(adapter, locate(self.config.model))
+
     def receive(self, wanted: ForgetRequest) -> Asked:
         """The open request for exactly this, or a new one: signed already, or by the simulated client's key."""
         if wanted.signature:

@@ -116,10 +116,18 @@ class RunResult:
         names = forget_in_run(run, config_from_mapping(tree, "forget"), sinks)
         return RunResult(self.directory, f"{names['request']}/{names[method]}")
 
-    def commit(self, sinks: Sequence[Sink] = ()) -> RunResult:
-        """Make this trial the head of its run, and erase what it invalidates; the evidence lies beside its plan."""
+    def commit(self, sinks: Sequence[Sink] = (), accept_no_guarantee: bool = False) -> RunResult:
+        """Make this trial the head of its run, and erase what it invalidates; the evidence lies beside its plan.
+
+        Parameters
+        ----------
+        sinks : sequence of callables
+            Called with every event.
+        accept_no_guarantee : bool, default False
+            Whether a trial may be committed whose guarantee is none, that is, which removes nothing from the model.
+        """
         run, config = RunDirectory.open(self.directory)
-        commit_in_run(run, config, self.model, sinks)
+        commit_in_run(run, config, self.model, sinks, accept_no_guarantee)
         return RunResult(self.directory)
 
     def oracle(self, client: str, samples: str = "") -> RunResult:
@@ -158,11 +166,17 @@ def plan_in_run(run: RunDirectory, config: RunConfig, signed: ForgetRequest | No
     return _inline(run, config, (), lambda config, hosts, observer: run_plan(config, hosts, run, observer, signed))
 
 
-def commit_in_run(run: RunDirectory, config: RunConfig, trial: str, sinks: Sequence[Sink] = ()) -> dict[str, Any]:
+def commit_in_run(
+    run: RunDirectory, config: RunConfig, trial: str, sinks: Sequence[Sink] = (), accept_no_guarantee: bool = False
+) -> dict[str, Any]:
     """Commit a trial; see `server.main.run_commit`."""
     check_ledger_exists(run.root)
     config = config.model_copy(update={"forget": ForgetConfig()})  # what the scenario asked for does not matter here
-    return _inline(run, config, sinks, lambda config, hosts, observer: run_commit(config, hosts, run, observer, trial))
+
+    def work(config: RunConfig, hosts: Hosts, observer: Observer) -> dict[str, Any]:
+        return run_commit(config, hosts, run, observer, trial, accept_no_guarantee)
+
+    return _inline(run, config, sinks, work)
 
 
 def refuse_in_run(run: RunDirectory, config: RunConfig, request: str, ground: str) -> None:

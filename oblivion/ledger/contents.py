@@ -77,8 +77,13 @@ def unnamed(kind: str, content: Mapping[str, Any], client: str) -> dict[str, Any
     """
     left = {**content, **{name: _without(content[name], client) for name in NAMING.get(kind, ()) if name in content}}
     if kind == "round" and client in content.get("selected", ()):
-        left |= {"loss": None, "scheme_error": 0.0}
+        left |= unnumbered(content)
     return left
+
+
+def unnumbered(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Instead of what a round's record says of losses and tokens, nothing: what erased updates had a part in."""
+    return {"loss": None, "scheme_error": 0.0, "cost": {**content["cost"], "tokens": None}}
 
 
 def _without(value: Any, client: str) -> Any:

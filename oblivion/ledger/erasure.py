@@ -14,7 +14,7 @@ from typing import Any
 from oblivion.data.keyed_ids import destroy_key
 from oblivion.errors import OblivionError
 from oblivion.ledger.book import Record, Writer, stamp
-from oblivion.ledger.contents import NAMING, unnamed
+from oblivion.ledger.contents import NAMING, unnamed, unnumbered
 from oblivion.ledger.register import EXCLUSIONS, NAMES, SIMULATED, Asked, Register, absences
 from oblivion.ledger.store import StoredLedger, key_name
 
@@ -55,7 +55,7 @@ def commit_removal(
     others = [other for other in register.all_asked() if other.request.id != request.id]
     void = void_requests(asked, others)
     gone += _personal(register, asked, void)
-    naming = _naming(ledger, {request.client_id} if request.whole_client else set(), gone)
+    naming = _naming(ledger, {request.client_id} if request.whole_client else set(), gone, _tainted(ledger, facts))
     erased = Counter(record.kind for record in gone)
     erased["key"] = len(_key_names(gone) - _key_names(_sealed_after(ledger, gone)))
     keys = {other.request.id: register.next_state_key(other.request.id) for other in [asked, *others]}
@@ -81,16 +81,17 @@ def commit_removal(
 
 
 def _naming(
-    ledger: StoredLedger, clients: Iterable[str], gone: Iterable[Record] = ()
+    ledger: StoredLedger, clients: Iterable[str], gone: Iterable[Record] = (), tainted: Iterable[int] = ()
 ) -> list[tuple[Record, dict[str, Any]]]:
     """The records that stay and name one of some clients, with what they say without it.
 
-    Who was never selected may be named as well: a host may have claimed whatever it liked.
+    Who was never selected may be named as well: a host may have claimed whatever it liked. Of rounds that are tainted
+    (their records' numbers) neither losses nor tokens stay.
     """
-    going = {record.seq for record in gone}
+    going, unsaid = {record.seq for record in gone}, set(tainted)
     naming = []
-    for record in ledger.book.find(*NAMING) if clients else ():
-        content = dict(record.content)
+    for record in ledger.book.find(*NAMING) if clients or unsaid else ():
+        content = dict(record.content) | (unnumbered(record.content) if record.seq in unsaid else {})
         for client in clients:
             content = unnamed(record.kind, content, client)
         if content != record.content and record.seq not in going:
@@ -110,6 +111,12 @@ def _write_again(writer: Writer, naming: Iterable[tuple[Record, dict[str, Any]]]
             "blob": record.blob,
         }
         writer.add(record.kind, record.key, content, **place)
+
+
+def _tainted(ledger: StoredLedger, facts: Mapping[str, Any]) -> list[int]:
+    """The round records of what was computed at models that had seen the data; of an exact removal none stays."""
+    t_u, exact = facts["from_round"], facts["guarantee"] == "exact"
+    return [r.seq for r in ledger.book.find("round") if not exact and 0 < t_u <= r.round]
 
 
 def void_requests(asked: Asked, others: Iterable[Asked]) -> list[Asked]:

@@ -68,7 +68,8 @@ def predicate(
         ``method``, ``label``, ``guarantee`` (exact, certified, approximate or none), ``from_round`` (0 if no round is
         undone), ``restored_round`` (whose state the removal began from, 0 for before training; None if no earlier
         state was restored), ``phases`` (objects), ``checklist`` (of ``{item, status, why}``) and ``cost``
-        (``client_steps`` and ``fraction``, in client-steps; ``token_fraction``, in tokens, may be None or missing).
+        (``client_steps`` and ``fraction``, in client-steps; ``token_fraction``, in tokens, may be None or missing);
+        with the guarantee none also ``accepted_no_guarantee``: True.
     measured : mapping
         Model to metric to ``{value, interval, n}``, for ``original``, ``oracle`` (also ``oracle-2``, ...) and the one
         committed removal, by any other name. Empty for an original or oracle that was not measured.

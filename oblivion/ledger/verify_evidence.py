@@ -71,7 +71,7 @@ class Check:
     """The outcome of one check, and in words what was found."""
 
     name: str
-    status: Literal["ok", "FAILED", "not checked"]
+    status: Literal["ok", "NONE", "FAILED", "not checked"]
     detail: str
 
 
@@ -146,7 +146,12 @@ def statement_checks(payload: bytes, key: Ed25519PublicKey) -> list[Check]:
     checks = [_check("statement", _statement, payload)]
     if not failed(checks):
         predicate = _parse(payload)["predicate"]
-        checks += [_check("guarantee", _guarantee, predicate["plan"]), _check("due date", _due, predicate["request"])]
+        promised = _check("guarantee", _guarantee, predicate["plan"])
+        if (
+            promised.status == "ok" and predicate["plan"]["guarantee"] == "none"
+        ):  # well-formed, and no reason to call anything ok
+            promised = Check("guarantee", "NONE", promised.detail)
+        checks += [promised, _check("due date", _due, predicate["request"])]
         checks.append(_check("log", _log, predicate, _parse(payload)["subject"], key))
     return checks
 
@@ -295,6 +300,8 @@ def _guarantee(plan: dict[str, Any]) -> str:
     uncovered = [item["item"] for item in plan["checklist"] if item["status"] == "not covered"]
     if plan["guarantee"] == "exact" and uncovered:
         raise ValueError(f"exact, but the checklist does not cover: {', '.join(uncovered)}")
+    if plan["guarantee"] == "none" and plan.get("accepted_no_guarantee") is not True:
+        raise ValueError("none, and the evidence does not say that whoever committed accepted that")
     return f"{plan['guarantee']}, {len(uncovered)} of {len(plan['checklist'])} items of the checklist not covered"
 
 
@@ -352,6 +359,7 @@ def in_words(predicate: dict[str, Any]) -> list[str]:
         "Erased: " + ", ".join(f"{erased[kind]} {kind}" for kind in ERASED),
         *(f"  no longer valid: {name}" for name in erased["invalidated"]),
         f"Guarantee: {plan['guarantee']}: {GUARANTEES[plan['guarantee']]}",
+        *(["  accepted as it is by whoever committed it"] if plan["guarantee"] == "none" else []),
         "Measured, with intervals:",
     ]
     for model, metrics in predicate["measured"].items():

@@ -275,6 +275,10 @@ class ResidentModel:
         OblivionError
             If the disk is full, or `folder` exists already.
         """
+        write_folder(folder, self.adapter_files(adapter, base_name))
+
+    def adapter_files(self, adapter: Adapter, base_name: str) -> dict[str, bytes]:
+        """The files of an adapter's folder by name, as `save` writes them."""
         settings = self.model.peft_config["default"].to_dict()
         own, rank = settings["r"], max((len(t) for name, t in adapter.items() if factor_of(name) == "A"), default=0)
         check_adapter(adapter, {name: _of_rank(name, tensor, rank) for name, tensor in self.parameters.items()})
@@ -282,7 +286,7 @@ class ResidentModel:
         if rank != own:
             settings["lora_alpha"] *= rank / own  # alpha / r stays what it was in training
         text = json.dumps(settings, indent=2, default=lambda v: sorted(v) if isinstance(v, set) else str(v))
-        write_folder(folder, {CONFIG: f"{text}\n".encode(), WEIGHTS: weight_bytes(adapter)})
+        return {CONFIG: f"{text}\n".encode(), WEIGHTS: weight_bytes(adapter)}
 
 
 def _computed_again(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -169,6 +169,10 @@ def committed(request: RequestRecord) -> Markup | None:
         return None
     said = "{} is the run’s model since {}. What held the data of {} was erased: the original model can no longer be "
     said += "evaluated, and its numbers here were measured before. Signed evidence: {}."
+    model = request.models.get(request.committed)
+    if model is not None and model.guarantee == "none":
+        said += " Guarantee: none. What the model had learned of the data was not removed from it, and whoever "
+        said += "committed this accepted that."
     return Markup(said).format(
         code(request.committed),
         request.committed_at or "(unknown)",

@@ -27,6 +27,7 @@ from oblivion.fingerprint import code_fingerprint
 from oblivion.metrics.evaluation import Evaluation
 from oblivion.models.resident import ResidentModel, weight_bytes
 from oblivion.seeding import torch_generator
+from oblivion.training.batches import steps_per_visit
 from oblivion.types import Adapter, ClientTask, ClientUpdate, GlobalState, HostReply, HostRequest, MetricResult
 from server.run_directory import RunDirectory
 from simulations.simulate import commit_in_run, forget_in_run, resume, simulate
@@ -40,6 +41,7 @@ SETTINGS = {
     "federation.joins.client-2": 3,
     "federation.aggregator": "fedadam",
     "train.cohort": 2,
+    "train.learning-rate": 0.1,
     "data.parameters.rows_per_client": 8,
     "data.parameters.holdout_authors": 1,
     "ledger.checkpoint-every": 2,
@@ -47,9 +49,13 @@ SETTINGS = {
     "forget.client": "client-2",
     "forget.methods": ["rollback"],
     "forget.recovery-rounds": 1,
+    "forget.learning-rate": 0.1,
 }
 ROWS: dict[str, tuple[str, ...]] = {}
 """Client to the ids of its rows."""
+LOSSES: dict[str, float] = {}
+TOKENS: dict[str, float] = {}
+"""What a client says of its visits, where that is not as usual: it changes no update."""
 trained: list[tuple[str, int, str]] = []
 """(branch, round, client) of every visit in this process."""
 
@@ -72,7 +78,10 @@ class FakeHost:
         if request.kind == "train":
             trained.append((request.info.branch, request.info.round, task.client_id))
         left = [row for row in ROWS[task.client_id] if row not in task.excluded]
-        purpose = json.dumps([request.kind, left, task.forget])
+        purpose, train = (
+            json.dumps([request.kind, left, task.forget]),
+            request.config["train" if request.kind == "train" else "forget"],
+        )
         generator = torch_generator(request.info.seed, purpose, request.info.round, task.client_id)
         return ClientUpdate(
             client_id=task.client_id,
@@ -82,8 +91,11 @@ class FakeHost:
                 for name, tensor in request.state.adapter.items()
             },
             num_examples=len(left),
-            steps=1,
-            metrics={"loss": 1 / request.info.round, "tokens": 10.0},
+            steps=steps_per_visit(len(left), request.config["train"]["batch-size"], train["local-epochs"]),
+            metrics={
+                "loss": LOSSES.get(task.client_id, 1.0) / request.info.round,
+                "tokens": TOKENS.get(task.client_id, 10.0),
+            },
             fingerprint=code_fingerprint(),
         )
 
@@ -133,6 +145,7 @@ def configure(work: Path) -> RunConfig:
         module.model_digest = lambda _: "a digest"
     for module in (server.main, server.committing):
         module.write_report = report
+    server.committing.build_report = lambda _: ""
     server.prepare.encode_prompt = lambda *_: []
     server.prepare.resolve_dtype = lambda _: "float32"
     server.prepare.check_disk = server.prepare.check_fits = lambda *_: None
@@ -176,7 +189,7 @@ def commit(client: str, method: str) -> Callable[[RunConfig, Path, Path], None]:
         entries = directory.read_json("metrics.json", {})["requests"]
         request = next((entry["id"] for entry in entries if entry["client"] == client), None)
         try:
-            commit_in_run(directory, stored, f"{request}/{method}")
+            commit_in_run(directory, stored, f"{request}/{method}", accept_no_guarantee=True)
         except PlanRefusedError as error:
             if "is committed already" not in str(error):
                 raise
