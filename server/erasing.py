@@ -224,7 +224,6 @@ def _settings(run: RunDirectory, client: str) -> None:
     """Write ``config.toml`` without a client: rounds that stay do not need to know when it joined."""
     _, config = RunDirectory.open(run.root)
     joins = {name: first for name, first in config.federation.joins.items() if name != client}
-    changes: dict[str, Any] = {"federation": config.federation.model_copy(update={"joins": joins})}
-    if config.forget.client == client:
-        changes["forget"] = config.forget.model_copy(update={"client": "", "samples": "", "methods": ()})
+    # `forget.client` stays: evaluation takes the request's rows from it, and the request is kept as evidence anyway.
+    changes = {"federation": config.federation.model_copy(update={"joins": joins})}
     rewrite(run.root / "config.toml", config.model_copy(update=changes).to_toml().encode())

@@ -305,7 +305,7 @@ def test_a_record_without_a_client_says_nothing_of_it() -> None:
         "failed": {"c": "no reply"},
         "loss": None,
         "scheme_error": 0.0,
-        "cost": {"a": 3},
+        "cost": {"a": 3, "tokens": None},
     }
     assert unnamed("round", whole, "z") == whole, "the loss had no part of it"
     assert unnamed("contribution", {"selected": ["a"]}, "a") == {"selected": ["a"]}
