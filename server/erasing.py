@@ -203,7 +203,7 @@ def _events(workflow: Workflow, client: str | None, samples: set[str]) -> None:
         if not isinstance(event, dict) or _mentions(event, client, samples):
             continue
         if "branch" in event:
-            record = records.get((event["branch"], event.get("round")))
+            record = records.get((event["branch"], event.get("round", 0)))
             if record is None:
                 continue
             if event.get("event") == "round_committed":

@@ -119,7 +119,7 @@ def _set(variables: Mapping[str, str | None]) -> None:
 
 def _read_again() -> None:
     """Have Ray read token and mode anew: it keeps what it read first in a process."""
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     AuthenticationTokenLoader.instance().reset_cache()
     Config.initialize("")

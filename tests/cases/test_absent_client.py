@@ -120,7 +120,9 @@ def test_rollback_is_the_oracle_whoever_was_absent(
         if e["event"] == "client.failed" and e["branch"] == "main"
     ]
     assert {(round, LONG, "no rows to train on") for round in (1, 3)} <= set(failed)
-    assert {(round, SHAKY, "LookupError: the disk is gone") for round in (1, 3)} <= set(failed)
+    of_shaky = {(round, why.partition(" ")[0]) for round, client, why in failed if client == SHAKY}
+    assert {(1, "LookupError"), (3, "LookupError")} <= of_shaky
+    assert not any("the disk is gone" in why for _, _, why in failed)  # an unexpected error's text may hold rows
     assert [client for round, client, why in failed if why == "no reply from its host"]
     (entry,) = result.metrics["requests"]
     assert entry["models"]["rollback"]["guarantee"] == "exact" and entry["t_u"] == 3

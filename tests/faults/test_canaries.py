@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
 
 from clients.host import Host
+from oblivion import run_format
 from oblivion.config import RunConfig, load_config
 from oblivion.data.federation import resolve
 from oblivion.errors import IntegrityError
@@ -436,6 +437,7 @@ def test_no_trace_of_an_erased_record_stays_in_the_database(tmp_path: Path) -> N
     before = records(tmp_path)
     small_ledger.commit(ledger, register, asked, name)
     ledger.close()
+    (tmp_path / run_format.FILE).write_bytes(run_format.format_file())
     gone = erased(before, tmp_path)
     assert len(gone) > (rounds - 1) * len(clients)
     traces = [row["salt"] for row in gone] + [row["key"].encode() for row in gone if row["key"].startswith("main/")]
