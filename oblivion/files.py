@@ -169,11 +169,11 @@ def write_folder(folder: Path, contents: Mapping[str, bytes], mode: int = 0o777)
     OblivionError
         If the disk is full or cannot be written; nothing of the folder is there then.
     """
-    written = staging = staging_path(folder)
+    written = None
     _remove_abandoned(folder)
     try:
-        make_folder(staging, mode)
-        with _held(staging):
+        with _staging(folder, mode) as staging:
+            written = staging
             for name, data in contents.items():
                 inner = (staging / name).parent != staging
                 if inner:
@@ -186,7 +186,8 @@ def write_folder(folder: Path, contents: Mapping[str, bytes], mode: int = 0o777)
                 written = folder
         sync_folder(folder.parent)
     except OSError as error:
-        shutil.rmtree(written, ignore_errors=True)
+        if written is not None:
+            shutil.rmtree(written, ignore_errors=True)
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise ConfigError(
                 f"{folder} exists already: another process has just made it; choose another --out"
@@ -197,14 +198,32 @@ def write_folder(folder: Path, contents: Mapping[str, bytes], mode: int = 0o777)
 
 
 @contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
+def _staging(folder: Path, mode: int) -> Iterator[Path]:
+    """Make and hold a folder to write in; another one where somebody took it for abandoned before it was held."""
+    handle = None
+    while handle is None:
+        staging = staging_path(folder)
+        make_folder(staging, mode)
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+            handle = _hold(staging)
+            if not staging.is_dir():
+                os.close(handle)
+                handle = None
+    try:
+        yield staging
+    finally:
+        os.close(handle)
+
+
+def _hold(folder: Path) -> int:
     """Show other processes that this one is writing a folder; that ends when the process does, however it ends."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
+    except OSError:
         os.close(handle)
+        raise
+    return handle
 
 
 def _remove_abandoned(folder: Path) -> None:
@@ -213,8 +232,13 @@ def _remove_abandoned(folder: Path) -> None:
         return
     for path in sorted(folder.parent.iterdir()):
         if path.name.startswith(f".{folder.name}.") and is_partial(path.name):
-            with contextlib.suppress(BlockingIOError, NotADirectoryError, FileNotFoundError), _held(path):
-                remove(path)
+            with contextlib.suppress(BlockingIOError, NotADirectoryError, FileNotFoundError):
+                handle = _hold(path)
+                try:
+                    if path.is_dir():  # else it was finished meanwhile
+                        remove(path)
+                finally:
+                    os.close(handle)
 
 
 def remove_partial(root: Path, folders: Iterable[str]) -> None:

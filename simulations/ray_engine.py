@@ -49,6 +49,18 @@ def _keep_signals() -> None:
     utils.set_sigterm_handler = lambda handler: None
 
 
+def _kill_actors() -> None:
+    """Have Flower kill its actors at the end: it asks them to leave, which Ray reports as failures."""
+    import ray
+    from flwr.simulation.ray_transport.ray_actor import BasicActorPool
+
+    def terminate(pool: BasicActorPool) -> None:
+        for actor in pool.pool:
+            ray.kill(actor)
+
+    BasicActorPool.terminate_all_actors = terminate
+
+
 def _hush_raylet() -> None:
     """Keep Ray's notes about actors that are restarted or end from standard output, which belongs to results.
 
@@ -81,6 +93,7 @@ def run(config: RunConfig, work: Callable[[Hosts], T]) -> T:
 
     _hush_raylet()
     _keep_signals()
+    _kill_actors()
     _quiet()  # importing Flower sets its logger up again
     assert config.simulation.hosts != "auto"
     hosts = config.simulation.hosts
