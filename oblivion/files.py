@@ -169,25 +169,20 @@ def write_folder(folder: Path, contents: Mapping[str, bytes], mode: int = 0o777)
     OblivionError
         If the disk is full or cannot be written; nothing of the folder is there then.
     """
-    written = None
     _remove_abandoned(folder)
     try:
         with _staging(folder, mode) as staging:
             written = staging
-            for name, data in contents.items():
-                inner = (staging / name).parent != staging
-                if inner:
-                    make_folder((staging / name).parent, 0o700)
-                _write(staging / name, data, 0o600 if inner else 0o666)
-            for place in sorted({(staging / name).parent for name in contents}, reverse=True):
-                sync_folder(place)
-            with durable_step("rename"):
-                os.replace(staging, folder)
-                written = folder
-        sync_folder(folder.parent)
+            try:
+                _fill(staging, contents)
+                with durable_step("rename"):
+                    os.replace(staging, folder)
+                    written = folder
+                sync_folder(folder.parent)
+            except OSError:
+                shutil.rmtree(written, ignore_errors=True)
+                raise
     except OSError as error:
-        if written is not None:
-            shutil.rmtree(written, ignore_errors=True)
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise ConfigError(
                 f"{folder} exists already: another process has just made it; choose another --out"
@@ -195,6 +190,16 @@ def write_folder(folder: Path, contents: Mapping[str, bytes], mode: int = 0o777)
         raise OblivionError(
             f"{folder} could not be written: {error.strerror}; free some space or choose another --out"
         ) from None
+
+
+def _fill(folder: Path, contents: Mapping[str, bytes]) -> None:
+    for name, data in contents.items():
+        inner = (folder / name).parent != folder
+        if inner:
+            make_folder((folder / name).parent, 0o700)
+        _write(folder / name, data, 0o600 if inner else 0o666)
+    for place in sorted({(folder / name).parent for name in contents}, reverse=True):
+        sync_folder(place)
 
 
 @contextlib.contextmanager
