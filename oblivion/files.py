@@ -208,7 +208,11 @@ def _staging(folder: Path, mode: int) -> Iterator[Path]:
     handle = None
     while handle is None:
         staging = staging_path(folder)
-        make_folder(staging, mode)
+        try:
+            make_folder(staging, mode)
+        except OSError:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
         with contextlib.suppress(BlockingIOError, FileNotFoundError):
             handle = _hold(staging)
             if not staging.is_dir():
