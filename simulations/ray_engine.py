@@ -30,6 +30,7 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _RESTARTS = 5
 _INTERRUPTED = 130
+_STANDARD_ERROR = 2
 _LONGEST = 500
 """Characters of a cause that a message holds."""
 _SHOW_CURSOR = "\x1b[?25h"
@@ -172,14 +173,31 @@ class _Interrupt:
         self._stop = stop
         self._watch = watch
         self._before: dict[int, Any] = {}
+        self._start: Any = None
 
     def __enter__(self) -> None:
+        from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
+
+        start = self._start = RayBackend.init_ray
+
+        def start_and_listen(backend: RayBackend, config: Any) -> None:
+            start(backend, config)
+            self._listen()  # again: Ray's core puts a handler of its own first, which prints its stack
+
+        RayBackend.init_ray = start_and_listen
+        self._listen()
+
+    def _listen(self) -> None:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-                    self._before[number] = signal.signal(number, self._interrupted)
+                    before = signal.signal(number, self._interrupted)
+                    self._before.setdefault(number, before)
 
     def __exit__(self, *exception: object) -> None:
+        from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
+
+        RayBackend.init_ray = self._start
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -193,6 +211,7 @@ class _Interrupt:
         with contextlib.suppress(OSError):  # the terminal may be gone
             sys.stderr.write(f"{_SHOW_CURSOR if sys.stderr.isatty() else ''}interrupted\n")
             sys.stderr.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), _STANDARD_ERROR)  # where Ray would report what is killed now
         for child in children:
             _kill(child)
         if self._watch is not None:
