@@ -14,6 +14,7 @@ import re
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from oblivion.errors import ConfigError, FederationError
 
@@ -81,7 +82,7 @@ def ray_closed() -> Iterator[Closed]:
     Raises
     ------
     ConfigError
-        See `how_closed`.
+        See `how_closed`; or if the token is not the cluster's.
     FederationError
         If Ray runs in this process already, or the cluster to join serves calls without a token.
     """
@@ -126,21 +127,43 @@ def _read_again() -> None:
 
 
 def _check_refuses(address: str) -> None:
-    """Refuse a cluster that serves calls without a token: whoever reaches it could run code as its user."""
+    """Refuse a cluster that serves calls without a token, where whoever reaches it runs code, or not with this one."""
+    said = _alive(address, None)
+    if said == "OK":
+        raise FederationError(
+            f"the Ray cluster at {address} ({_ADDRESS}) serves calls without a token; start every node of it with "
+            f"{_MODE}=token and one {_TOKEN}, or unset {_ADDRESS}"
+        )
+    if said == "UNAUTHENTICATED":
+        said = _alive(address, _given_token())
+        if said == "UNAUTHENTICATED":
+            raise ConfigError(
+                f"{_TOKEN} or {_TOKEN_FILE} is not the token of the Ray cluster at {address} ({_ADDRESS}); give the "
+                "one that its nodes were started with"
+            )
+    if said != "OK":
+        raise FederationError(
+            f"the Ray cluster at {address} ({_ADDRESS}) does not answer: {said}; check the address, and that it was "
+            f"started with {_MODE}=token, or unset {_ADDRESS}"
+        )
+
+
+def _given_token() -> str:
+    given, path = os.environ.get(_TOKEN), os.environ.get(_TOKEN_FILE, "")
+    try:
+        return (given or Path(path).read_text("ascii")).strip()
+    except (OSError, ValueError):
+        raise ConfigError(f"{_TOKEN_FILE}: {path} cannot be read; expected a file with the cluster's token") from None
+
+
+def _alive(address: str, token: str | None) -> str:
+    """What a cluster answers to the question whether it is alive: a gRPC status code."""
     import grpc
 
     with grpc.insecure_channel(address) as channel:
         call = channel.unary_unary(_CHECK_ALIVE, request_serializer=bytes, response_deserializer=bytes)
         try:
-            call(b"", timeout=_SECONDS)
+            call(b"", timeout=_SECONDS, metadata=[("authorization", f"Bearer {token}")] if token else [])
         except grpc.RpcError as error:
-            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
-                return
-            raise FederationError(
-                f"the Ray cluster at {address} ({_ADDRESS}) does not answer: {error.code().name}; check the address, "
-                f"and that it was started with {_MODE}=token, or unset {_ADDRESS}"
-            ) from None
-    raise FederationError(
-        f"the Ray cluster at {address} ({_ADDRESS}) serves calls without a token; start every node of it with "
-        f"{_MODE}=token and one {_TOKEN}, or unset {_ADDRESS}"
-    )
+            return str(error.code().name)
+    return "OK"
