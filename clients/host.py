@@ -177,7 +177,7 @@ def _noise_key(task: ClientTask) -> bytes:
     try:
         own = Path(path).read_bytes()
         return derive_key(own, task.noise_key)
-    except (OSError, ValueError):
+    except (OSError, InputError):
         raise InputError(f"{NOISE_SECRET} = {path}: not a file of at least {KEY_BYTES} secret bytes") from None
 
 

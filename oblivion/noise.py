@@ -16,6 +16,8 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from oblivion.errors import InputError
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
@@ -37,11 +39,11 @@ def derive_key(secret: bytes, purpose: str, round: int = 0, client: str = "") ->
 
     Raises
     ------
-    ValueError
+    InputError
         If the secret is too short to be one.
     """
     if len(secret) < KEY_BYTES:
-        raise ValueError(f"a secret of {len(secret)} bytes; privacy noise needs at least {KEY_BYTES}")
+        raise InputError(f"a secret of {len(secret)} bytes; privacy noise needs at least {KEY_BYTES}")
     message = json.dumps([purpose, round, client], separators=(",", ":")).encode()
     return hmac.new(secret, message, hashlib.sha256).digest()
 

@@ -14,11 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from oblivion.errors import OblivionError
+from oblivion.errors import InputError, OblivionError
 from oblivion.files import erase, rewrite
 from oblivion.ledger.book import Record
 from oblivion.ledger.erasure import void_requests
 from oblivion.ledger.register import Asked
+from oblivion.outside import parse_json
 from server.events import round_entry
 from server.manifest import describe_clients
 from server.run_directory import RunDirectory, to_json
@@ -197,8 +198,8 @@ def _events(workflow: Workflow, client: str | None, samples: set[str]) -> None:
     lines = []
     for line in path.read_text("utf-8", errors="replace").splitlines():
         try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
+            event = parse_json(line, str(path), "an event")
+        except InputError:
             continue  # a line that a crash cut
         if not isinstance(event, dict) or _mentions(event, client, samples):
             continue

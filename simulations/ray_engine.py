@@ -59,7 +59,7 @@ def _kill_actors() -> None:
         for actor in pool.pool:
             ray.kill(actor)
 
-    BasicActorPool.terminate_all_actors = terminate
+    BasicActorPool.terminate_all_actors = terminate  # type: ignore[method-assign,assignment]
 
 
 def _hush_raylet() -> None:
@@ -184,7 +184,7 @@ class _Interrupt:
             start(backend, config)
             self._listen()  # again: Ray's core puts a handler of its own first, which prints its stack
 
-        RayBackend.init_ray = start_and_listen
+        RayBackend.init_ray = start_and_listen  # type: ignore[method-assign,assignment]
         self._listen()
 
     def _listen(self) -> None:
@@ -197,7 +197,7 @@ class _Interrupt:
     def __exit__(self, *exception: object) -> None:
         from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
 
-        RayBackend.init_ray = self._start
+        RayBackend.init_ray = self._start  # type: ignore[method-assign]
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

@@ -6,6 +6,7 @@ runs share one folder of keys, erasing in one would destroy the other.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,11 @@ def _folders(ledger: Path, keys: Path) -> Iterator[Path]:
 
 
 def _refuse_second_names(paths: list[Path]) -> None:
-    for path in paths:
-        if path.is_file() and path.stat().st_nlink > 1:
+    found = {path: path.stat() for path in paths if path.is_file()}
+    # A list beside the keys that is being written anew has two names, both of them here.
+    here = Counter((about.st_dev, about.st_ino) for about in found.values())
+    for path, about in found.items():
+        if about.st_nlink > here[about.st_dev, about.st_ino]:
             raise OblivionError(
                 f"{path} has a second name somewhere (a hard link, as `cp -l` makes), and erasing would reach it; "
                 "copy the run anew with `cp -a`"

@@ -74,7 +74,7 @@ def test_a_text_that_needs_a_missing_row_is_refused(padded: Path, tmp_path: Path
     code, _, err = run(tmp_path, padded, "a [PAD] b")
     assert code == 3
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert "'[PAD]' with id 259" in line and "rows 0 to 258 only" in line
+    assert "a token with id 259" in line and "[PAD]" not in line and "rows 0 to 258 only" in line
     base, plain = load_base(ModelConfig(name=str(padded))), templates.get("plain")()
     with pytest.raises(InputError, match="id 259"):
         encode_prompt(base.tokenizer, plain, "[PAD]?")

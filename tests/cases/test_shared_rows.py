@@ -14,6 +14,7 @@ import oblivion as ob
 from oblivion.data.corpus import FederatedData
 from oblivion.data.federation import resolve
 from oblivion.data.groups import central_groups, shared_rows
+from oblivion.data.keyed_ids import run_data
 from oblivion.ledger.verify_evidence import main as verify
 from oblivion.types import ForgetRequest, Sample
 from simulations import RunResult, simulate
@@ -92,7 +93,9 @@ def run(micro_model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResul
 def test_plan_report_and_evidence_say_it_by_count_and_id(
     run: RunResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    [shared] = [r.id for r in resolve(run.config).clients["south"] if r.answer == FEAST]
+    rows = run_data(run.directory, run.config).clients["south"]
+    [shared] = [row.id for row in rows if row.answer == FEAST]
+    assert shared.startswith("row/")  # nothing that says what the row holds
     plan = ["forget", str(run.directory), "--client", "south", "--method", "rollback", "--plan"]
     assert json.loads(oblivion(*plan, "--json")[1])["shared"] == [shared]
     assert f"rows that others hold, too: 1 row (id {shared}), also learned from rows that stay" in oblivion(*plan)[1]

@@ -37,7 +37,9 @@ import server.workflow
 from oblivion.config import RunConfig
 from oblivion.errors import ConfigError, InputError
 from oblivion.files import watch_steps
+from oblivion.ledger.binding import bind, check_binding
 from oblivion.ledger.book import Book
+from oblivion.ledger.keys import Keys
 from oblivion.ledger.store import StoredLedger
 from oblivion.seeding import numpy_generator
 
@@ -266,11 +268,21 @@ def stored_visits(store: StoredLedger) -> set[tuple[str, int, str]]:
     return {(names[record.branch], record.round, record.client) for record in store.book.find("contribution")}
 
 
+def note_the_copy(run: Path) -> None:
+    """Note beside the keys of a copy that they serve its ledger: the pass, which is no copy, has no such step."""
+    if (run / "ledger").is_dir():
+        keys = Keys(run / "keys")
+        here = check_binding(keys, run / "ledger")
+        if here is not None:
+            bind(keys, here)
+
+
 def attempt(reference: Reference, crash: Crash, folder: Path) -> list[str]:
     """Crash and go on; return what is wrong."""
     place, errors, notes, result = (folder / name for name in ("place", "errors", "acknowledged", "result"))
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(reference.before(crash.command), place)
+    note_the_copy(place / "run")
     for kill in range(crash.kills):
         seed = f"{crash.name}, {kill}" if kill else f"the pass, {crash.command}"
         status = in_child(

@@ -18,7 +18,7 @@ PROGRAM = Path(__file__).with_name("crash_points.py")
 KINDS = {
     "learn": {"write", "fsync", "rename", "unlink", "commit", "checkpoint"},
     "removal": {"write", "fsync", "rename", "unlink", "commit", "checkpoint"},
-    "commit": {"write", "fsync", "rename", "commit", "checkpoint"},  # a commit removes nothing before the erasure does
+    "commit": {"write", "fsync", "rename", "unlink", "commit", "checkpoint"},
     "erasure": {"write", "fsync", "rename", "unlink", "commit", "checkpoint"},
 }
 

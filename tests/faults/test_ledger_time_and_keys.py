@@ -285,7 +285,6 @@ def test_a_run_that_was_moved_or_copied_whole_opens(elsewhere: Path, tmp_path: P
     whole = Path(shutil.copytree(moved, tmp_path / "whole"))  # with the keys themselves
     open_ledger(whole, SETTINGS)[0].close()
     assert json.loads((whole / "keys" / BINDING).read_text())["folder"] == str(whole / "ledger")
-    shutil.rmtree(moved)
     again = Path(shutil.copytree(whole, tmp_path / "restored", ignore=shutil.ignore_patterns("keys")))
     (again / "keys").symlink_to(tmp_path / "disk")
     with pytest.raises(OblivionError, match=rf"or remove {tmp_path}/disk/{BINDING} if the other is gone for good"):

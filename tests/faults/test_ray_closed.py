@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.client
 import os
 import re
@@ -166,6 +167,15 @@ def test_after_sigkill_nothing_runs_and_the_folder_is_gone(tmp_path: Path) -> No
             process.wait()
 
 
+def wait_until_free(folder: Path) -> None:
+    """A process that was killed lets go of what it holds a little later."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    finally:
+        os.close(handle)
+
+
 def test_when_the_watch_is_killed_too_the_next_run_removes_the_folder() -> None:
     run = start(FOLDER)
     assert run.stdout is not None
@@ -174,6 +184,7 @@ def test_when_the_watch_is_killed_too_the_next_run_removes_the_folder() -> None:
     run.kill()
     run.wait()
     assert Path(name).is_dir()
+    wait_until_free(Path(name).parent)
     with ray_folder() as (folder, _):
         assert folder.parent.parent == Path(name).parent.parent
     assert not Path(name).parent.exists()

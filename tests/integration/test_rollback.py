@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import oblivion as ob
+from oblivion.config import LedgerConfig
 from oblivion.data.federation import _resolve, resolve
 from oblivion.errors import ConfigError, InputError, OblivionError, PlanRefusedError
 from oblivion.ledger.opening import open_ledger
@@ -579,7 +580,9 @@ def test_an_interrupted_trial_with_other_parameters_begins_anew(copy: RunResult,
 
 
 def test_a_commit_that_was_interrupted_before_it_stands_changed_nothing(copy: RunResult) -> None:
-    trial, before = model_of(copy, "rollback"), tree(copy)
+    trial = model_of(copy, "rollback")
+    open_ledger(copy.directory, LedgerConfig())[0].close()  # notes that the copied keys serve the copied ledger
+    before = tree(copy)
     with pytest.raises(KeyboardInterrupt):
         trial.commit(sinks=[Stop("phase", "", text="committing")])
     assert tree(copy) == before

@@ -256,11 +256,12 @@ def request_of(run: Path) -> str:
 
 def test_a_commit_says_what_it_made_and_where_the_evidence_is(copy: Path) -> None:
     trial = f"{request_of(copy)}/exclude"
-    code, out, err = oblivion("forget", copy, "--commit", trial, "--json")
+    code, out, err = oblivion("forget", copy, "--commit", trial, "--accept-no-guarantee", "--json")
     answer = strict_json(out)
     evidence = copy / "forgets" / trial / "evidence.json"
     assert code == 0 and f"committing {trial}" in err
     expected = {"run": str(copy), "report": str(copy / "report.html"), "committed": trial, "evidence": str(evidence)}
+    expected["guarantee"] = "none"
     assert answer == expected and evidence.is_file() and not (copy / "adapters/original").exists()
     code, out, err = oblivion("forget", copy, "--commit", trial)
     assert code == 5 and out == "" and err == f"error: {request_of(copy)} is committed already\n"
@@ -321,7 +322,9 @@ def test_a_request_that_is_not_as_it_was_signed(
     assert [e["client"] for e in strict_json((copy / "metrics.json").read_text())["requests"]] == ["client-2"]
 
 
-@pytest.mark.parametrize(("content", "words"), [(None, "cannot be read"), (b"{", "not JSON"), (b"\xff", "not JSON")])
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "cannot be read"), (b"{", "not JSON"), (b"\xff", "line 1 is not")]
+)
 def test_a_request_that_cannot_be_read(run: Path, elsewhere: Path, content: bytes | None, words: str) -> None:
     if content is not None:
         (elsewhere / "signed.json").write_bytes(content)
@@ -339,7 +342,7 @@ def test_a_finished_run_that_is_resumed_changes_no_bit(copy: Path) -> None:
     code, out, err = oblivion("run", "--resume", "--out", copy)
     assert code == 0 and out.startswith("finished already: nothing was left to do\n") and "learning" not in err
     assert adapters() == before
-    good("forget", copy, "--commit", f"{request_of(copy)}/exclude")
+    good("forget", copy, "--commit", f"{request_of(copy)}/exclude", "--accept-no-guarantee")
     assert good("run", "--resume", "--out", copy).startswith("finished already")
 
 
@@ -352,7 +355,7 @@ def test_a_run_that_is_not_finished_is_not_called_so(copy: Path) -> None:
 
 
 def test_who_was_erased_is_not_among_the_known(copy: Path) -> None:
-    good("forget", copy, "--commit", f"{request_of(copy)}/exclude")
+    good("forget", copy, "--commit", f"{request_of(copy)}/exclude", "--accept-no-guarantee")
     code, _, err = oblivion("forget", copy, "--client", "client-7", "--method", "exclude")
     assert code == 2 and err.endswith("Known: client-0, client-1\n")
 

@@ -15,6 +15,7 @@ from opacus import GradSampleModule
 
 from oblivion.config import LoraConfig, ModelConfig, PrivacyConfig, TrainConfig
 from oblivion.data.tokens import TokenRow
+from oblivion.errors import InputError
 from oblivion.models.forward import answer_logits
 from oblivion.models.loading import load_base
 from oblivion.models.resident import ResidentModel
@@ -159,7 +160,7 @@ class TestTraining:
         assert not any(torch.equal(first.delta[name], other.delta[name]) for name in start)
 
     def test_a_visit_without_secret_is_refused(self, resident: ResidentModel, start: Adapter) -> None:
-        with pytest.raises(ValueError, match="at least 32"):
+        with pytest.raises(InputError, match="at least 32"):
             learn(resident, start, key=b"")
 
     def test_noise_has_its_deviation(self, resident: ResidentModel, start: Adapter) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from oblivion.errors import InputError
 from oblivion.noise import NoiseStream, derive_key
 
 SECRET = bytes(range(32))
@@ -29,7 +30,7 @@ class TestDeriveKey:
         assert all(len(key) == 32 for key in keys)
 
     def test_a_short_secret_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="at least 32"):
+        with pytest.raises(InputError, match="at least 32"):
             derive_key(b"secret", "noise")
 
 

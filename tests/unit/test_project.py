@@ -44,6 +44,7 @@ PARSERS = {
     "oblivion/models/adapter_folder.py": "settings that it checked and wrote itself",
     "oblivion/models/resident.py": "the same settings",
     "oblivion/models/tiny_recipe.py": "what a tokenizer just said",
+    "server/erasing.py": "a copy of what it wrote itself",
     "server/workflow.py": "a copy of what it wrote itself",
     "oblivion/wire.py": "a message, whose size Flower bounds and whose kinds are checked field by field",
 }
