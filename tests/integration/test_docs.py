@@ -177,6 +177,18 @@ def test_files_that_are_named_exist(page: Path) -> None:
         assert (ROOT / name).exists(), name
 
 
+@pytest.mark.parametrize("page", ["findings.md", "threat-model.md"])
+def test_tests_that_are_named_exist(page: str) -> None:
+    named = re.findall(
+        r"`((?:cases|faults|integration|parity|property|unit|zoo)/[\w/.-]*)(?:::(\w+))?`", (DOCS / page).read_text()
+    )
+    assert len(named) > 10
+    for file, test in named:
+        path = ROOT / "tests" / file
+        assert path.exists(), file
+        assert not test or f"def {test}(" in path.read_text("utf-8"), f"{file}::{test}"
+
+
 def table(page: str, head: str) -> list[list[str]]:
     """The cells of the table whose first heading is `head`."""
     lines = (DOCS / page).read_text("utf-8").splitlines()
