@@ -7,11 +7,13 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
+from oblivion.data.chat_rendering import Renderer, RenderError
 from oblivion.errors import InputError
 
 DATE = datetime(2025, 4, 10)
 """Some chat formats write today's date into the prompt; a fixed one keeps runs repeatable."""
-_TODAY = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+_TODAY = re.compile(r"strftime_now\(\s*(['\"])(.{0,64}?)\1\s*\)")
+_renderer = Renderer()
 _CALL = re.compile(r"strftime_now\s*\(")
 
 
@@ -43,23 +45,22 @@ class ChatTemplate:
 
 
 def _render(tokenizer: Any, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-    from jinja2 import TemplateError
-
     if not getattr(tokenizer, "chat_template", None):
         raise InputError(
             "the tokenizer has no chat format; set data.template = 'plain', or take a model that was tuned for chat"
         )
     try:
-        text = tokenizer.apply_chat_template(
+        return _renderer.render(
+            _dated(tokenizer.get_chat_template()),
             turns,
-            chat_template=_dated(tokenizer.get_chat_template()),
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            date_string="10 Apr 2025",
+            {
+                **tokenizer.special_tokens_map,
+                "add_generation_prompt": add_generation_prompt,
+                "date_string": "10 Apr 2025",
+            },
         )
-    except TemplateError:  # its text is the template's, which may repeat a turn
-        raise InputError("the tokenizer's chat format refuses the turns; set data.template = 'plain'") from None
-    return str(text)
+    except RenderError as error:
+        raise InputError(f"the tokenizer's chat format {error}; set data.template = 'plain'") from None
 
 
 @lru_cache(maxsize=8)

@@ -34,6 +34,7 @@ RUN_BY_OTHERS = {"oblivion.ledger.migrations.env"}
 # Text from outside is read by one reader. These read their own text, or say here why not.
 PARSERS = {
     "oblivion/outside.py": "the reader",
+    "oblivion/data/chat_rendering.py": "a line that its own other half wrote",
     "oblivion/data/json_rows.py": "rows: numbers stay as they are written, and files may be large",
     "oblivion/data/rows.py": "a list inside a row, as above",
     "oblivion/data/federation.py": "a key that it wrote itself",
