@@ -639,6 +639,13 @@ def test_a_file_system_that_is_really_full(
     """Without any stand-in: SQLite's own errors, its log and its index included."""
     monkeypatch.setattr("server.committing.write_report", quick_report)
     folder, ended = tmp_path / "disk", []
+    with small_disk(folder, 64 * 2**20) as resize:
+        root = Path(shutil.copytree(trained.directory, folder / "run"))
+        resize(shutil.disk_usage(folder).used + 256 * 1024)
+        fails(1, "free some space. Nothing was changed", "forget", root, "--commit", trial)
+    folder.rmdir()
+    # The disk may still fill up in between.
+    monkeypatch.setattr("server.committing._check_writable", lambda *_: None)
     for free in (0, 16, 32, 40, 48, 56, 64, 72, 80, 88, 96, 128, 1024):
         with small_disk(folder, 64 * 2**20) as resize:
             root = Path(shutil.copytree(trained.directory, folder / "run"))

@@ -59,15 +59,16 @@ cli.main()
 @contextlib.contextmanager
 def started(*command: str, ignore: signal.Signals | None = None) -> Iterator[subprocess.Popen[str]]:
     """A process of the command line, killed at the end if it lives."""
-    before = signal.signal(ignore, signal.SIG_IGN) if ignore else None
+    heard = dict.fromkeys((signal.SIGHUP, signal.SIGTERM), signal.SIG_DFL)  # whatever the tests were started with
+    before = {n: signal.signal(n, signal.SIG_IGN if n is ignore else how) for n, how in heard.items()}
     try:
         process = subprocess.Popen(
             [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}, start_new_session=True,
         )  # fmt: skip
     finally:
-        if ignore:
-            signal.signal(ignore, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     try:
         yield process
     finally:
