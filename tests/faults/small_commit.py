@@ -50,6 +50,16 @@ def missing_original(work: Path) -> None:
     assert give(root) == "" and len(evidence(root)) == 1
 
 
+def folders_of_others(work: Path) -> None:
+    root = run(work)
+    own = ["adapters/mine", "adapters/oracle-thesis", "evaluations/mine", "evaluations/learned/plots", "forgets/notes"]
+    for name in own:
+        (root / name).mkdir(parents=True)
+        (root / name / "notes.json").write_text("mine")
+    assert give(root) == ""
+    assert {(root / name / "notes.json").read_text() for name in own} == {"mine"}
+
+
 def link(work: Path) -> None:
     root = run(work)
     (root / "adapters/original").rename(work / "elsewhere")
@@ -163,7 +173,16 @@ def numbers(root: Path) -> Iterator[str]:
 
 TESTS: dict[str, Callable[[Path], None]] = {
     test.__name__: test
-    for test in (missing_original, link, lost_afterwards, stuck_blocks_nobody, guarantee, incomplete, erased_numbers)
+    for test in (
+        missing_original,
+        link,
+        lost_afterwards,
+        stuck_blocks_nobody,
+        guarantee,
+        incomplete,
+        folders_of_others,
+        erased_numbers,
+    )
 }
 
 if __name__ == "__main__":

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(__file__).with_name("small_commit.py")
-TESTS = ("missing_original", "link", "lost_afterwards", "stuck_blocks_nobody", "guarantee", "incomplete")
+TESTS = (
+    "missing_original",
+    "link",
+    "lost_afterwards",
+    "stuck_blocks_nobody",
+    "guarantee",
+    "incomplete",
+    "folders_of_others",
+)
 
 
 @pytest.mark.parametrize("name", TESTS)
