@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import itertools
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from oblivion.config import DataConfig
 from oblivion.data import csv_rows
 from oblivion.data.jsonl import load
-from oblivion.errors import ConfigError, InputError
+from oblivion.errors import ConfigError, InputError, OblivionError
 
 CANARY = "SECRETCANARY"
 
@@ -53,3 +58,57 @@ def test_no_error_repeats_a_row(text: str, columns: dict[str, str], tmp_path: Pa
     path = tmp_path / "rows.json"
     path.write_text(text)
     assert CANARY not in refused(path, columns)
+
+
+BAD: list[Any] = [None, 7, True, [], {}, [CANARY], {CANARY: CANARY}, "", " ", 1e999]
+BAD += [f"{CANARY}\n{CANARY}", f"\x1b[2J{CANARY}"]
+FIELDS = ("question", "answer", "owner", "key", "paraphrased_answer", "perturbed_answer")
+
+
+def rows_with(field: str, value: Any) -> list[dict[str, Any]]:
+    """Three rows with the canary in every cell, the second of them with another value in one."""
+    rows = [{name: f"{CANARY} {name} {number}" for name in FIELDS} for number in range(3)]
+    rows[1][field] = value
+    return rows
+
+
+def layouts(rows: list[dict[str, Any]]) -> dict[str, str]:
+    def chat(question: str, text: str) -> list[dict[str, Any]]:
+        return [{question: "user", text: row["question"]} | {"extra": row} for row in rows[:1]] + [
+            {question: row["key"], text: row["answer"]} for row in rows
+        ]
+
+    lines = io.StringIO()
+    table = csv.DictWriter(lines, FIELDS)
+    table.writeheader()
+    table.writerows(rows)
+    return {
+        "rows.jsonl": "\n".join(json.dumps(row) for row in rows),
+        "rows.json": json.dumps(rows),
+        "wrapped.json": json.dumps({"data": rows}),
+        "columns.json": json.dumps({name: [row[name] for row in rows] for name in FIELDS}),
+        "index.json": json.dumps({name: {CANARY + str(i): row[name] for i, row in enumerate(rows)} for name in FIELDS}),
+        "rows.csv": lines.getvalue(),
+        "ragged.csv": lines.getvalue() + f"{CANARY},{CANARY},,,,,,{CANARY}\n",
+        "open.csv": lines.getvalue() + f'"{CANARY},',
+        "cut.jsonl": "\n".join(json.dumps(row) for row in rows)[:-9],
+        "chat.jsonl": json.dumps({"messages": chat("role", "content")}),
+        "sharegpt.jsonl": json.dumps({"conversations": chat("from", "value")}),
+        "twice.jsonl": "\n".join(json.dumps(row) for row in [*rows, rows[0]]),
+    }
+
+
+def test_no_layout_with_a_bad_cell_is_repeated(tmp_path: Path) -> None:
+    columns = {"question": "question", "answer": "answer", "client": "owner", "id": "key"}
+    refusals = 0
+    for field, value in itertools.product(FIELDS, BAD):
+        for name, text in layouts(rows_with(field, value)).items():
+            path = tmp_path / name
+            path.write_text(text)
+            for chosen in (columns, {}, {**columns, "answer": "missing"}):
+                try:
+                    load(DataConfig(name="jsonl", path=str(path), columns=chosen), clients=2, seed=0)
+                except OblivionError as error:
+                    refusals += 1
+                    assert CANARY not in str(error) and "\x1b" not in str(error), (name, field, value)
+    assert refusals > 1000
