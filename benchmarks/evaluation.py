@@ -17,15 +17,15 @@ import torch
 from benchmarks.measure import Result, side_by_side
 from benchmarks.rounds import PAD, VOCABULARY, Case, labelled, make_model
 from oblivion.data.tokens import TokenRow
-from oblivion.metrics.context import AnswerScore
+from oblivion.metrics.engine.context import AnswerScore
+from oblivion.metrics.engine.generation import generate
+from oblivion.metrics.engine.scoring import score_rows
 from oblivion.metrics.exact_memorization import exact_memorization
 from oblivion.metrics.extraction_strength import extraction_strength
-from oblivion.metrics.generation import generate
 from oblivion.metrics.mia_loss import LossAttack
 from oblivion.metrics.mia_min_k import MinKAttack
 from oblivion.metrics.mia_min_k_plus_plus import MinKPlusPlusAttack
 from oblivion.metrics.mia_zlib import ZlibAttack
-from oblivion.metrics.scoring import score_rows
 
 SHAPE = Case("4 layers of width 256", 4, 256, 64, 32)
 EVERY_BATCH, QUESTIONS, WRONG, NEW_TOKENS, PROMPTS = 32, 24, 5, 64, 24

@@ -19,8 +19,8 @@ from typing import Any
 
 from benchmarks.measure import Result
 from oblivion.config import RunConfig, config_from_mapping
-from oblivion.data import templates
 from oblivion.data.federation import resolve
+from oblivion.data.templates import templates
 from oblivion.models.resident import load_resident
 from oblivion.objectives.terms import objective_from
 from oblivion.training.batches import tokenize

@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.measure import Result, cpu_seconds
 from benchmarks.rounds import VOCABULARY, Case, make_model
-from oblivion.aggregation.fedavg import FedAvg
+from oblivion.aggregation.rules.fedavg import FedAvg
 from oblivion.config import LoraConfig, TrainConfig
 from oblivion.data.tokens import TokenRow
 from oblivion.models.loading import Base

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients.host import Host
 from oblivion.config import config_from_mapping
+from oblivion.federation.host import Host
 from oblivion.training.cohort import reason
 from oblivion.types import HostReply
 from oblivion.wire import pack_reply, unpack_request

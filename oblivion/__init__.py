@@ -12,16 +12,15 @@ from typing import Any
 _LAZY = {
     "RunConfig": "oblivion.config",
     "load_config": "oblivion.config",
-    "aggregators": "oblivion.aggregation",
-    "schemes": "oblivion.aggregation",
-    "datasets": "oblivion.data",
-    "partitions": "oblivion.data",
-    "templates": "oblivion.data",
+    "aggregators": "oblivion.aggregation.rules",
+    "schemes": "oblivion.aggregation.schemes",
+    "datasets": "oblivion.data.datasets",
+    "partitions": "oblivion.data.partitions",
+    "templates": "oblivion.data.templates",
     "metrics": "oblivion.metrics",
-    "models": "oblivion.models",
     "objectives": "oblivion.objectives",
     "removals": "oblivion.removal",
-    "evaluate": "oblivion.metrics.target",
+    "evaluate": "oblivion.target",
     "OblivionError": "oblivion.errors",
 }
 

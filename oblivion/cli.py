@@ -66,7 +66,7 @@ def run(
     if resume:
         _resume(out, as_json, {"a scenario": scenario, "--set": assignments, "--engine": engine, "--dry-run": dry_run})
         return
-    from server.scenarios import free_directory, scenario_path
+    from oblivion.run.scenarios import free_directory, scenario_path
 
     path = scenario_path("demo" if scenario is None else scenario)
     config = load_config(path, _overrides(assignments, engine))
@@ -140,7 +140,7 @@ def forget(
     if not commit and not refuse and (not method or bool(client) == (request is not None)):
         raise typer.BadParameter("give --method, and either --client or --request")
     _quiet_libraries()
-    from server.run_directory import RunDirectory
+    from oblivion.run.directory import RunDirectory
     from simulations.display import Display
     from simulations.simulate import commit_in_run, forget_in_run, plan_in_run, refuse_in_run
 
@@ -216,8 +216,8 @@ def ids(
     as_json: Json = False,
 ) -> None:
     """Show a client's rows: their number, their id in the data, and the keyed id that requests and the ledger hold."""
+    from oblivion.run.directory import RunDirectory
     from server.prepare import client_rows
-    from server.run_directory import RunDirectory
 
     rows = client_rows(*RunDirectory.open(run_directory), client)
     say(json.dumps(rows, indent=1) if as_json else "\n".join(f"{r['row']}\t{r['plain']}\t{r['keyed']}" for r in rows))
@@ -243,8 +243,8 @@ def evaluate(
     """Measure any model, adapter or run."""
     _quiet_libraries()
     from oblivion.errors import ConfigError
-    from oblivion.metrics.table import table
-    from oblivion.metrics.target import evaluate as measure
+    from oblivion.metrics.engine.table import table
+    from oblivion.target import evaluate as measure
 
     if out is not None and out.is_dir():
         raise ConfigError(f"--out {out} is a folder; give the name of a file")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from oblivion.aggregation import aggregators, schemes
+from oblivion.aggregation.rules import aggregators
+from oblivion.aggregation.schemes import schemes
 from oblivion.config import RunConfig
-from oblivion.data import datasets, partitions, templates
-from oblivion.fingerprint import Package, code_fingerprint, packages_of
-from oblivion.metrics import entries_of, metrics, suites
-from oblivion.models import models
+from oblivion.data.datasets import datasets
+from oblivion.data.partitions import partitions
+from oblivion.data.templates import templates
+from oblivion.metrics import metrics
+from oblivion.metrics.suites import entries_of, suites
 from oblivion.objectives import objectives
+from oblivion.provenance import Package, code_fingerprint, packages_of
 from oblivion.registry import Registry
 from oblivion.removal import removals
 
-REGISTRIES = (aggregators, schemes, datasets, partitions, templates, metrics, suites, models, objectives, removals)
+REGISTRIES = (aggregators, schemes, datasets, partitions, templates, metrics, suites, objectives, removals)
 """Every table of parts."""
 
 

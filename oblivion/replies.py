@@ -34,7 +34,8 @@ CLIENT_METRICS: Mapping[str, float] = {
     "extraction_strength": 1.0,
     "skipped": 1.0,
 }
-"""What clients measure (`oblivion.metrics.evaluation.evaluate_client`), each with its largest value; the least is 0."""
+"""What clients measure (`oblivion.metrics.engine.one_pass.evaluate_client`), each with its largest value; the least is
+0."""
 _ROUNDING = 1e-6
 """By how much a mean of fp32 values may pass the end of its range."""
 

@@ -15,11 +15,11 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from oblivion.config import load_config
-from server.events import Event, Observer
+from oblivion.run.directory import RunDirectory
+from oblivion.run.events import Event, Observer
+from oblivion.run.scenarios import free_directory, scenario_path
 from server.main import run_scenario
 from server.prepare import begin_run, check, check_again
-from server.run_directory import RunDirectory
-from server.scenarios import free_directory, scenario_path
 from strategies.grid_hosts import GridHosts
 
 app = ServerApp()

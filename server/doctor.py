@@ -11,12 +11,12 @@ from pathlib import Path
 
 import oblivion
 from oblivion.errors import OblivionError
-from oblivion.fingerprint import code_fingerprint
 from oblivion.models.loading import TINY
 from oblivion.parts import REGISTRIES
+from oblivion.provenance import code_fingerprint
 from oblivion.registry import package_of
+from oblivion.run.manifest import package_version
 from server import ray_folder
-from server.manifest import package_version
 
 _NEEDED = ("flwr", "ray", "torch", "transformers", "peft", "numpy", "scipy", "sklearn", "rouge_score", "safetensors")
 _SUPERLINK_PORT = 39091
@@ -26,7 +26,7 @@ def examine() -> dict[str, str]:
     """Facts by name; ``missing`` is ``"nothing"`` if a run can start."""
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if not (TINY / "model.safetensors").is_file():
-        missing.append("the built-in model (rebuild it: python -m oblivion.models.tiny_recipe)")
+        missing.append("the built-in model (rebuild it: python -m tools.tiny_recipe)")
     folder = ray_folder.describe()
     if folder is None:
         missing.append("a short folder for Ray's sockets (TMPDIR is too long; set RAY_TMPDIR, or use --engine inline)")

@@ -9,10 +9,12 @@ from typing import Any
 
 from oblivion.aggregation import rule_of, scheme_of
 from oblivion.config import RunConfig
-from oblivion.data import templates
 from oblivion.data.corpus import FederatedData
 from oblivion.data.groups import asked_rows
+from oblivion.data.templates import templates
 from oblivion.errors import OblivionError
+from oblivion.federation.fitting import unfit
+from oblivion.federation.planning import make_plan, make_request, make_situation, usable, visits
 from oblivion.models.resident import load_resident
 from oblivion.objectives.terms import objective_from
 from oblivion.removal.plan import in_short
@@ -20,8 +22,6 @@ from oblivion.selection import client_steps
 from oblivion.training.batches import tokenize
 from oblivion.training.local import LocalTask, train_client
 from oblivion.types import RoundInfo
-from server.fitting import unfit
-from server.planning import make_plan, make_request, make_situation, usable, visits
 
 _PROBE_STEPS = 3
 _BYTES_PER_FP32 = 4

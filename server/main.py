@@ -7,16 +7,16 @@ from typing import Any
 
 from oblivion.config import RunConfig
 from oblivion.errors import OblivionError, PlanRefusedError, plural
+from oblivion.federation.commits import commit_trial, finish_commits, unfinished
+from oblivion.federation.hosts import Hosts
+from oblivion.federation.planning import make_request, plan_values
+from oblivion.federation.workflow import Workflow
 from oblivion.ledger.register import MAIN
 from oblivion.report import write_report
+from oblivion.run.directory import RunDirectory
+from oblivion.run.events import Observer
+from oblivion.run.manifest import note_code
 from oblivion.types import ForgetRequest
-from server.committing import commit_trial, finish_commits, unfinished
-from server.events import Observer
-from server.hosts import Hosts
-from server.manifest import note_code
-from server.planning import make_request, plan_values
-from server.run_directory import RunDirectory
-from server.workflow import Workflow
 
 BUSY_SECONDS = 24 * 3600.0
 """How long a request waits for a run or another removal that is under way: it is answered after it."""

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from oblivion.aggregation import rule_of, scheme_of
-from oblivion.aggregation.client_privacy import check_privacy
 from oblivion.aggregation.fit import check_number, check_scheme, check_training
 from oblivion.config import ForgetConfig, RunConfig
-from oblivion.data import datasets, path_parameters, templates
 from oblivion.data.corpus import FederatedData
+from oblivion.data.datasets import datasets, path_parameters
 from oblivion.data.federation import client_digests, data_digest, for_source, resolve
 from oblivion.data.keyed_ids import key_files, keyed_data, new_keys, row_ids, run_data
 from oblivion.data.requests import AUTHORS
+from oblivion.data.templates import templates
 from oblivion.data.tokens import encode_prompt
 from oblivion.errors import ConfigError, InputError, IntegrityError, PlanRefusedError, nearest
+from oblivion.federation.fitting import check_fits
+from oblivion.federation.planning import make_plan, make_request, make_situation, oracle_seeds, present
+from oblivion.federation.spending import check_learning, check_removals
 from oblivion.ledger.register import EXCLUSIONS, absences
 from oblivion.ledger.rounds import Absence
 from oblivion.ledger.schema import refuse_network
@@ -26,16 +29,14 @@ from oblivion.models.resident import load_resident
 from oblivion.objectives.terms import objective_from
 from oblivion.parameters import build
 from oblivion.parts import parts_of
+from oblivion.privacy.client_noise import check_privacy
 from oblivion.removal.plan import Situation
+from oblivion.run.directory import RunDirectory
+from oblivion.run.manifest import make_manifest
 from oblivion.training.fused import fusible
 from oblivion.training.slots import slots_for
 from oblivion.types import ForgetRequest
 from server.estimate import check_disk
-from server.fitting import check_fits
-from server.manifest import make_manifest
-from server.planning import make_plan, make_request, make_situation, oracle_seeds, present
-from server.run_directory import RunDirectory
-from server.spending import check_learning, check_removals
 
 
 def check_names(config: RunConfig) -> None:

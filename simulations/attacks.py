@@ -127,15 +127,15 @@ def attacked(updates: Sequence[ClientUpdate], attack: str, attackers: Sequence[s
 
 def run_cell(cell: Cell) -> float:
     """The loss on rows of authors that nobody trained on, after the last round, in nats per token."""
-    from oblivion.data import templates
+    from oblivion.data.templates import templates
+    from oblivion.federation.rounds import Federation
     from oblivion.ledger.memory import MemoryLedger
     from oblivion.ledger.rounds import Branch
-    from oblivion.metrics.evaluation import evaluate_client
+    from oblivion.metrics.engine.one_pass import evaluate_client
     from oblivion.models.resident import load_resident
-    from server.events import Observer
+    from oblivion.run.events import Observer
     from server.prepare import prepare
-    from server.rounds import Federation
-    from simulations.inline import InlineHosts
+    from simulations.engines.inline import InlineHosts
 
     partition, rule, attack, seed = cell
     config, data = prepare(scenario(partition, rule, seed))

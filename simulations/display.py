@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from oblivion.errors import plural
-from server.events import Event
+from oblivion.run.events import Event
 
 
 class Display:

@@ -20,9 +20,9 @@ from oblivion.config import RunConfig, assign, config_from_mapping
 from oblivion.errors import ConfigError, PlanRefusedError
 from oblivion.files import write_atomically
 from oblivion.outside import read_json, read_toml
+from oblivion.run.directory import RunDirectory
 from oblivion.types import Adapter
 from server.prepare import check, check_names
-from server.run_directory import RunDirectory
 from simulations.simulate import RunResult, resume, simulate
 
 CELL = "cell.json"

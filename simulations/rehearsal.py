@@ -19,9 +19,9 @@ from typing import Any
 from oblivion.config import load_config, parse_assignment
 from oblivion.data.federation import resolve
 from oblivion.errors import InputError, OblivionError
+from oblivion.run.directory import RunDirectory
+from oblivion.run.scenarios import scenario_path
 from server.prepare import absolute_paths, prepare
-from server.run_directory import RunDirectory
-from server.scenarios import scenario_path
 from simulations.simulate import RunResult, resume, simulate
 
 ATTACK = "mia_min_k"

@@ -24,7 +24,7 @@ from oblivion.data.federation import resolve
 from oblivion.files import write_atomically
 from oblivion.report.comparison import others_probability
 from oblivion.report.reading import ModelRecord, RequestRecord, read_run
-from server.scenarios import scenario_path
+from oblivion.run.scenarios import scenario_path
 from simulations.rehearsal import Settings, choose, exit_code, finished, rehearsal_table, rehearse
 
 SEEDS = (1, 2, 3, 4, 5)

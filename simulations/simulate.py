@@ -9,15 +9,15 @@ from typing import Any, TypeVar
 
 from oblivion.config import ForgetConfig, RunConfig, config_from_mapping
 from oblivion.errors import ConfigError, InputError
+from oblivion.federation.hosts import Hosts
 from oblivion.ledger.opening import check_ledger_exists, wait_until_free
 from oblivion.models.adapter_folder import read_adapter_folder
+from oblivion.run.directory import RunDirectory
+from oblivion.run.events import Observer, Sink
+from oblivion.run.scenarios import free_directory
 from oblivion.types import Adapter, ForgetRequest
-from server.events import Observer, Sink
-from server.hosts import Hosts
 from server.main import BUSY_SECONDS, run_commit, run_forget, run_plan, run_refuse, run_scenario
 from server.prepare import begin_run, check, check_again, forgotten_by
-from server.run_directory import RunDirectory
-from server.scenarios import free_directory
 
 T = TypeVar("T")
 
@@ -25,9 +25,9 @@ T = TypeVar("T")
 def on_engine(config: RunConfig, work: Callable[[Hosts], T]) -> T:
     """Run `work` with the hosts of the config's engine."""
     if config.engine == "inline":
-        from simulations.inline import run
+        from simulations.engines.inline import run
     else:
-        from simulations.ray_engine import run
+        from simulations.engines.ray import run
     return run(config, work)
 
 
@@ -193,7 +193,7 @@ def _inline(
     work: Callable[[RunConfig, Hosts, Observer], T],
 ) -> T:
     """Run `work` in this process: nothing in it trains."""
-    from simulations.inline import run as inline
+    from simulations.engines.inline import run as inline
 
     config = check_again(run, config)
     observer = Observer(run.log, *sinks)

@@ -16,10 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from oblivion.aggregation.control import ControlRule
-from oblivion.aggregation.feddyn import FedDyn
 from oblivion.aggregation.rule import RuleState
-from oblivion.aggregation.scaffold import Scaffold
+from oblivion.aggregation.rules.control import ControlRule
+from oblivion.aggregation.rules.feddyn import FedDyn
+from oblivion.aggregation.rules.scaffold import Scaffold
 from oblivion.config import load_config
 from oblivion.ledger.memory import MemoryLedger
 from oblivion.ledger.rounds import Absence, Branch
@@ -136,12 +136,12 @@ def quadratic(rule: ControlRule) -> Iterator[dict[str, Any]]:
 
 def language_model(name: str) -> Iterator[dict[str, Any]]:
     """Measure on the built-in model: distance of the products, and the mean answer probability on the client's rows."""
+    from oblivion.federation.measure import measure_clients
+    from oblivion.federation.rounds import Federation
     from oblivion.models.resident import load_resident
-    from server.events import Observer
-    from server.measure import measure_clients
+    from oblivion.run.events import Observer
     from server.prepare import prepare
-    from server.rounds import Federation
-    from simulations.inline import InlineHosts
+    from simulations.engines.inline import InlineHosts
     from simulations.matrix import product_distance
 
     parameters = {f"federation.parameters.{key}": value for key, value in RULES[name].items()}
@@ -178,7 +178,7 @@ def language_model(name: str) -> Iterator[dict[str, Any]]:
     yield {"variates": "(never saw it)", "further_rounds": 0, "distance": 0.0, "probability": probability(reference)}
     rule = federation.rule
     for label, used in (("corrected", rule), ("stale", Stale(rule))):  # type: ignore[arg-type]
-        federation.rule = federation.replay.rule = used  # type: ignore[assignment]
+        federation.rule = federation.replay.rule = used
         after = trained(Branch(name=label, seed=config.seed, rounds=total, parent="main", fork=learned, absent=absent))
         distance = product_distance(after, reference) / before
         found = {"distance": distance, "probability": probability(after)}

@@ -18,8 +18,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from oblivion.aggregation.control import ControlRule
 from oblivion.aggregation.rule import Aggregator, RuleState
+from oblivion.aggregation.rules.control import ControlRule
 from oblivion.errors import ConfigError, FederationError
 from oblivion.types import Adapter, ClientUpdate, GlobalState, RoundInfo
 

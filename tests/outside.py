@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from oblivion.fingerprint import _package
 from oblivion.parts import REGISTRIES
+from oblivion.provenance import _package
 
 Install = Callable[..., Path]
 
 RULE = '''
 """A rule of another package."""
-from oblivion.aggregation.fedavg import FedAvg
+from oblivion.aggregation.rules.fedavg import FedAvg
 
 
 class Mine(FedAvg):

@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
-from oblivion.aggregation import aggregators
+from oblivion.aggregation.rules import aggregators
 from strategies.rule_strategy import RuleStrategy
 
 CLIENTS = 7

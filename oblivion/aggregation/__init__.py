@@ -4,48 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from oblivion.aggregation.rules import aggregators
+from oblivion.aggregation.schemes import schemes
 from oblivion.config import RunConfig
 from oblivion.parameters import build
-from oblivion.registry import Registry
 
 if TYPE_CHECKING:
     from oblivion.aggregation.rule import Aggregator, LoraScheme
-
-aggregators = Registry(
-    "aggregator",
-    {
-        "bulyan": "oblivion.aggregation.bulyan:Bulyan",
-        "clipped_mean": "oblivion.aggregation.clipped_mean:ClippedMean",
-        "fedadagrad": "oblivion.aggregation.fedadagrad:FedAdagrad",
-        "fedadam": "oblivion.aggregation.fedadam:FedAdam",
-        "fedavg": "oblivion.aggregation.fedavg:FedAvg",
-        "fedavgm": "oblivion.aggregation.fedavgm:FedAvgM",
-        "feddyn": "oblivion.aggregation.feddyn:FedDyn",
-        "fednova": "oblivion.aggregation.fednova:FedNova",
-        "fedprox": "oblivion.aggregation.fedprox:FedProx",
-        "fedyogi": "oblivion.aggregation.fedyogi:FedYogi",
-        "flower": "strategies.flower_rule:FlowerRule",
-        "geometric_median": "oblivion.aggregation.geometric_median:GeometricMedian",
-        "krum": "oblivion.aggregation.krum:Krum",
-        "median": "oblivion.aggregation.median:Median",
-        "multi_krum": "oblivion.aggregation.multi_krum:MultiKrum",
-        "scaffold": "oblivion.aggregation.scaffold:Scaffold",
-        "trimmed_mean": "oblivion.aggregation.trimmed_mean:TrimmedMean",
-    },
-    needs=("init", "apply", "min_clients", "state_fields", "needs_client_state", "plain_sgd", "proximal_mu"),
-)
-schemes = Registry(
-    "scheme",
-    {
-        "fedex": "oblivion.aggregation.scheme_fedex:FedEx",
-        "fedit": "oblivion.aggregation.scheme_fedit:FedIT",
-        "ffa": "oblivion.aggregation.scheme_ffa:FFA",
-        "flexlora": "oblivion.aggregation.scheme_flexlora:FlexLoRA",
-        "flora": "oblivion.aggregation.scheme_flora:FLoRA",
-        "rolora": "oblivion.aggregation.scheme_rolora:RoLoRA",
-    },
-    needs=("ranks", "trained", "check", "init", "combine", "space", "state_fields", "mixed_ranks"),
-)
 
 
 def rule_of(config: RunConfig) -> Aggregator:

@@ -11,9 +11,10 @@ from dataclasses import replace
 from functools import lru_cache
 
 from oblivion.config import DataConfig, RunConfig
-from oblivion.data import datasets, partitions
 from oblivion.data.corpus import Corpus, FederatedData
-from oblivion.data.jsonl import load_rows
+from oblivion.data.datasets import datasets
+from oblivion.data.datasets.jsonl import load_rows
+from oblivion.data.partitions import partitions
 from oblivion.data.rows import digest_of_texts
 from oblivion.errors import ConfigError, InputError, nearest
 from oblivion.types import Sample, check_client_id

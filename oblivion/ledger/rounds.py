@@ -13,7 +13,7 @@ from oblivion.types import ClientUpdate, Cost, GlobalState
 
 Charge: TypeAlias = Mapping[str, int]
 """Who pays for a round from the privacy budget, and for what: client id to its number of samples then, or (unit client)
-to the number of clipping bounds by which the round's sum can move without it; see `oblivion.ledger.budget.charge`."""
+to the number of clipping bounds by which the round's sum can move without it; see `oblivion.privacy.budget.charge`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -374,7 +374,7 @@ def in_words(predicate: dict[str, Any]) -> list[str]:
 def _replay(run: Path, statement: dict[str, Any]) -> Check:
     expected = next(s["digest"]["sha256"] for s in statement["subject"] if s["name"] == ADAPTER)
     try:
-        replay = importlib.import_module("oblivion.ledger.replay")
+        replay = importlib.import_module("oblivion.federation.replay")
         found = replay.verify_head(run, statement["predicate"]["request"]["id"])
     except Exception as error:  # whatever stops it, the model was not computed again
         return Check("replay", "FAILED", f"{type(error).__name__}: {error}")

@@ -1,6 +1,4 @@
-"""Metrics and membership attacks, one per file, and the suites that compute them together in one pass."""
-
-from importlib.metadata import EntryPoint
+"""Metrics and membership attacks, one per file; suites compute them together, in the one pass of the engine."""
 
 from oblivion.registry import Registry
 
@@ -23,18 +21,3 @@ metrics = Registry(
         "truth_ratio": "oblivion.metrics.truth_ratio:TruthRatio",
     },
 )
-suites = Registry("suite", {"tofu": "oblivion.metrics.suite_tofu:tofu"})
-
-
-def entries_of(suite: str) -> list[EntryPoint]:
-    """The entry points of other packages for a suite and for its metrics; none for a suite that is built in."""
-    suites.check(suite)
-    entries = suites.entries(suite)
-    if not entries:
-        return []
-    used = {type(metric).__module__ for metric in suites.get(suite)().values()}
-    return entries + [entry for entry in metrics.outside() if entry.module in used]
-
-
-get = metrics.get
-names = metrics.names

@@ -6,8 +6,8 @@ left out.
 
 from __future__ import annotations
 
-from oblivion.metrics.averages import MeanOverAnswers
-from oblivion.metrics.context import AnswerScore
+from oblivion.metrics.engine.averages import MeanOverAnswers
+from oblivion.metrics.engine.context import AnswerScore
 
 
 def exact_memorization(answer: AnswerScore) -> float | None:

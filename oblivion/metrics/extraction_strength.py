@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from oblivion.metrics.averages import MeanOverAnswers
-from oblivion.metrics.context import AnswerScore
+from oblivion.metrics.engine.averages import MeanOverAnswers
+from oblivion.metrics.engine.context import AnswerScore
 
 
 def extraction_strength(answer: AnswerScore) -> float | None:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from oblivion.errors import InputError
-from oblivion.metrics.context import REFERENCE, EvaluationContext, score_of
+from oblivion.metrics.engine.context import REFERENCE, EvaluationContext, score_of
 from oblivion.metrics.truth_ratio import TruthRatio
 from oblivion.types import MetricResult
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from oblivion.metrics.context import AnswerScore
-from oblivion.metrics.membership import MembershipAttack
+from oblivion.metrics.engine.context import AnswerScore
+from oblivion.metrics.engine.membership import MembershipAttack
 
 
 @dataclass(frozen=True)

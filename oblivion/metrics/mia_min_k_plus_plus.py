@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from oblivion.metrics.context import AnswerScore
-from oblivion.metrics.membership import MembershipAttack, lowest_count
+from oblivion.metrics.engine.context import AnswerScore
+from oblivion.metrics.engine.membership import MembershipAttack, lowest_count
 
 VARIANCE_FLOOR = 1e-6
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from oblivion.metrics.context import EvaluationContext, Metric
+from oblivion.metrics.engine.context import EvaluationContext, Metric
 from oblivion.metrics.normalised_probability import NormalisedProbability
 from oblivion.metrics.probability import Probability
 from oblivion.metrics.rouge import Rouge

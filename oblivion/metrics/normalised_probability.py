@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from oblivion.metrics.averages import mean_result
-from oblivion.metrics.context import EvaluationContext
+from oblivion.metrics.engine.averages import mean_result
+from oblivion.metrics.engine.context import EvaluationContext
 from oblivion.types import MetricResult
 
 EPSILON = 1e-10

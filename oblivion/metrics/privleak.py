@@ -13,9 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from oblivion.errors import InputError
-from oblivion.metrics.auc import Scores, difference_half_width
-from oblivion.metrics.context import DetailedResult, EvaluationContext, score_of
-from oblivion.metrics.membership import GROUPS
+from oblivion.metrics.engine.auc import Scores, difference_half_width
+from oblivion.metrics.engine.context import DetailedResult, EvaluationContext, score_of
+from oblivion.metrics.engine.membership import GROUPS
 from oblivion.metrics.mia_min_k import MinKAttack
 from oblivion.types import MetricResult
 

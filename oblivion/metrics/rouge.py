@@ -1,6 +1,6 @@
 """ROUGE recall of the generated answer (Lin, 2004), as in TOFU: ROUGE-L recall with stemming, from rouge_score.
 
-In scripts for which rouge_score has no tokens, see `oblivion.metrics.rouge_tokens`.
+In scripts for which rouge_score has no tokens, see `oblivion.metrics.engine.rouge_tokens`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
-from oblivion.metrics.averages import mean_result
-from oblivion.metrics.context import EvaluationContext
-from oblivion.metrics.rouge_tokens import has_plain_tokens, needs_all_scripts, tokens
+from oblivion.metrics.engine.averages import mean_result
+from oblivion.metrics.engine.context import EvaluationContext
+from oblivion.metrics.engine.rouge_tokens import has_plain_tokens, needs_all_scripts, tokens
 from oblivion.types import MetricResult
 
 _FROM = 256

@@ -15,8 +15,8 @@ from typing import Literal
 
 import numpy as np
 
-from oblivion.metrics.averages import mean_result
-from oblivion.metrics.context import EvaluationContext
+from oblivion.metrics.engine.averages import mean_result
+from oblivion.metrics.engine.context import EvaluationContext
 from oblivion.metrics.normalised_probability import LEAST
 from oblivion.types import MetricResult
 

@@ -9,8 +9,8 @@ from typing import Any, Literal, Protocol, TypeAlias
 from oblivion.aggregation.fit import short_round
 from oblivion.aggregation.rule import Aggregator, LoraScheme
 from oblivion.errors import PlanRefusedError, plural
-from oblivion.ledger.budget import Budget, expected_rounds
 from oblivion.ledger.rounds import RoundRecord, first_selected
+from oblivion.privacy.budget import Budget, expected_rounds
 from oblivion.selection import client_steps, population, select_clients
 from oblivion.types import ForgetRequest, Guarantee
 

@@ -10,6 +10,7 @@ from oblivion.data.tokens import Template, TokenRow, encode
 from oblivion.errors import InputError
 from oblivion.objectives.terms import Answers
 from oblivion.types import Sample
+from oblivion.visits import WINDOW
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 NO_ROWS = "no rows to train on"
 """Why a client fails that has none, or none that fits into the context: it will fail in every other round, too."""
-_WINDOW = 8
 
 
 @dataclass(frozen=True)
@@ -107,21 +107,9 @@ def epochs(
     for _ in range(count):
         order = own.permutation(len(rows)).tolist()
         batches: list[list[TokenRow]] = []
-        for start in range(0, len(order), batch_size * _WINDOW):
-            window = sorted(order[start : start + batch_size * _WINDOW], key=lambda i: len(rows[i].ids))
+        for start in range(0, len(order), batch_size * WINDOW):
+            window = sorted(order[start : start + batch_size * WINDOW], key=lambda i: len(rows[i].ids))
             batches += [[rows[i] for i in window[j : j + batch_size]] for j in range(0, len(window), batch_size)]
         batches.sort(key=lambda batch: max(len(row.ids) for row in batch))
         while batches:
             yield batches.pop(int(shared.random() * len(batches)))
-
-
-def steps_per_visit(rows: int, batch_size: int, count: int) -> int:
-    """Optimizer steps of `count` passes over `rows` rows."""
-    window = batch_size * _WINDOW
-    full, rest = divmod(rows, window)
-    return count * (full * _WINDOW + -(-rest // batch_size))
-
-
-def sampling_rate(samples: int, batch_size: int) -> float:
-    """With which probability a step of DP-SGD draws a sample; 1 where there are no more samples than a batch has."""
-    return min(1.0, batch_size / samples)

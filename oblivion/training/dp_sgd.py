@@ -26,13 +26,14 @@ from oblivion.config import PrivacyConfig, TrainConfig
 from oblivion.data.tokens import TokenRow
 from oblivion.models.forward import answer_logits, head_is_linear
 from oblivion.models.resident import ResidentModel
-from oblivion.noise import NoiseStream, derive_key
 from oblivion.objectives.terms import Objective
-from oblivion.training.batches import collate, sampling_rate, steps_per_visit
+from oblivion.privacy.noise import NoiseStream, derive_key
+from oblivion.training.batches import collate
 from oblivion.training.fused import fusible
 from oblivion.training.local import LocalTask, LocalVisit
 from oblivion.training.lora_linear import through
 from oblivion.types import Adapter, ClientUpdate, RoundInfo
+from oblivion.visits import sampling_rate, steps_per_visit
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -18,7 +18,7 @@ from oblivion.training import cohort as cohort_module
 from oblivion.training import fused, local
 from oblivion.types import HostReply, HostRequest
 from simulations import RunResult, simulate
-from simulations.inline import InlineHosts
+from simulations.engines.inline import InlineHosts
 
 LONG, SHAKY, LATE = "client-1", "client-2", "client-5"
 ROWS = {"client-0": 5, LONG: 4, SHAKY: 3, "client-3": 6, "client-4": 2, LATE: 4}

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from oblivion.client_names import canonical_name, client_id_of
 from oblivion.config import DataConfig, load_config
+from oblivion.data.datasets.jsonl import load
 from oblivion.data.federation import resolve, without
-from oblivion.data.jsonl import load
 from oblivion.errors import ConfigError, InputError
 from oblivion.ledger.register import NAMES
 from oblivion.ledger.verify import verify_ledger

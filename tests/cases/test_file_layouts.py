@@ -12,8 +12,8 @@ import pytest
 
 from oblivion.config import DataConfig, load_config
 from oblivion.data import row_files
+from oblivion.data.datasets.jsonl import load, load_rows
 from oblivion.data.federation import resolve
-from oblivion.data.jsonl import load, load_rows
 from oblivion.errors import ConfigError, InputError
 from server.prepare import absolute_paths
 

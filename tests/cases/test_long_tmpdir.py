@@ -12,7 +12,7 @@ import pytest
 from oblivion.config import load_config
 from oblivion.errors import FederationError
 from server import doctor, ray_folder
-from simulations import ray_engine
+from simulations.engines import ray as ray_engine
 from strategies.grid_hosts import _cause
 
 LONG = Path("a_rather_long_directory_name_as_clusters_like_them/slurm_jobdir_1355700/tmp.node0016/scratch")

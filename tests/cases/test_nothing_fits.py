@@ -12,11 +12,11 @@ import tiny_models
 
 import oblivion as ob
 from oblivion.errors import PlanRefusedError
+from oblivion.federation.absence import never_took_part
 from oblivion.report import write_report
+from oblivion.run.directory import RunDirectory
 from oblivion.training import fused, local
-from server.absence import never_took_part
 from server.prepare import prepare
-from server.run_directory import RunDirectory
 from simulations import RunResult, simulate
 from simulations.simulate import plan_in_run, refuse_in_run
 

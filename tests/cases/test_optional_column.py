@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from oblivion.config import DataConfig
-from oblivion.data.jsonl import load, load_rows
+from oblivion.data.datasets.jsonl import load, load_rows
 from oblivion.errors import ConfigError, InputError
 
 ROWS = Path(__file__).parent / "optional-column" / "rows.jsonl"

@@ -11,7 +11,7 @@ import torch
 from command_line import oblivion
 
 from oblivion.config import ModelConfig
-from oblivion.data import templates
+from oblivion.data.templates import templates
 from oblivion.data.tokens import encode, encode_prompt
 from oblivion.errors import InputError
 from oblivion.models.loading import load_base

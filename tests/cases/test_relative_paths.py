@@ -7,7 +7,7 @@ import pytest
 from command_line import oblivion
 
 from oblivion.config import RunConfig, load_config
-from oblivion.data import path_parameters, with_paths
+from oblivion.data.datasets import path_parameters, with_paths
 from oblivion.errors import InputError
 from server.prepare import absolute_paths, check
 from simulations import RunResult, simulate

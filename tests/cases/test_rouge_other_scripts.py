@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from oblivion.metrics.context import EvaluationContext, ScoredRow
+from oblivion.metrics.engine.context import EvaluationContext, ScoredRow
 from oblivion.metrics.rouge import Rouge, rouge, start_rouge
 
 ROWS = [json.loads(line) for line in (Path(__file__).parent / "rouge-other-scripts/rows.jsonl").open(encoding="utf-8")]

@@ -13,9 +13,9 @@ import torch
 from oblivion.config import LoraConfig, ModelConfig
 from oblivion.data.tokens import TokenRow
 from oblivion.errors import InputError
-from oblivion.metrics.generation import generate
-from oblivion.metrics.scoring import score_rows
-from oblivion.metrics.trees import plant, takes_trees
+from oblivion.metrics.engine.generation import generate
+from oblivion.metrics.engine.scoring import score_rows
+from oblivion.metrics.engine.trees import plant, takes_trees
 from oblivion.models.attention import sees_all_before
 from oblivion.models.forward import answer_logits, head_is_linear
 from oblivion.models.loading import Base, load_base

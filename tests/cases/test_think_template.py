@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from oblivion.config import ModelConfig
-from oblivion.data import templates
+from oblivion.data.templates import templates
 from oblivion.data.tokens import encode, encode_prompt
-from oblivion.metrics.evaluation import evaluate_model
+from oblivion.metrics.engine.one_pass import evaluate_model
 from oblivion.models.loading import TINY, load_base
 from oblivion.types import Sample
 

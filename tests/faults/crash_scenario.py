@@ -11,25 +11,25 @@ from typing import Any
 
 import torch
 
+import oblivion.federation.commits
+import oblivion.federation.measure
+import oblivion.federation.workflow
 import oblivion.registry
-import server.committing
+import oblivion.run.manifest
 import server.main
-import server.manifest
-import server.measure
 import server.prepare
-import server.workflow
-import simulations.inline
+import simulations.engines.inline
 from oblivion.config import RunConfig, config_from_mapping, load_config
 from oblivion.data.federation import resolve
 from oblivion.errors import PlanRefusedError
 from oblivion.files import write_atomically
-from oblivion.fingerprint import code_fingerprint
-from oblivion.metrics.evaluation import Evaluation
+from oblivion.metrics.engine.one_pass import Evaluation
 from oblivion.models.resident import ResidentModel, weight_bytes
+from oblivion.provenance import code_fingerprint
+from oblivion.run.directory import RunDirectory
 from oblivion.seeding import torch_generator
-from oblivion.training.batches import steps_per_visit
 from oblivion.types import Adapter, ClientTask, ClientUpdate, GlobalState, HostReply, HostRequest, MetricResult
-from server.run_directory import RunDirectory
+from oblivion.visits import steps_per_visit
 from simulations.simulate import commit_in_run, forget_in_run, resume, simulate
 
 SETTINGS = {
@@ -137,23 +137,23 @@ def configure(work: Path) -> RunConfig:
     """The scenario; what is slow, or has no part in what is written, is replaced."""
     torch.set_num_threads(1)
     resident = adapters_alone()
-    for module in (server.prepare, server.workflow):
+    for module in (server.prepare, oblivion.federation.workflow):
         module.load_resident = lambda *_: resident
         module.locate = lambda _: "a model"
         module.fusible = lambda _: None
-    for module in (server.prepare, server.manifest):
+    for module in (server.prepare, oblivion.run.manifest):
         module.model_digest = lambda _: "a digest"
-    for module in (server.main, server.committing):
+    for module in (server.main, oblivion.federation.commits):
         module.write_report = report
-    server.committing.build_report = lambda _: ""
+    oblivion.federation.commits.build_report = lambda _: ""
     server.prepare.encode_prompt = lambda *_: []
     server.prepare.resolve_dtype = lambda _: "float32"
     server.prepare.check_disk = server.prepare.check_fits = lambda *_: None
-    server.workflow.beforehand = lambda *_: []
-    server.workflow.nothing_fits, server.workflow.unfit = (lambda *_: ""), (lambda *_: {})
-    simulations.inline.Host = FakeHost
-    server.measure.measure_centrally = measure
-    server.manifest._commit = lambda: "a commit"
+    oblivion.federation.workflow.beforehand = lambda *_: []
+    oblivion.federation.workflow.nothing_fits, oblivion.federation.workflow.unfit = (lambda *_: ""), (lambda *_: {})
+    simulations.engines.inline.Host = FakeHost
+    oblivion.federation.measure.measure_centrally = measure
+    oblivion.run.manifest._commit = lambda: "a commit"
     oblivion.registry.entry_points = lambda group: ()
     config = load_config(None, SETTINGS)
     ROWS.update({client: tuple(row.id for row in rows) for client, rows in resolve(config).clients.items()})

@@ -16,7 +16,7 @@ from oblivion.ledger.opening import DATABASE, open_ledger
 from oblivion.ledger.register import EXCLUSIONS, SIMULATED
 from oblivion.ledger.store import StoredLedger, key_name
 from oblivion.ledger.verify_evidence import verify
-from server.run_directory import RunDirectory
+from oblivion.run.directory import RunDirectory
 
 _VOLATILE = {"seconds", "time", "issued_at", "received_at", "due_at", "committed_at", "key_id", "log", "signatures"}
 """What is another in every run: times, and what is made of them or of random keys."""

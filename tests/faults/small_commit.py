@@ -16,7 +16,7 @@ from crash_scenario import COMMANDS, LOSSES, TOKENS, commit, configure
 from crash_state import state_of
 
 from oblivion.errors import OblivionError, PlanRefusedError
-from server.run_directory import RunDirectory
+from oblivion.run.directory import RunDirectory
 from simulations.simulate import commit_in_run
 
 
@@ -71,7 +71,7 @@ def link(work: Path) -> None:
 
 
 def lost_afterwards(work: Path) -> None:
-    import server.committing as committing
+    import oblivion.federation.commits as committing
 
     root, real = run(work), committing.finish_commits
 
@@ -92,7 +92,7 @@ def lost_afterwards(work: Path) -> None:
 
 
 def stuck_blocks_nobody(work: Path) -> None:
-    import server.erasing as erasing
+    import oblivion.federation.erasing as erasing
 
     root, real = run(work), erasing.erase
 

@@ -332,7 +332,7 @@ def test_forget_on_a_run_that_was_interrupted(scenario: Path, here: Path, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("server.rounds.Federation._commit", interrupted)
+        patch.setattr("oblivion.federation.rounds.Federation._commit", interrupted)
         assert oblivion("run", scenario, "--out", "o")[0] == 130
     for arguments in (ASK, (*ASK, "--plan"), ("--commit", "req-1/local")):
         code, out, err = oblivion("forget", "o", *arguments)

@@ -18,15 +18,15 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from oblivion.config import RunConfig, load_config
 from oblivion.errors import IntegrityError
-from oblivion.fingerprint import code_fingerprint
+from oblivion.federation.rounds import Federation
 from oblivion.ledger.memory import MemoryLedger
 from oblivion.ledger.rounds import Branch
+from oblivion.provenance import code_fingerprint
+from oblivion.run.events import Observer
 from oblivion.seeding import torch_generator
-from oblivion.training.batches import steps_per_visit
 from oblivion.types import ClientTask, ClientUpdate, HostReply, HostRequest, RoundInfo
+from oblivion.visits import steps_per_visit
 from oblivion.wire import check_reply, pack_reply, unpack_reply
-from server.events import Observer
-from server.rounds import Federation
 
 CLIENTS = {f"client-{k}": 6 + k for k in range(5)}
 BAD = "client-2"

@@ -28,11 +28,11 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
 
-from clients.host import Host
 from oblivion import run_format
 from oblivion.config import RunConfig, load_config
 from oblivion.data.federation import resolve
 from oblivion.errors import IntegrityError
+from oblivion.federation.host import Host
 from oblivion.ledger.blobs import unseal
 from oblivion.ledger.opening import open_ledger
 from oblivion.ledger.register import SIMULATED

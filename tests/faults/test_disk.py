@@ -29,8 +29,8 @@ from oblivion.ledger.register import Register
 from oblivion.ledger.requests import issue
 from oblivion.ledger.rounds import Absence, Branch, CohortOutcome, RoundRecord, RoundState, Selection
 from oblivion.ledger.store import StoredLedger
+from oblivion.run.directory import RunDirectory
 from oblivion.types import ClientUpdate, GlobalState
-from server.run_directory import RunDirectory
 
 FULL = "No space left on device"
 

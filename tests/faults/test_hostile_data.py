@@ -14,7 +14,7 @@ import pytest
 
 from oblivion.config import DataConfig
 from oblivion.data import csv_rows
-from oblivion.data.jsonl import load
+from oblivion.data.datasets.jsonl import load
 from oblivion.errors import ConfigError, InputError, OblivionError
 
 CANARY = "SECRETCANARY"

@@ -15,11 +15,11 @@ from oblivion.config import RunConfig
 from oblivion.data.row_files import read_row_file
 from oblivion.errors import InputError, IntegrityError
 from oblivion.ledger.keys import Keys
-from oblivion.metrics.layout import read_reference
-from oblivion.metrics.target import find_target
+from oblivion.metrics.engine.layout import read_reference
 from oblivion.outside import DEEPEST, parse_json, parse_toml, read
 from oblivion.report.reading import read_run
-from server.run_directory import RunDirectory
+from oblivion.run.directory import RunDirectory
+from oblivion.target import find_target
 
 WHAT = "a thing"
 HOSTILE: dict[str, bytes] = {

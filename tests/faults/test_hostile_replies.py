@@ -14,15 +14,15 @@ from test_bad_updates import CLIENTS, INITIAL, visit
 
 from oblivion.config import load_config
 from oblivion.errors import FederationError, IntegrityError
+from oblivion.federation.measure import measure_clients
+from oblivion.federation.rounds import Federation
 from oblivion.ledger.memory import MemoryLedger
 from oblivion.ledger.rounds import Branch
-from oblivion.metrics.evaluation import evaluate_client
+from oblivion.metrics.engine.one_pass import evaluate_client
 from oblivion.replies import CLIENT_METRICS, LONGEST_REASON, MOST_CLIENTS, MOST_ROWS, OTHERS, measured, one_line, served
+from oblivion.run.events import Event, Observer
 from oblivion.types import ClientTask, GlobalState, HostReply, HostRequest
 from oblivion.wire import check_reply, pack_reply, unpack_reply
-from server.events import Event, Observer
-from server.measure import measure_clients
-from server.rounds import Federation
 
 HONEST = {client: {"samples": rows} for client, rows in CLIENTS.items()}
 GOOD = {"loss": (20.0, 10.0), "probability": (0.5, 1.0), "skipped": (0.0, 1.0)}

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from oblivion.config import ModelConfig
-from oblivion.data import templates
 from oblivion.data.chat_rendering import Renderer, RenderError
+from oblivion.data.templates import templates
 from oblivion.errors import InputError
 from oblivion.models.loading import load_tokenizer
 

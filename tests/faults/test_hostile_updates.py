@@ -13,18 +13,18 @@ from typing import Any
 import pytest
 import torch
 
-from oblivion.aggregation import aggregators
 from oblivion.aggregation.gate import FOR_OTHERS
+from oblivion.aggregation.rules import aggregators
 from oblivion.config import RunConfig, load_config
-from oblivion.fingerprint import code_fingerprint
+from oblivion.federation.rounds import Federation
 from oblivion.ledger.memory import MemoryLedger
 from oblivion.ledger.rounds import Absence, Branch
+from oblivion.provenance import code_fingerprint
+from oblivion.run.events import Observer
 from oblivion.seeding import torch_generator
-from oblivion.training.batches import steps_per_visit
 from oblivion.training.reach import reach
 from oblivion.types import ClientUpdate, HostReply, HostRequest, RoundInfo
-from server.events import Observer
-from server.rounds import Federation
+from oblivion.visits import steps_per_visit
 
 ROWS = 40
 SHAPES = {"x.lora_A.weight": (2, 3), "x.lora_B.weight": (3, 2)}

@@ -21,8 +21,8 @@ from oblivion.config import RunConfig, load_config
 from oblivion.data.federation import client_digests, data_digest, resolve
 from oblivion.data.keyed_ids import FOLDER, keyed_data, keyed_id, new_keys, read_key, run_data
 from oblivion.errors import ConfigError, IntegrityError
+from oblivion.run.directory import RunDirectory
 from oblivion.types import ClientTask
-from server.run_directory import RunDirectory
 from simulations.simulate import RunResult, commit_in_run, forget_in_run, resume, simulate
 
 PINS = {"hosp-0": 3548, "hosp-1": 417, "hosp-2": 9021}

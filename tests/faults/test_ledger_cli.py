@@ -537,7 +537,7 @@ def uninterrupted(trained: RunResult, tmp_path_factory: pytest.TempPathFactory) 
     root = Path(shutil.copytree(trained.directory, tmp_path_factory.mktemp("whole") / "run"))
     (entry,) = trained.metrics["requests"]
     with pytest.MonkeyPatch.context() as patch, disk() as steps:
-        patch.setattr("server.committing.write_report", quick_report)
+        patch.setattr("oblivion.federation.commits.write_report", quick_report)
         good("forget", root, "--commit", f"{entry['id']}/rollback")
     assert set(steps.seen) == {"write", "fsync", "rename", "unlink", "commit", "checkpoint"}
     return steps.seen, outcome(root)
@@ -569,7 +569,7 @@ def test_a_disk_that_is_full_during_a_commit(
     step: str,
     which: str,
 ) -> None:
-    monkeypatch.setattr("server.committing.write_report", quick_report)
+    monkeypatch.setattr("oblivion.federation.commits.write_report", quick_report)
     counts, expected = uninterrupted
     if which == "last" and counts[step] == 1:
         pytest.skip("there is one only")
@@ -584,7 +584,7 @@ def test_a_disk_that_is_full_at_any_step_of_a_commit(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("server.committing.write_report", quick_report)
+    monkeypatch.setattr("oblivion.federation.commits.write_report", quick_report)
     counts, expected = uninterrupted
     for step, count in sorted(counts.items()):
         for number in range(1, count + 1):
@@ -600,7 +600,7 @@ def test_the_report_cannot_be_written(run: Path, trial: str, monkeypatch: pytest
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr("server.committing.write_report", full)
+        patch.setattr("oblivion.federation.commits.write_report", full)
         fails(1, "report.html: No space left on device", "forget", run, "--commit", trial)
     (run / "report.html").unlink()
     answer = json.loads(good("forget", run, "--commit", trial, "--json"))
@@ -637,7 +637,7 @@ def test_a_file_system_that_is_really_full(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Without any stand-in: SQLite's own errors, its log and its index included."""
-    monkeypatch.setattr("server.committing.write_report", quick_report)
+    monkeypatch.setattr("oblivion.federation.commits.write_report", quick_report)
     folder, ended = tmp_path / "disk", []
     with small_disk(folder, 64 * 2**20) as resize:
         root = Path(shutil.copytree(trained.directory, folder / "run"))
@@ -645,7 +645,7 @@ def test_a_file_system_that_is_really_full(
         fails(1, "free some space. Nothing was changed", "forget", root, "--commit", trial)
     folder.rmdir()
     # The disk may still fill up in between.
-    monkeypatch.setattr("server.committing._check_writable", lambda *_: None)
+    monkeypatch.setattr("oblivion.federation.commits._check_writable", lambda *_: None)
     for free in (0, 16, 32, 40, 48, 56, 64, 72, 80, 88, 96, 128, 1024):
         with small_disk(folder, 64 * 2**20) as resize:
             root = Path(shutil.copytree(trained.directory, folder / "run"))

@@ -23,14 +23,14 @@ import pytest
 from oblivion.errors import ConfigError, FederationError
 from server import doctor
 from server.ray_folder import ray_folder
-from simulations import ray_closed as closing
+from simulations.engines import ray_closed as closing
 
 TOKEN = re.compile(r"[0-9a-f]{64}")
 SIMULATION = """
 import sys
 from oblivion.config import load_config
 from oblivion.types import HostRequest
-from simulations import ray_engine
+from simulations.engines import ray as ray_engine
 
 def work(hosts):
     list(hosts.ask([HostRequest(host=name, kind="query.describe", config={}) for name in hosts.names()]))

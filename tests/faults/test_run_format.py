@@ -13,10 +13,10 @@ import pytest
 from oblivion.config import RunConfig
 from oblivion.errors import InputError
 from oblivion.ledger.opening import open_ledger
-from oblivion.metrics.target import find_target
 from oblivion.report.reading import read_run
+from oblivion.run.directory import RunDirectory
 from oblivion.run_format import FORMAT, check_format, format_file, open_run
-from server.run_directory import RunDirectory
+from oblivion.target import find_target
 
 PRIVATE = 0o077
 

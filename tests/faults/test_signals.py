@@ -20,7 +20,7 @@ from oblivion import cli
 from oblivion.config import RunConfig
 from oblivion.errors import ConfigError
 from oblivion.files import write_folder
-from server.run_directory import RunDirectory
+from oblivion.run.directory import RunDirectory
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SETTINGS = """

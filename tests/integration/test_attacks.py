@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from oblivion.aggregation import aggregators
 from oblivion.aggregation.gate import update_norm
+from oblivion.aggregation.rules import aggregators
 from oblivion.types import ClientUpdate
 from simulations import attacks
 from simulations.attacks import ATTACKS, CLIENTS, HOSTILE, RULES, attacked, hostile, little_is_enough_z, main, scenario

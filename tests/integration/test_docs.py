@@ -23,23 +23,26 @@ import pytest
 import typer.main
 
 from oblivion import cli
-from oblivion.aggregation import aggregators, schemes
+from oblivion.aggregation.rules import aggregators
+from oblivion.aggregation.schemes import schemes
 from oblivion.config import RunConfig, config_from_mapping, load_config, parse_assignment
-from oblivion.data import datasets, partitions, templates
-from oblivion.metrics import metrics, suites
-from oblivion.models import models
+from oblivion.data.datasets import datasets
+from oblivion.data.partitions import partitions
+from oblivion.data.templates import templates
+from oblivion.metrics import metrics
+from oblivion.metrics.suites import suites
 from oblivion.objectives import objectives
 from oblivion.removal import removals
 from oblivion.removal.plan import Situation, plan_removal
 from oblivion.removal.retrain import Retrain
+from oblivion.run.scenarios import scenario_path
 from oblivion.types import ForgetRequest
-from server.scenarios import scenario_path
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.glob("*.md") if path.name != "log.md")
 EVERYTHING = [*PAGES, ROOT / "README.md"]
-REGISTRIES = (aggregators, schemes, datasets, partitions, templates, metrics, suites, models, objectives, removals)
+REGISTRIES = (aggregators, schemes, datasets, partitions, templates, metrics, suites, objectives, removals)
 COMMANDS = typer.main.get_command(cli.app)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 FREE = ("federation.joins", "federation.ranks", "federation.parameters", "forget.parameters", "data.columns")
@@ -224,7 +227,6 @@ def test_the_table_of_settings_is_the_code() -> None:
         ("evaluation.md", suites),
         ("forgetting.md", objectives),
         ("forgetting.md", removals),
-        ("models.md", models),
     ],
 )
 def test_every_part_is_described(page: str, registry: Any) -> None:
@@ -239,8 +241,8 @@ def test_every_number_of_the_suite_is_described() -> None:
 
 
 def test_the_checklist_is_described() -> None:
-    from oblivion.aggregation.fedavg import FedAvg
-    from oblivion.aggregation.scheme_fedit import FedIT
+    from oblivion.aggregation.rules.fedavg import FedAvg
+    from oblivion.aggregation.schemes.fedit import FedIT
 
     situation = Situation(
         rounds=1, head=1, aggregator=FedAvg(), scheme=FedIT(), seed=0, clients_per_round=1, shared=("row",)

@@ -208,7 +208,7 @@ def test_forgetting_later_adds_a_trial_and_never_repeats_one(trained: RunResult)
 
 
 def test_an_interrupted_removal_can_be_tried_again(trained: RunResult, monkeypatch: pytest.MonkeyPatch) -> None:
-    import server.measure as measure
+    import oblivion.federation.measure as measure
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt

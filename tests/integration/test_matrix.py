@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from oblivion.aggregation import aggregators, schemes
+from oblivion.aggregation.rules import aggregators
+from oblivion.aggregation.schemes import schemes
 from oblivion.errors import ConfigError, InputError
 from server.prepare import check_names
 from simulations import matrix as module

@@ -12,7 +12,7 @@ from outside import RULE, Install, uninstall
 from outside import install as install
 
 import oblivion as ob
-from oblivion.fingerprint import code_fingerprint
+from oblivion.provenance import code_fingerprint
 from simulations import simulate
 
 FILES = {"my_fed/__init__.py": "", "my_fed/rules.py": RULE.format(how="as ever")}

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from plain_flower_app import CLIENTS, PARAMETERS, RATE, visit
 
-from oblivion.aggregation import aggregators
-from oblivion.aggregation.control import ControlRule
+from oblivion.aggregation.rules import aggregators
+from oblivion.aggregation.rules.control import ControlRule
 from oblivion.types import ClientUpdate, GlobalState, RoundInfo
 
 TESTS = Path(__file__).parents[1]

@@ -13,19 +13,19 @@ import pytest
 import torch
 
 import oblivion as ob
-from oblivion.accountant import gaussian_epsilon
 from oblivion.aggregation.rule import equal_mean, mean_update
 from oblivion.errors import ConfigError, IntegrityError, PlanRefusedError
+from oblivion.federation.replay import verify_head
 from oblivion.ledger.opening import open_ledger
-from oblivion.ledger.replay import verify_head
 from oblivion.ledger.store import StoredLedger
 from oblivion.ledger.verify import verify_ledger
-from oblivion.noise import derive_key
+from oblivion.privacy.accountant import gaussian_epsilon
+from oblivion.privacy.noise import derive_key
 from oblivion.report.formatting import number
 from oblivion.selection import select_clients
 from oblivion.types import Adapter, HostRequest
 from simulations import RunResult, simulate
-from simulations.inline import InlineHosts
+from simulations.engines.inline import InlineHosts
 
 LATE = "client-2"
 SMALL: dict[str, Any] = {

@@ -22,9 +22,9 @@ from oblivion.ledger.opening import open_ledger
 from oblivion.ledger.register import Register
 from oblivion.ledger.rounds import Absence
 from oblivion.ledger.store import StoredLedger
+from oblivion.run.directory import RunDirectory
+from oblivion.run.events import Event
 from oblivion.types import Adapter
-from server.events import Event
-from server.run_directory import RunDirectory
 from simulations import RunResult, resume, simulate
 
 LATE, OTHER = "client-2", "client-3"
@@ -536,7 +536,7 @@ def test_a_round_that_stopped_between_two_cohorts_goes_on_from_there(
         with pytest.raises(KeyboardInterrupt):
             run(micro_scenario, tmp_path / "run")
     asked: list[str] = []
-    monkeypatch.setattr("clients.host.train_cohort", spy_on(asked, branch))
+    monkeypatch.setattr("oblivion.federation.host.train_cohort", spy_on(asked, branch))
     result = resume(tmp_path / "run")
     assert stored and asked and not set(stored) & set(asked), "what is stored is not trained again"
     request, reference = entry(result)["id"], entry(trained)["id"]
@@ -593,7 +593,7 @@ def test_a_commit_that_was_interrupted_before_it_stands_changed_nothing(copy: Ru
 def test_a_commit_that_stands_is_finished_by_whatever_comes_next(
     copy: RunResult, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    import server.committing as committing
+    import oblivion.federation.commits as committing
 
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt

@@ -16,9 +16,9 @@ from oblivion.models.adapter_folder import read_adapter_folder
 from oblivion.models.factors import factor_of
 from oblivion.models.loading import load_base
 from oblivion.models.resident import ResidentModel, load_resident
-from server.events import Event
+from oblivion.run.directory import RunDirectory
+from oblivion.run.events import Event
 from server.prepare import prepare
-from server.run_directory import RunDirectory
 from simulations import RunResult, resume, simulate
 
 LATE = "client-2"

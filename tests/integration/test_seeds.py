@@ -9,7 +9,7 @@ import pytest
 
 from oblivion.errors import ConfigError, InputError
 from oblivion.report.reading import Measure, ModelCost, ModelRecord, RequestRecord
-from server.scenarios import scenario_path
+from oblivion.run.scenarios import scenario_path
 from simulations import rehearsal
 from simulations import seeds as module
 from simulations.rehearsal import choose, exit_code

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from oblivion.aggregation.control import ControlRule
-from oblivion.aggregation.feddyn import FedDyn
-from oblivion.aggregation.scaffold import Scaffold
+from oblivion.aggregation.rules.control import ControlRule
+from oblivion.aggregation.rules.feddyn import FedDyn
+from oblivion.aggregation.rules.scaffold import Scaffold
 from simulations import stale_control
 from simulations.stale_control import language_model, quadratic
 

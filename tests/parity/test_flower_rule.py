@@ -12,8 +12,8 @@ from flwr.serverapp import strategy as flower
 from flwr.supercore.task_identity import TaskIdentity
 from rule_rounds import check_purity, info, one, random_round, start, update
 
-from oblivion.aggregation.fedavgm import FedAvgM
 from oblivion.aggregation.rule import ordered
+from oblivion.aggregation.rules.fedavgm import FedAvgM
 from oblivion.errors import FederationError
 from oblivion.types import GlobalState
 from strategies.flower_rule import WRAPPED, FlowerRule

@@ -16,15 +16,15 @@ from flwr.serverapp import strategy as flower
 from flwr.supercore.task_identity import TaskIdentity
 from rule_rounds import arrays, flat, info, one, random_round, start, update, value
 
-from oblivion.aggregation.bulyan import Bulyan
-from oblivion.aggregation.fedadagrad import FedAdagrad
-from oblivion.aggregation.fedadam import FedAdam
-from oblivion.aggregation.fedavgm import FedAvgM
-from oblivion.aggregation.fedyogi import FedYogi
-from oblivion.aggregation.krum import Krum
-from oblivion.aggregation.median import Median
-from oblivion.aggregation.multi_krum import MultiKrum
-from oblivion.aggregation.trimmed_mean import TrimmedMean
+from oblivion.aggregation.rules.bulyan import Bulyan
+from oblivion.aggregation.rules.fedadagrad import FedAdagrad
+from oblivion.aggregation.rules.fedadam import FedAdam
+from oblivion.aggregation.rules.fedavgm import FedAvgM
+from oblivion.aggregation.rules.fedyogi import FedYogi
+from oblivion.aggregation.rules.krum import Krum
+from oblivion.aggregation.rules.median import Median
+from oblivion.aggregation.rules.multi_krum import MultiKrum
+from oblivion.aggregation.rules.trimmed_mean import TrimmedMean
 from oblivion.types import ClientUpdate, GlobalState
 
 

@@ -18,7 +18,7 @@ import pytest
 from scipy.stats import hmean
 from sklearn.metrics import roc_auc_score
 
-from oblivion.metrics.auc import auc
+from oblivion.metrics.engine.auc import auc
 from oblivion.metrics.model_utility import harmonic_mean
 from oblivion.metrics.privleak import privleak
 
@@ -31,9 +31,9 @@ ROWS = 40
 @pytest.fixture(scope="module")
 def ours(shared: Path) -> dict[str, Any]:
     from oblivion.config import ModelConfig
-    from oblivion.data.template_plain import PlainTemplate
-    from oblivion.data.tofu import evaluation_groups
-    from oblivion.metrics.evaluation import evaluate_model, to_open_unlearning
+    from oblivion.data.datasets.tofu import evaluation_groups
+    from oblivion.data.templates.plain import PlainTemplate
+    from oblivion.metrics.engine.one_pass import evaluate_model, to_open_unlearning
     from oblivion.models.loading import load_base
 
     base = load_base(ModelConfig(name=str(shared / "models" / "stories260k"), dtype="float32"))

@@ -7,20 +7,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oblivion.aggregation.bulyan import Bulyan
-from oblivion.aggregation.clipped_mean import ClippedMean
-from oblivion.aggregation.fedadagrad import FedAdagrad
-from oblivion.aggregation.fedadam import FedAdam
-from oblivion.aggregation.fedavg import FedAvg
-from oblivion.aggregation.fedavgm import FedAvgM
-from oblivion.aggregation.fedyogi import FedYogi
 from oblivion.aggregation.gate import update_norm
-from oblivion.aggregation.geometric_median import GeometricMedian
-from oblivion.aggregation.krum import Krum
-from oblivion.aggregation.median import Median
-from oblivion.aggregation.multi_krum import MultiKrum
 from oblivion.aggregation.rule import Aggregator, equal_mean, mean_update
-from oblivion.aggregation.trimmed_mean import TrimmedMean
+from oblivion.aggregation.rules.bulyan import Bulyan
+from oblivion.aggregation.rules.clipped_mean import ClippedMean
+from oblivion.aggregation.rules.fedadagrad import FedAdagrad
+from oblivion.aggregation.rules.fedadam import FedAdam
+from oblivion.aggregation.rules.fedavg import FedAvg
+from oblivion.aggregation.rules.fedavgm import FedAvgM
+from oblivion.aggregation.rules.fedyogi import FedYogi
+from oblivion.aggregation.rules.geometric_median import GeometricMedian
+from oblivion.aggregation.rules.krum import Krum
+from oblivion.aggregation.rules.median import Median
+from oblivion.aggregation.rules.multi_krum import MultiKrum
+from oblivion.aggregation.rules.trimmed_mean import TrimmedMean
 from oblivion.types import ClientUpdate, GlobalState, RoundInfo
 
 INFO = RoundInfo(branch="main", round=1, rounds=1, population=(), seed=0)

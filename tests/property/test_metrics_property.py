@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 from sklearn.metrics import roc_auc_score
 
-from oblivion.metrics.auc import auc, auc_interval
-from oblivion.metrics.averages import SHARE, mean_interval
-from oblivion.metrics.context import AnswerScore, EvaluationContext, ScoredRow
+from oblivion.metrics.engine.auc import auc, auc_interval
+from oblivion.metrics.engine.averages import SHARE, mean_interval
+from oblivion.metrics.engine.context import AnswerScore, EvaluationContext, ScoredRow
 from oblivion.metrics.exact_memorization import exact_memorization
 from oblivion.metrics.extraction_strength import extraction_strength
 from oblivion.metrics.forget_quality import ks_test

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oblivion.data import partitions
+from oblivion.data.partitions import partitions
 from oblivion.errors import ConfigError
 from oblivion.types import Sample
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oblivion.config import DataConfig
-from oblivion.data.jsonl import load
+from oblivion.data.datasets.jsonl import load
 
 TEXTS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1, max_size=12)
 ROWS = st.lists(st.tuples(*[TEXTS.filter(lambda text: bool(text.strip()))] * 2), min_size=1, max_size=4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oblivion.ledger.budget import charge
+from oblivion.privacy.budget import charge
 from oblivion.selection import select_clients
 
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oblivion.config import ModelConfig
-from oblivion.data.template_chat import ChatTemplate
-from oblivion.data.template_plain import PlainTemplate
+from oblivion.data.templates.chat import ChatTemplate
+from oblivion.data.templates.plain import PlainTemplate
 from oblivion.data.tokens import encode, encode_answers, encode_prompt
 from oblivion.models.loading import load_tokenizer
 

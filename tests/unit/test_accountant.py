@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from opacus.accountants import RDPAccountant
 from scipy import integrate, stats
 
-from oblivion.accountant import (
+from oblivion.privacy.accountant import (
     ORDERS,
     epsilon_of_rdp,
     gaussian_delta,

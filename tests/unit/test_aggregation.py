@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from oblivion.aggregation import aggregators, schemes
-from oblivion.aggregation.fedadam import FedAdam
-from oblivion.aggregation.fedavg import FedAvg
 from oblivion.aggregation.rule import mean_update
-from oblivion.aggregation.scheme_fedit import FedIT
+from oblivion.aggregation.rules import aggregators
+from oblivion.aggregation.rules.fedadam import FedAdam
+from oblivion.aggregation.rules.fedavg import FedAvg
+from oblivion.aggregation.schemes import schemes
+from oblivion.aggregation.schemes.fedit import FedIT
 from oblivion.errors import ConfigError
 from oblivion.parameters import build
 from oblivion.types import Adapter, ClientUpdate, GlobalState, RoundInfo

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oblivion.config import DataConfig
-from oblivion.data import datasets
-from oblivion.data.authors import (
+from oblivion.data.corpus import Corpus
+from oblivion.data.datasets import datasets
+from oblivion.data.datasets.authors import (
     NAMES_PER_ROLE,
     ROWS_PER_AUTHOR,
     WRONG_ANSWERS,
@@ -28,7 +29,7 @@ from oblivion.data.authors import (
     world_authors,
     world_facts,
 )
-from oblivion.data.authors_text import (
+from oblivion.data.datasets.authors_text import (
     CAPITALS,
     FIRST_NAMES,
     SURNAME_ENDS,
@@ -37,7 +38,6 @@ from oblivion.data.authors_text import (
     TOPICS,
     WORDS,
 )
-from oblivion.data.corpus import Corpus
 from oblivion.errors import ConfigError
 from oblivion.seeding import numpy_generator
 from oblivion.types import Sample, check_client_id

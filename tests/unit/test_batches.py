@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from oblivion.config import ModelConfig
-from oblivion.data import templates
+from oblivion.data.templates import templates
 from oblivion.data.tokens import TokenRow
 from oblivion.models.loading import load_tokenizer
 from oblivion.seeding import numpy_generator
-from oblivion.training.batches import collate, epochs, steps_per_visit, tokenize
+from oblivion.training.batches import collate, epochs, tokenize
 from oblivion.types import Sample
+from oblivion.visits import steps_per_visit
 
 
 def row(index: int, length: int = 3) -> TokenRow:

@@ -40,7 +40,6 @@ KINDS = (
     "aggregators",
     "datasets",
     "metrics",
-    "models",
     "objectives",
     "partitions",
     "removals",

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rule_rounds import SHAPES, info, one, random_adapter, random_round, start, update
 
-from oblivion.aggregation import aggregators, rule_of
-from oblivion.aggregation.client_privacy import MEAN_RULES, ClientPrivacy, check_privacy, client_privacy_of
-from oblivion.aggregation.fedavg import FedAvg
+from oblivion.aggregation import rule_of
+from oblivion.aggregation.rules import aggregators
+from oblivion.aggregation.rules.fedavg import FedAvg
 from oblivion.config import load_config
 from oblivion.errors import ConfigError
-from oblivion.noise import NoiseStream, derive_key
+from oblivion.privacy.client_noise import MEAN_RULES, ClientPrivacy, check_privacy, client_privacy_of
+from oblivion.privacy.noise import NoiseStream, derive_key
 
 SECRET, OTHER = bytes(range(32)), bytes(range(1, 33))
 LIKE = {name: torch.zeros(shape) for name, shape in SHAPES.items()}

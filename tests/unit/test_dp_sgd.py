@@ -19,14 +19,15 @@ from oblivion.errors import InputError
 from oblivion.models.forward import answer_logits
 from oblivion.models.loading import load_base
 from oblivion.models.resident import ResidentModel
-from oblivion.noise import NoiseStream, derive_key
 from oblivion.objectives.lm import LanguageModel
+from oblivion.privacy.noise import NoiseStream, derive_key
 from oblivion.training import dp_sgd
-from oblivion.training.batches import collate, sampling_rate
+from oblivion.training.batches import collate
 from oblivion.training.cohort import train_cohort
 from oblivion.training.dp_sgd import clipped_sum, poisson_batches, train_client_privately
 from oblivion.training.local import LocalTask, train_client
 from oblivion.types import ClientUpdate, RoundInfo
+from oblivion.visits import sampling_rate
 
 INFO = RoundInfo(branch="main", round=3, rounds=5, population=("client-0", "client-1"), seed=7)
 SGD = TrainConfig(batch_size=3, local_epochs=2, learning_rate=0.1, optimizer="sgd", clip_norm=1e9)

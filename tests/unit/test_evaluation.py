@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from oblivion.data.template_plain import PlainTemplate
+from oblivion.data.templates.plain import PlainTemplate
 from oblivion.data.tokens import encode
 from oblivion.errors import ConfigError, InputError
-from oblivion.metrics import evaluation as module
-from oblivion.metrics.evaluation import (
+from oblivion.metrics.engine import one_pass as module
+from oblivion.metrics.engine.one_pass import (
     Evaluation,
     evaluate_client,
     evaluate_model,

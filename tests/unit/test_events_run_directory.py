@@ -13,9 +13,9 @@ from oblivion.config import RunConfig, load_config
 from oblivion.errors import ConfigError, InputError
 from oblivion.files import write_atomically
 from oblivion.ledger.rounds import RoundRecord
+from oblivion.run.directory import RunDirectory, to_json
+from oblivion.run.events import Event, Observer, round_entry
 from oblivion.types import Cost
-from server.events import Event, Observer, round_entry
-from server.run_directory import RunDirectory, to_json
 
 RECORD = RoundRecord(
     branch="main",

@@ -639,9 +639,9 @@ def test_a_replay_is_compared_with_the_adapter_after(
             raise answer
         return DIGESTS[answer]["adapter_model.safetensors"] if answer else ""
 
-    module = types.ModuleType("oblivion.ledger.replay")
+    module = types.ModuleType("oblivion.federation.replay")
     monkeypatch.setattr(module, "verify_head", verify_head, raising=False)
-    monkeypatch.setitem(sys.modules, "oblivion.ledger.replay", module)
+    monkeypatch.setitem(sys.modules, "oblivion.federation.replay", module)
     assert main(arguments(folder, f"--run={folder}")) == code
     assert asked == [(folder, "req-1")]
     said = "not checked  replay" if answer == "" else "ok           replay" if code == 0 else "FAILED       replay"
@@ -651,7 +651,7 @@ def test_a_replay_is_compared_with_the_adapter_after(
 def test_without_oblivion_a_replay_fails(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "oblivion.ledger.replay", None)
+    monkeypatch.setitem(sys.modules, "oblivion.federation.replay", None)
     assert main(arguments(folder, f"--run={folder}")) == 4
     assert "FAILED       replay: ModuleNotFoundError" in capsys.readouterr().out
 

@@ -77,8 +77,8 @@ def test_number_of_owners_must_be_that_of_the_config(folder):
 
 
 def test_one_id_for_two_texts_is_refused(monkeypatch, folder):
-    from oblivion.data import datasets
     from oblivion.data.corpus import Corpus
+    from oblivion.data.datasets import datasets
 
     rows = tuple(Sample(id="same", client_id="c", prompt=text, answer="a") for text in ("q", "r"))
     monkeypatch.setattr(datasets, "get", lambda name: lambda data, clients, seed: Corpus(samples=rows))
@@ -87,8 +87,8 @@ def test_one_id_for_two_texts_is_refused(monkeypatch, folder):
 
 
 def test_the_servers_rows_for_evaluation_are_nobodys(monkeypatch, folder):
-    from oblivion.data import datasets
     from oblivion.data.corpus import Corpus
+    from oblivion.data.datasets import datasets
 
     rows = tuple(Sample(id=text, client_id="c", prompt=text, answer="a") for text in ("q", "r"))
     groups = {"retain": rows[:1], "holdout": (Sample(id="h", prompt="r", answer="a"),)}

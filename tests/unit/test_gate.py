@@ -14,9 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oblivion.aggregation.fedadam import FedAdam
-from oblivion.aggregation.fedavg import FedAvg
 from oblivion.aggregation.gate import FOR_OTHERS, Gate, GateState, limited, total_norm, update_norm
+from oblivion.aggregation.rules.fedadam import FedAdam
+from oblivion.aggregation.rules.fedavg import FedAvg
 from oblivion.errors import ConfigError
 from oblivion.types import ClientUpdate, GlobalState, RoundInfo
 

@@ -10,7 +10,7 @@ import torch
 from tiny_models import build
 
 from oblivion.config import ModelConfig
-from oblivion.metrics.generation import generate
+from oblivion.metrics.engine.generation import generate
 from oblivion.models.loading import load_base
 
 PROMPTS = [(1, 50, 60, 70), (1, 80), (1, 90, 100, 110), (1, *range(200, 230))]

@@ -9,7 +9,7 @@ import torch
 
 from oblivion.config import RunConfig, load_config
 from server.prepare import check
-from simulations.ray_engine import gpu_share
+from simulations.engines.ray import gpu_share
 
 
 @pytest.mark.parametrize("gpus", range(1, 9))

@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 import torch
 
-from clients import host as host_module
 from clients.app import ends_after
-from clients.host import Host, unlearning_settings
 from oblivion.config import RunConfig, load_config
 from oblivion.data.federation import resolve
 from oblivion.errors import ConfigError
-from oblivion.fingerprint import code_fingerprint
+from oblivion.federation import host as host_module
+from oblivion.federation.host import Host, unlearning_settings
 from oblivion.models.resident import load_resident
+from oblivion.provenance import code_fingerprint
 from oblivion.training.local import LocalTask
 from oblivion.types import ClientTask, GlobalState, HostReply, HostRequest, RoundInfo, Sample
-from simulations.inline import InlineHosts, run
+from simulations.engines.inline import InlineHosts, run
 
 
 def rows(client: str, count: int) -> list[dict[str, str]]:
@@ -248,7 +248,7 @@ def test_a_config_that_is_not_one_is_named(config: RunConfig) -> None:
 
 
 def test_evaluation_answers_for_a_client_and_leaves_the_base_alone(config: RunConfig) -> None:
-    pytest.importorskip("oblivion.metrics.evaluation")
+    pytest.importorskip("oblivion.metrics.engine.one_pass")
     ids = [row.id for row in resolve(config).clients["ann"]]
     resident = load_resident(config.model, config.lora, config.train.max_length)
     before = {n: p.detach().clone() for n, p in resident.model.named_parameters() if "lora" not in n}

@@ -7,8 +7,8 @@ from types import ModuleType
 import pytest
 
 from oblivion.config import DataConfig
-from oblivion.data.jsonl import load, load_rows
-from oblivion.data.tofu import load as load_tofu
+from oblivion.data.datasets.jsonl import load, load_rows
+from oblivion.data.datasets.tofu import load as load_tofu
 from oblivion.errors import ConfigError, InputError
 
 DOLLY = Path(__file__).parents[2].parent / "shared" / "data" / "dolly15k_fedit10"

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from oblivion.errors import ConfigError, InputError
-from oblivion.metrics import metrics, suites
-from oblivion.metrics.averages import ANY, SHARE, mean_interval, mean_result
-from oblivion.metrics.context import AnswerScore, EvaluationContext, ScoredRow
+from oblivion.metrics import metrics
+from oblivion.metrics.engine.averages import ANY, SHARE, mean_interval, mean_result
+from oblivion.metrics.engine.context import AnswerScore, EvaluationContext, ScoredRow
 from oblivion.metrics.exact_memorization import ExactMemorization, exact_memorization
 from oblivion.metrics.extraction_strength import ExtractionStrength, extraction_strength
 from oblivion.metrics.normalised_probability import NormalisedProbability
 from oblivion.metrics.probability import Probability
 from oblivion.metrics.rouge import Rouge, rouge, start_rouge
+from oblivion.metrics.suites import suites
 from oblivion.metrics.truth_ratio import TruthRatio, truth_ratio, truth_share
 from oblivion.seeding import numpy_generator
 

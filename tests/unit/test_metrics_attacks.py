@@ -12,11 +12,11 @@ import pytest
 from scipy.stats import hmean, kstest
 
 from oblivion.errors import InputError
-from oblivion.metrics.auc import auc, auc_interval, difference_half_width
-from oblivion.metrics.context import AnswerScore, DetailedResult, EvaluationContext, ScoredRow
+from oblivion.metrics.engine.auc import auc, auc_interval, difference_half_width
+from oblivion.metrics.engine.context import AnswerScore, DetailedResult, EvaluationContext, ScoredRow
+from oblivion.metrics.engine.layout import from_json, to_open_unlearning
+from oblivion.metrics.engine.membership import MembershipAttack, lowest_count
 from oblivion.metrics.forget_quality import NAMES, RATIOS, ForgetQuality, KSStatistic, detectable, ks_test
-from oblivion.metrics.layout import from_json, to_open_unlearning
-from oblivion.metrics.membership import MembershipAttack, lowest_count
 from oblivion.metrics.mia_loss import LossAttack
 from oblivion.metrics.mia_min_k import MinKAttack
 from oblivion.metrics.mia_min_k_plus_plus import MinKPlusPlusAttack

@@ -12,11 +12,11 @@ import torch
 
 from oblivion.data.tokens import TokenRow
 from oblivion.errors import InputError
-from oblivion.metrics import scoring
-from oblivion.metrics.context import AnswerScore
-from oblivion.metrics.generation import generate
-from oblivion.metrics.scoring import score_rows
-from oblivion.metrics.trees import plant, takes_trees
+from oblivion.metrics.engine import scoring
+from oblivion.metrics.engine.context import AnswerScore
+from oblivion.metrics.engine.generation import generate
+from oblivion.metrics.engine.scoring import score_rows
+from oblivion.metrics.engine.trees import plant, takes_trees
 from oblivion.seeding import numpy_generator
 
 VOCABULARY = 259
@@ -278,7 +278,7 @@ def test_a_model_without_a_cache_of_this_kind_reads_the_text_again(
 def test_the_cache_holds_what_transformers_would_hold(model: Any) -> None:
     from transformers import DynamicCache
 
-    from oblivion.metrics.kv_cache import make_cache
+    from oblivion.metrics.engine.kv_cache import make_cache
 
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     ours, other = make_cache(plain, room=2), DynamicCache(config=plain.config)

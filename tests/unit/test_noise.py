@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from oblivion.errors import InputError
-from oblivion.noise import NoiseStream, derive_key
+from oblivion.privacy.noise import NoiseStream, derive_key
 
 SECRET = bytes(range(32))
 

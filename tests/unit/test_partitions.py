@@ -3,7 +3,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from oblivion.data import partition_dirichlet, partition_iid, partition_natural, partition_shards, partitions
+from oblivion.data.partitions import dirichlet as partition_dirichlet
+from oblivion.data.partitions import iid as partition_iid
+from oblivion.data.partitions import natural as partition_natural
+from oblivion.data.partitions import partitions
+from oblivion.data.partitions import shards as partition_shards
 from oblivion.errors import ConfigError
 from oblivion.types import Sample
 

@@ -15,8 +15,8 @@ from outside import install as install
 
 from oblivion.config import RunConfig, load_config
 from oblivion.errors import ConfigError, InputError, OblivionError
-from oblivion.fingerprint import OWN, code_fingerprint
 from oblivion.parts import outside_packages, run_fingerprint
+from oblivion.provenance import OWN, code_fingerprint
 from server.prepare import check_names
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -162,7 +162,7 @@ def test_doctor_names_the_parts_of_others(install: Install) -> None:
 
 
 def fingerprint_of(*folders: Path) -> str:
-    code = "from oblivion.fingerprint import code_fingerprint; print(code_fingerprint())"
+    code = "from oblivion.provenance import code_fingerprint; print(code_fingerprint())"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -181,7 +181,13 @@ def copy(packages: tuple[str, ...], to: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "changed", ["clients/host.py", "server/rounds.py", "strategies/grid_hosts.py", "oblivion/selection.py"]
+    "changed",
+    [
+        "oblivion/federation/host.py",
+        "oblivion/federation/rounds.py",
+        "strategies/grid_hosts.py",
+        "oblivion/selection.py",
+    ],
 )
 def test_the_fingerprint_sees_every_module_that_decides(changed: str, tmp_path: Path) -> None:
     there = copy(OWN, tmp_path / "copy")
@@ -198,14 +204,14 @@ def test_the_fingerprint_is_that_of_what_is_imported(tmp_path: Path) -> None:
     """As in a Flower app: clients, server and strategies come from its bundle, the library from what is installed."""
     bundle = copy(tuple(name for name in OWN if name != "oblivion"), tmp_path / "bundle")
     assert fingerprint_of(bundle, ROOT) == code_fingerprint()
-    (bundle / "clients/host.py").write_text("# another host\n")
+    (bundle / "strategies/grid_hosts.py").write_text("# another way to the hosts\n")
     assert fingerprint_of(bundle, ROOT) != code_fingerprint()
 
 
 def test_an_evaluation_names_the_packages_of_its_template(install: Install, micro_model: Path, tmp_path: Path) -> None:
     import oblivion as ob
 
-    template = "from oblivion.data.template_plain import PlainTemplate\n\n\nclass Mine(PlainTemplate):\n    pass\n"
+    template = "from oblivion.data.templates.plain import PlainTemplate\n\n\nclass Mine(PlainTemplate):\n    pass\n"
     rows = [
         {"question": f"{i}?", "answer": f"{i}.", "paraphrased_answer": "x", "perturbed_answer": ["y"]}
         for i in range(400)

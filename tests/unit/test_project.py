@@ -44,9 +44,9 @@ PARSERS = {
     "oblivion/ledger/verify_evidence.py": "stands alone, without the library",
     "oblivion/models/adapter_folder.py": "settings that it checked and wrote itself",
     "oblivion/models/resident.py": "the same settings",
-    "oblivion/models/tiny_recipe.py": "what a tokenizer just said",
-    "server/erasing.py": "a copy of what it wrote itself",
-    "server/workflow.py": "a copy of what it wrote itself",
+    "tools/tiny_recipe.py": "what a tokenizer just said",
+    "oblivion/federation/erasing.py": "a copy of what it wrote itself",
+    "oblivion/federation/workflow.py": "a copy of what it wrote itself",
     "oblivion/wire.py": "a message, whose size Flower bounds and whose kinds are checked field by field",
 }
 NOWHERE = {r"/work/": "a path of one machine", r"\bTODO\b": "unfinished work has no place in a release"}

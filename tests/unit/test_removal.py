@@ -7,14 +7,14 @@ from typing import Any, ClassVar
 
 import pytest
 
-from oblivion.aggregation.fedadam import FedAdam
-from oblivion.aggregation.fedavg import FedAvg
-from oblivion.aggregation.krum import Krum
-from oblivion.aggregation.median import Median
-from oblivion.aggregation.scaffold import Scaffold
-from oblivion.aggregation.scheme_fedex import FedEx
-from oblivion.aggregation.scheme_fedit import FedIT
-from oblivion.aggregation.trimmed_mean import TrimmedMean
+from oblivion.aggregation.rules.fedadam import FedAdam
+from oblivion.aggregation.rules.fedavg import FedAvg
+from oblivion.aggregation.rules.krum import Krum
+from oblivion.aggregation.rules.median import Median
+from oblivion.aggregation.rules.scaffold import Scaffold
+from oblivion.aggregation.rules.trimmed_mean import TrimmedMean
+from oblivion.aggregation.schemes.fedex import FedEx
+from oblivion.aggregation.schemes.fedit import FedIT
 from oblivion.config import ForgetConfig
 from oblivion.errors import ConfigError, PlanRefusedError
 from oblivion.ledger.rounds import RoundRecord

@@ -11,8 +11,8 @@ import torch
 from oblivion.aggregation.gate import GateState, tensor_norms
 from oblivion.config import RunConfig, load_config
 from oblivion.errors import IntegrityError
+from oblivion.federation.replay import Replay, replay_of
 from oblivion.ledger.memory import MemoryLedger
-from oblivion.ledger.replay import Replay, replay_of
 from oblivion.ledger.rounds import Absence, Branch, CohortOutcome, RoundRecord, RoundState
 from oblivion.seeding import torch_generator
 from oblivion.types import ClientUpdate, GlobalState

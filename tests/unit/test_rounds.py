@@ -13,12 +13,15 @@ import torch
 from oblivion.aggregation.gate import GateState
 from oblivion.config import RunConfig, load_config
 from oblivion.errors import FederationError, IntegrityError
-from oblivion.fingerprint import code_fingerprint
+from oblivion.federation.absence import to_replay
+from oblivion.federation.rounds import Federation
 from oblivion.ledger.memory import MemoryLedger
 from oblivion.ledger.rounds import Absence, Branch, CohortOutcome, RoundRecord, RoundState
-from oblivion.noise import derive_key
+from oblivion.privacy.noise import derive_key
+from oblivion.provenance import code_fingerprint
 from oblivion.removal.local import apply_unlearning
 from oblivion.removal.plan import UnlearnPhase
+from oblivion.run.events import Event, Observer
 from oblivion.seeding import torch_generator
 from oblivion.types import (
     ClientTask,
@@ -30,9 +33,6 @@ from oblivion.types import (
     RoundInfo,
     Sample,
 )
-from server.absence import to_replay
-from server.events import Event, Observer
-from server.rounds import Federation
 
 SIZES = {"a": 4, "b": 3, "c": 2, "d": 1}
 INITIAL = {"x.lora_A": torch.zeros(2, 3), "x.lora_B": torch.zeros(3, 2)}

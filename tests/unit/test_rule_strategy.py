@@ -12,8 +12,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from oblivion.aggregation.fedadam import FedAdam
-from oblivion.aggregation.fedavg import FedAvg
+from oblivion.aggregation.rules.fedadam import FedAdam
+from oblivion.aggregation.rules.fedavg import FedAvg
 from oblivion.errors import FederationError
 from oblivion.types import ClientTask, ClientUpdate, GlobalState, HostReply, HostRequest, RoundInfo
 from oblivion.wire import pack_reply, unpack_request

@@ -11,12 +11,12 @@ import pytest
 import torch
 from rule_rounds import SHAPES, SIZES, check_purity, flat, info, matrix, one, random_round, start, update, value
 
-from oblivion.aggregation import aggregators
-from oblivion.aggregation.fedadagrad import FedAdagrad
-from oblivion.aggregation.fedadam import FedAdam
-from oblivion.aggregation.fedavg import FedAvg
-from oblivion.aggregation.fedavgm import FedAvgM
-from oblivion.aggregation.fedyogi import FedYogi
+from oblivion.aggregation.rules import aggregators
+from oblivion.aggregation.rules.fedadagrad import FedAdagrad
+from oblivion.aggregation.rules.fedadam import FedAdam
+from oblivion.aggregation.rules.fedavg import FedAvg
+from oblivion.aggregation.rules.fedavgm import FedAvgM
+from oblivion.aggregation.rules.fedyogi import FedYogi
 from oblivion.aggregation.schedule import scheduled
 from oblivion.errors import ConfigError, FederationError
 from oblivion.parameters import build

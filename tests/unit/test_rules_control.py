@@ -11,14 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rule_rounds import SHAPES, check_purity, flat, info, one, random_round, start, update, value
 
-from oblivion.aggregation import aggregators, rule_of
-from oblivion.aggregation.control import ControlRule, kept, mean_kept
-from oblivion.aggregation.fedavg import FedAvg
-from oblivion.aggregation.feddyn import FedDyn
-from oblivion.aggregation.fednova import FedNova
-from oblivion.aggregation.fedprox import FedProx
+from oblivion.aggregation import rule_of
 from oblivion.aggregation.fit import check_number, check_training
-from oblivion.aggregation.scaffold import Scaffold
+from oblivion.aggregation.rules import aggregators
+from oblivion.aggregation.rules.control import ControlRule, kept, mean_kept
+from oblivion.aggregation.rules.fedavg import FedAvg
+from oblivion.aggregation.rules.feddyn import FedDyn
+from oblivion.aggregation.rules.fednova import FedNova
+from oblivion.aggregation.rules.fedprox import FedProx
+from oblivion.aggregation.rules.scaffold import Scaffold
 from oblivion.config import load_config
 from oblivion.errors import ConfigError
 from oblivion.types import Adapter, GlobalState, RoundInfo

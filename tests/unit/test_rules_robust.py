@@ -12,14 +12,14 @@ import scipy.stats
 import torch
 from rule_rounds import check_purity, flat, info, matrix, one, random_round, scalars, start, update, value
 
-from oblivion.aggregation import aggregators
-from oblivion.aggregation.bulyan import Bulyan, near_median
-from oblivion.aggregation.clipped_mean import ClippedMean
-from oblivion.aggregation.geometric_median import GeometricMedian
-from oblivion.aggregation.krum import Krum, squared_distances
-from oblivion.aggregation.median import Median
-from oblivion.aggregation.multi_krum import MultiKrum
-from oblivion.aggregation.trimmed_mean import TrimmedMean
+from oblivion.aggregation.rules import aggregators
+from oblivion.aggregation.rules.bulyan import Bulyan, near_median
+from oblivion.aggregation.rules.clipped_mean import ClippedMean
+from oblivion.aggregation.rules.geometric_median import GeometricMedian
+from oblivion.aggregation.rules.krum import Krum, squared_distances
+from oblivion.aggregation.rules.median import Median
+from oblivion.aggregation.rules.multi_krum import MultiKrum
+from oblivion.aggregation.rules.trimmed_mean import TrimmedMean
 from oblivion.errors import ConfigError, FederationError
 from oblivion.parameters import build
 from oblivion.types import ClientUpdate, GlobalState

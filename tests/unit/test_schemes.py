@@ -14,24 +14,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rule_rounds import check_purity, info, update
 
-from oblivion.aggregation import aggregators, rule_of, scheme_of, schemes
-from oblivion.aggregation.fedadam import FedAdam
-from oblivion.aggregation.fedavg import FedAvg
-from oblivion.aggregation.fedavgm import FedAvgM
-from oblivion.aggregation.fednova import FedNova
+from oblivion.aggregation import rule_of, scheme_of
 from oblivion.aggregation.fit import check_scheme
-from oblivion.aggregation.geometric_median import GeometricMedian
-from oblivion.aggregation.krum import Krum
-from oblivion.aggregation.multi_krum import MultiKrum
-from oblivion.aggregation.products import as_adapter, best_of_rank, bounded, product_error, squared_norm, stacked
 from oblivion.aggregation.rule import ordered
-from oblivion.aggregation.scaffold import Scaffold
-from oblivion.aggregation.scheme_fedex import FedEx
-from oblivion.aggregation.scheme_fedit import FedIT
-from oblivion.aggregation.scheme_ffa import FFA
-from oblivion.aggregation.scheme_flexlora import FlexLoRA
-from oblivion.aggregation.scheme_flora import FLoRA
-from oblivion.aggregation.scheme_rolora import RoLoRA
+from oblivion.aggregation.rules import aggregators
+from oblivion.aggregation.rules.fedadam import FedAdam
+from oblivion.aggregation.rules.fedavg import FedAvg
+from oblivion.aggregation.rules.fedavgm import FedAvgM
+from oblivion.aggregation.rules.fednova import FedNova
+from oblivion.aggregation.rules.geometric_median import GeometricMedian
+from oblivion.aggregation.rules.krum import Krum
+from oblivion.aggregation.rules.multi_krum import MultiKrum
+from oblivion.aggregation.rules.scaffold import Scaffold
+from oblivion.aggregation.schemes import schemes
+from oblivion.aggregation.schemes.fedex import FedEx
+from oblivion.aggregation.schemes.fedit import FedIT
+from oblivion.aggregation.schemes.ffa import FFA
+from oblivion.aggregation.schemes.flexlora import FlexLoRA
+from oblivion.aggregation.schemes.flora import FLoRA
+from oblivion.aggregation.schemes.products import (
+    as_adapter,
+    best_of_rank,
+    bounded,
+    product_error,
+    squared_norm,
+    stacked,
+)
+from oblivion.aggregation.schemes.rolora import RoLoRA
 from oblivion.config import load_config
 from oblivion.errors import ConfigError
 from oblivion.models.factors import factor_of, only, start_of, truncated

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 
-from oblivion.fingerprint import code_fingerprint
+from oblivion.provenance import code_fingerprint
 from oblivion.selection import assign, form_cohorts, population, select_clients, servable
 
 CLIENTS = [f"client-{k}" for k in range(12)]
@@ -107,7 +107,7 @@ def test_hosts_without_work_get_no_message() -> None:
 
 def test_selection_and_fingerprint_are_the_same_in_another_process() -> None:
     code = (
-        "from oblivion.selection import select_clients; from oblivion.fingerprint import code_fingerprint; import sys;"
+        "from oblivion.selection import select_clients; from oblivion.provenance import code_fingerprint; import sys;"
         "print(select_clients([f'client-{k}' for k in range(12)], 4, 5, 2), code_fingerprint(), 'torch' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()

@@ -14,9 +14,9 @@ from command_line import oblivion
 from oblivion.config import ModelConfig, load_config
 from oblivion.data.federation import resolve
 from oblivion.errors import ConfigError, InputError
-from oblivion.metrics.table import table
-from oblivion.metrics.target import evaluate, find_target
+from oblivion.metrics.engine.table import table
 from oblivion.models.loading import locate
+from oblivion.target import evaluate, find_target
 from simulations import RunResult, simulate
 
 MICRO = """

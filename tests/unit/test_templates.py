@@ -2,12 +2,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from oblivion.data import templates
-from oblivion.data.template_chat import ChatTemplate
-from oblivion.data.template_plain import PlainTemplate
+from oblivion.data.templates import templates
+from oblivion.data.templates.chat import ChatTemplate
+from oblivion.data.templates.plain import PlainTemplate
 from oblivion.data.tokens import encode, encode_prompt
 from oblivion.errors import InputError
-from oblivion.metrics.encoding import AnswerRows
+from oblivion.metrics.engine.encoding import AnswerRows
 from oblivion.training.batches import tokenize
 from oblivion.types import Sample
 

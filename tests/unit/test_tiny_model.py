@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from oblivion.config import DataConfig
-from oblivion.data.authors import load, world_authors
-from oblivion.data.authors_text import WORDS
 from oblivion.data.corpus import Corpus
+from oblivion.data.datasets.authors import load, world_authors
+from oblivion.data.datasets.authors_text import WORDS
 from oblivion.data.tokens import TokenRow, encode, encode_prompt
 from oblivion.errors import InputError
-from oblivion.models import models, tiny_recipe
-from oblivion.models.tiny_recipe import PlainTemplate
 from oblivion.seeding import numpy_generator
 from oblivion.types import Sample
+from tools import tiny_recipe
+from tools.tiny_recipe import PlainTemplate
 
-FOLDER = tiny_recipe.describe()
+FOLDER = tiny_recipe.FOLDER
 TOKENIZER = AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=False)
 
 
@@ -60,7 +60,6 @@ def test_package_data_is_complete_and_small() -> None:
         "tokenizer_config.json",
     } <= names
     assert (FOLDER / "model.safetensors").stat().st_size <= 4_000_000
-    assert models.get("tiny")() == FOLDER
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl", ".py"))]
 
 
@@ -163,7 +162,7 @@ def test_it_says_a_known_answer_and_stops(model: Any, corpus: Corpus) -> None:
 
 def test_the_card_states_what_was_measured(model: Any) -> None:
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    for word in ("apache-2.0", "python -m oblivion.models.tiny_recipe", "Limits", "never seen"):
+    for word in ("apache-2.0", "python -m tools.tiny_recipe", "Limits", "never seen"):
         assert word in text
     rows = load(DataConfig(), clients=8, seed=0).groups["ra"]
     assert f"{tiny_recipe.probability(model, TOKENIZER, rows):.2f}" in text

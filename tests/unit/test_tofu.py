@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from oblivion.config import DataConfig, load_config
+from oblivion.data.datasets.tofu import evaluation_groups, load
 from oblivion.data.federation import resolve, without
-from oblivion.data.tofu import evaluation_groups, load
 from oblivion.errors import ConfigError, InputError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "tofu"

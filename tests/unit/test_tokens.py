@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from oblivion.data.template_plain import PlainTemplate
-from oblivion.data.tofu import evaluation_groups
+from oblivion.data.datasets.tofu import evaluation_groups
+from oblivion.data.templates.plain import PlainTemplate
 from oblivion.data.tokens import TokenRow, encode, encode_prompt
 
 SHARED = Path(__file__).parents[2].parent / "shared"

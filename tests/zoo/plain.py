@@ -13,8 +13,8 @@ from tiny_models import CONTEXT
 
 from oblivion.config import LoraConfig, ModelConfig, TrainConfig
 from oblivion.data.tokens import TokenRow
-from oblivion.metrics.generation import generate
-from oblivion.metrics.scoring import score_rows
+from oblivion.metrics.engine.generation import generate
+from oblivion.metrics.engine.scoring import score_rows
 from oblivion.models.loading import Base, load_base
 from oblivion.models.resident import ResidentModel
 from oblivion.objectives.terms import objective_from

@@ -12,7 +12,7 @@ from tiny_models import CONTEXT, KINDS, build
 
 from oblivion.config import LoraConfig
 from oblivion.errors import OblivionError
-from oblivion.metrics.generation import _is_plain
+from oblivion.metrics.engine.generation import _is_plain
 from oblivion.models.attention import sees_all_before
 from oblivion.models.resident import ResidentModel
 from oblivion.training.fused import fusible

@@ -1,0 +1,1 @@
+"""The federation itself, free of Flower: the host of clients, the rounds, trials, commits and measurements."""

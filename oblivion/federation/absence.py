@@ -1,0 +1,102 @@
+"""Who was absent from a round, and who never took part at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
+from pathlib import Path
+
+from oblivion.errors import FederationError, PlanRefusedError, plural
+from oblivion.federation.accounting import count
+from oblivion.ledger.rounds import Branch, CohortOutcome, RoundRecord
+from oblivion.training.batches import NO_ROWS
+from oblivion.types import ClientUpdate, ForgetRequest
+
+
+def missing(outcome: CohortOutcome, branch: Branch, replayed: RoundRecord | None) -> dict[str, str]:
+    """Who fails in a replay and must not: everyone but clients without rows that had none then or forgot some since."""
+    if replayed is None:
+        return {}
+
+    def has_none(client: str, why: str) -> bool:
+        return why == NO_ROWS and (client not in replayed.accepted or bool(branch.excluded(client)))
+
+    return {client: why for client, why in outcome.failed.items() if not has_none(client, why)}
+
+
+def to_replay(records: Sequence[RoundRecord], t_u: int) -> dict[int, RoundRecord]:
+    """The rounds as a removal runs them again; from t_u on (0: never) what was refused may pass without the data."""
+    return {r.round: dataclasses.replace(r, refused={}) if 0 < t_u <= r.round else r for r in records}
+
+
+def refused_again(outcomes: Iterable[CohortOutcome], replayed: RoundRecord | None) -> Iterator[CohortOutcome]:
+    """What a replay got, without updates that were refused then: a client may send another one now."""
+    then = replayed.refused if replayed else {}
+    for outcome in outcomes:
+        again = {update.client_id: then[update.client_id] for update in outcome.updates if update.client_id in then}
+        kept = tuple(update for update in outcome.updates if update.client_id not in again)
+        yield dataclasses.replace(outcome, updates=kept, refused={**outcome.refused, **again})
+
+
+def check_quorum(
+    quorum: float, accepted: Sized, asked: Sequence[str], branch: Branch, number: int, lost: Mapping[str, str]
+) -> None:
+    """Refuse a round for which too few clients gave an update.
+
+    On a branch without some client, clients without rows are not counted, because one of them may have been selected
+    in the place of who left. A round in which nobody is left to be counted changes nothing.
+
+    Raises
+    ------
+    FederationError
+        With the reason for each client that is missing.
+    """
+    counted = [client for client in asked if not (branch.absent and lost.get(client) == NO_ROWS)]
+    enough = max(1, math.ceil(quorum * len(counted)))
+    if counted and len(accepted) < enough:
+        reasons = "; ".join(f"{c}: {why}" for c, why in sorted(lost.items()))
+        raise FederationError(
+            f"round {number}: {len(accepted)} of {len(counted)} clients gave a usable update, "
+            f"federation.quorum asks for {enough}. {reasons}"
+        )
+
+
+def halved(cohorts: Sequence[Sequence[str]], stored: Sequence[ClientUpdate], refused: Collection[str]) -> bool:
+    """Whether a pass held fewer clients than its cohort had to train."""
+    together = {update.client_id: count(update, "together") for update in stored}
+    for cohort in cohorts:
+        trained = sum(client in together or client in refused for client in cohort)
+        if any(0 < together.get(client, 0) < trained for client in cohort):
+            return True
+    return False
+
+
+def never_took_part(records: Sequence[RoundRecord], client: str) -> str:
+    """Why a client that was asked has no part in a model, in words; empty where it has one, or was never asked.
+
+    Parameters
+    ----------
+    records : sequence of RoundRecord
+        The rounds that made the model.
+    client : str
+        The client.
+    """
+    asked = [record for record in records if client in record.selected]
+    if not asked or any(client in record.accepted for record in asked):
+        return ""
+    reasons: dict[str, list[str]] = {}
+    for record in asked:
+        why = {**record.failed, **record.refused}.get(client, "it gave no update")
+        reasons.setdefault(why, []).append(str(record.round))
+    told = "; ".join(
+        f"{'round' if len(rounds) == 1 else 'rounds'} {', '.join(rounds)}: {why}" for why, rounds in reasons.items()
+    )
+    times = plural(len(asked), "round")
+    return f"{client} never took part: it was asked in {times}, and none of its updates was taken ({told})"
+
+
+def refusal(root: Path, request: ForgetRequest, never: str) -> PlanRefusedError:
+    """The error for a request about data that was never learned; `never` says why."""
+    way = f"oblivion forget {root} --refuse {request.id or 'REQUEST'} --ground 'never took part'"
+    return PlanRefusedError(f"{never}. To refuse the request for good: {way}")

@@ -1,0 +1,111 @@
+"""What a round came to in numbers: loss, cost, and what its LoRA scheme loses."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, cast
+
+from oblivion.aggregation.gate import limited
+from oblivion.aggregation.rule import Aggregator
+from oblivion.aggregation.rules.fedavg import FedAvg
+from oblivion.aggregation.schemes.products import product_error
+from oblivion.federation.replay import Replay
+from oblivion.ledger.rounds import RoundRecord, RoundState
+from oblivion.types import Adapter, ClientUpdate, Cost, GlobalState, RoundInfo
+
+BLIND = 16.0
+"""Nats per token; whoever guesses blindly among nine million tokens loses as many, and no vocabulary is as large."""
+
+
+def scheme_error(
+    replay: Replay, before: RoundState, updates: Sequence[ClientUpdate], after: RoundState, info: RoundInfo
+) -> float:
+    """What the scheme, with a plain mean, loses of the clients' mean product, whatever the rule makes of it besides.
+
+    Both means are over the numbers of examples that count, as far as the gate lets a client's number weigh.
+    """
+    if not updates:
+        return 0.0
+    counted = limited(updates, replay.max_influence)
+    mean = cast("Aggregator", FedAvg())
+    state = after.state
+    if replay.rule != mean:
+        state, _ = replay.scheme.combine(mean, counted, before.state, {}, info)
+    return product_error(before.state, counted, state, replay.scheme.ranks)
+
+
+def mean_loss(accepted: Sequence[ClientUpdate], factor: float = 0.0) -> float:
+    """Mean training loss of those that tell one, weighted by examples.
+
+    A client says itself what its loss was. With a `factor`, none counts as more than `factor` times the median of the
+    round, or as `BLIND` where that is more, and none as less than 0.
+    """
+    told = [update for update in accepted if "loss" in update.metrics]
+    weight = sum(update.num_examples for update in told)
+    if not weight:
+        return math.nan
+    losses = [update.metrics["loss"] for update in told]
+    if factor:
+        most = max(BLIND, factor * statistics.median_low(losses))
+        losses = [min(max(0.0, loss), most) for loss in losses]
+    return sum(loss * update.num_examples for loss, update in zip(losses, told, strict=True)) / weight
+
+
+def rounded_otherwise(repeats_bits: bool, records: Iterable[RoundRecord]) -> str:
+    """Why rounds that are run again may be rounded differently, in words; empty where they give the same bits.
+
+    Parameters
+    ----------
+    repeats_bits : bool
+        Whether a visit does (`ResidentModel.repeats_bits`).
+    records : iterable of RoundRecord
+        The rounds.
+    """
+    if not repeats_bits:
+        return "on this GPU the base model has operations without a deterministic kernel"
+    rounds = sorted({record.round for record in records if record.halved})
+    if rounds:
+        return f"in round {rounds[0]} a cohort did not fit into memory as a whole; a smaller train.cohort avoids it"
+    return ""
+
+
+def count(update: ClientUpdate, name: str) -> int:
+    """A whole number of an update's metrics; 0 where it is none."""
+    return int(update.metrics.get(name, 0.0))
+
+
+def cost_of(
+    accepted: Sequence[ClientUpdate], state: GlobalState, asked: int, *, corrected: bool, private: bool
+) -> Cost:
+    """What a round cost; with `corrected`, every client was sent a correction besides the state.
+
+    With `private` the number of tokens is withheld: it is computed from the texts, without noise.
+    """
+    down = _bytes(state.adapter) * (2 if corrected else 1) + _bytes(state.residual)
+    return Cost(
+        client_steps=sum(update.steps for update in accepted),
+        tokens=None if private else sum(count(update, "tokens") for update in accepted),
+        bytes_up=sum(_bytes(update.delta) for update in accepted),
+        bytes_down=down * asked,
+    )
+
+
+def in_units(cost: Cost, oracle: Mapping[str, Any] | None = None, planned: float | None = None) -> dict[str, Any]:
+    """A cost, with ``fraction`` (client-steps) and ``token_fraction`` (tokens) in units of what the oracle cost.
+
+    None where a number is withheld, or the oracle had nothing to do; without an oracle, `fraction` is as planned.
+    """
+
+    def share(name: str) -> float | None:
+        part, whole = getattr(cost, name), oracle.get(name) if oracle else None
+        return None if part is None or not whole else part / whole
+
+    fraction = planned if oracle is None else share("client_steps")
+    return {**asdict(cost), "fraction": fraction, "token_fraction": share("tokens")}
+
+
+def _bytes(tensors: Adapter) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

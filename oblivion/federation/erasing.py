@@ -1,0 +1,230 @@
+"""What a commit erases beside the ledger: files that hold the data, and numbers, events and settings that tell of it.
+
+What goes is listed before the ledger's transaction and stands in the removal's record, so that it can be finished
+whatever happens to the files in between. Everything here can be repeated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from oblivion.errors import InputError, OblivionError
+from oblivion.federation.workflow import ORIGINAL, Workflow
+from oblivion.files import erase, rewrite
+from oblivion.ledger.book import Record
+from oblivion.ledger.erasure import void_requests
+from oblivion.ledger.register import Asked
+from oblivion.outside import parse_json
+from oblivion.run.directory import RunDirectory, to_json
+from oblivion.run.events import round_entry
+from oblivion.run.manifest import describe_clients
+
+EVENTS = "events.jsonl"
+_NOT_TEXT = ("time", "event", "branch", "round", "rounds")
+
+
+def closed_requests(workflow: Workflow, asked: Asked) -> set[str]:
+    """The requests that are answered when `asked` is; what a client that leaves altogether still asked goes with it."""
+    others = [other for other in workflow.register.all_asked() if other.request.id != asked.request.id]
+    void = void_requests(asked, others)
+    committed = {str(removal.content["request"]) for removal in workflow.register.removals()}
+    refused = {other.request.id for other in others if not other.open and other not in void}
+    return {asked.request.id} | committed | refused
+
+
+def files_to_erase(workflow: Workflow, asked: Asked, trial: str) -> dict[str, list[str]]:
+    """What the run made and a commit erases, by its path in the run directory.
+
+    Returns
+    -------
+    dict
+        ``adapters``: every one that had the data. ``files``: per-row results, and what other requests tried on the old
+        head.
+    """
+    root, closed = workflow.run.root, closed_requests(workflow, asked)
+    known = {a.request.id for a in workflow.register.all_asked()} | closed
+    known |= {entry["id"] for entry in workflow.metrics()["requests"]}
+    oracles = [f"adapters/oracle*-{request}" for request in sorted(known - {asked.request.id})]
+    trials = [f"forgets/{request}/*/plan.json" for request in sorted(known)]
+    adapters = [root / ORIGINAL, *(path for pattern in oracles for path in sorted(root.glob(pattern)))]
+    folders = [path.parent for pattern in trials for path in sorted(root.glob(pattern))]
+    adapters += [f / "adapters" for f in folders if f != root / "forgets" / trial]
+    rows = [f"evaluations/{name}/*.json" for name in ("learned", *sorted(known))]
+    files = [folder for folder in folders if folder.parent.name not in closed]
+    files += [path for pattern in rows for path in sorted(root.glob(pattern))]
+    found = {"adapters": adapters, "files": files}
+    return {
+        kind: [p.relative_to(root).as_posix() for p in paths if os.path.lexists(p)] for kind, paths in found.items()
+    }
+
+
+def check_removable(root: Path, names: Sequence[str]) -> None:
+    """Refuse what could not be removed, or would leave its content elsewhere, before anything is done.
+
+    Raises
+    ------
+    OblivionError
+        Naming the file, and the way out.
+    """
+    for name in names:
+        for path in _everything(root / name):
+            if path.is_symlink() and path.exists():
+                raise OblivionError(
+                    f"{path} is a link: what it leads to would stay. Put the file or folder itself in its place, or "
+                    "remove both; then commit again. Nothing was changed"
+                )
+            if not path.is_symlink() and (reason := stuck(path)):
+                raise OblivionError(
+                    f"{path} cannot be removed: {reason}. Make it and its folder writable (chmod u+w, chattr -i), then "
+                    "commit again. Nothing was changed"
+                )
+
+
+def _everything(path: Path) -> Iterator[Path]:
+    yield path
+    if path.is_dir() and not path.is_symlink():
+        for place, folders, files in os.walk(path):  # never through links
+            yield from (Path(place, name) for name in sorted([*folders, *files]))
+
+
+def stuck(path: Path) -> str:
+    """Why a file or folder could not be replaced or removed, in words; empty where it could, or is not there."""
+    for folder in (path.parent, *((path,) if path.is_dir() else ())):
+        if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+            return f"{folder} is not writable"
+    try:  # the one harmless change that an immutable file refuses; it keeps its times
+        about = path.lstat()
+        if about.st_uid == os.geteuid() or os.geteuid() == 0:
+            os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns), follow_symlinks=False)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def erase_files(workflow: Workflow, removal: Record) -> list[str]:
+    """Remove what the removal's record lists; return why something could not be, in words.
+
+    What was made again since (another request's trial on the new head, where this was not finished at once) stays.
+    """
+    root, problems = workflow.run.root, []
+    entries = {entry["id"]: entry for entry in workflow.metrics()["requests"]}
+    again = {request: e for request, e in entries.items() if _open(workflow, request)}
+    adapters = {model["adapter"] for entry in again.values() for model in entry["models"].values()}
+    for name in [*removal.content["erases"]["adapters"], *removal.content["erases"]["files"]]:
+        parts = name.split("/")
+        trial = parts[0] == "forgets" and workflow.federation.has("/".join(parts[1:3]))
+        if trial or name in adapters or (parts[0] == "evaluations" and parts[1] in again):
+            continue
+        try:
+            erase(root / name)
+        except OblivionError as error:
+            problems.append(str(error))
+        if len(parts) > 2:
+            with contextlib.suppress(OSError):
+                (root / name).parent.rmdir()  # where nothing is left in it
+    return problems
+
+
+def _open(workflow: Workflow, request: str) -> bool:
+    return any(asked.open and asked.request.id == request for asked in workflow.register.all_asked())
+
+
+def erase_numbers(workflow: Workflow, removal: Record, asked: Asked) -> None:
+    """Take out of metrics, events, settings and manifest what was computed from what is erased, and who is forgotten.
+
+    Of metrics only what the ledger still knows of rounds stays, and what was measured of whole models; see
+    docs/ledger.md.
+    """
+    client = asked.request.client_id if asked.request.whole_client else None
+    _metrics(workflow, removal, asked)
+    for path in sorted(workflow.run.root.glob("forgets/*/*/metrics.json")):
+        name = path.relative_to(workflow.run.root).as_posix()
+        model = workflow.run.read_json(name, {})
+        own = path.parent.parent.name == asked.request.id
+        workflow.run.write_json(name, _unnumbered(model, None if own else client))
+    _events(workflow, client, set(asked.request.sample_ids or ()))
+    if client is not None:
+        _settings(workflow.run, client)
+    left = workflow.present_data()
+    workflow.run.write_json("manifest.json", {**workflow.run.read_json("manifest.json", {}), **describe_clients(left)})
+
+
+def _metrics(workflow: Workflow, removal: Record, asked: Asked) -> None:
+    metrics, request = workflow.metrics(), asked.request
+    client = request.client_id if request.whole_client else None
+    first = not any(e["id"] == request.id and "committed" in e for e in metrics["requests"])
+    if first:  # later, another request may have been answered on the new head
+        closed = closed_requests(workflow, asked)
+        metrics["requests"] = [entry for entry in metrics["requests"] if entry["id"] in closed]
+    metrics["head"] = f"forgets/{workflow.head}/adapters"
+    for entry in metrics["requests"]:
+        if entry["id"] == request.id:
+            entry |= {"committed": removal.content["trial"], "committed_at": removal.content["committed_at"]}
+        if entry["client"] == client:
+            entry["sample_ids"] = None  # of an earlier request for some of its samples
+        if entry["id"] == request.id or not _open(workflow, entry["id"]):
+            own = entry["id"] == request.id
+            entry["models"] = {n: _unnumbered(m, None if own else client) for n, m in entry["models"].items()}
+        for model in entry["models"].values():
+            if model["adapter"] in removal.content["erases"]["adapters"] and model["adapter"] != metrics["head"]:
+                model["adapter"] = None
+    if "learned" in metrics:
+        metrics["learned"] = _unnumbered({**metrics["learned"], "adapter": None}, client)
+    metrics["history"] = []  # what the ledger still has is written into it
+    workflow.write_metrics(metrics)
+
+
+def _unnumbered(model: Mapping[str, Any], client: str | None) -> dict[str, Any]:
+    """A model's entry without tokens, and without what a client that is forgotten measured of it."""
+    measured = {name: said for name, said in model.get("clients", {}).items() if name.split(" (")[0] != client}
+    cost = {**model.get("cost", {}), "tokens": None, "token_fraction": None}
+    return {**model, "clients": measured, "cost": cost}
+
+
+def _events(workflow: Workflow, client: str | None, samples: set[str]) -> None:
+    """Write ``events.jsonl`` again: of rounds what the ledger still knows, and nothing of who or what is forgotten."""
+    path, ledger = workflow.run.root / EVENTS, workflow.ledger
+    if not path.is_file():
+        return
+    records = {(r.branch, r.round): r for b in ledger.branches() for r in ledger.records(b.name)}
+    lines = []
+    for line in path.read_text("utf-8", errors="replace").splitlines():
+        try:
+            event = parse_json(line, str(path), "an event")
+        except InputError:
+            continue  # a line that a crash cut
+        if not isinstance(event, dict) or _mentions(event, client, samples):
+            continue
+        if "branch" in event:
+            record = records.get((event["branch"], event.get("round", 0)))
+            if record is None:
+                continue
+            if event.get("event") == "round_committed":
+                event |= round_entry(record)
+        event.pop("samples", None)  # ids of rows that were measured
+        lines.append(json.dumps(json.loads(to_json(event)), ensure_ascii=False) + "\n")
+    rewrite(path, "".join(lines).encode())
+
+
+def _mentions(event: Mapping[str, Any], client: str | None, samples: set[str]) -> bool:
+    said = json.dumps({name: value for name, value in event.items() if name not in _NOT_TEXT}, ensure_ascii=False)
+    words = [re.escape(client)] if client else []
+    words += [re.escape(json.dumps(sample, ensure_ascii=False)[1:-1]) for sample in samples]
+    return bool(words) and re.search(rf"(?<![\w-])(?:{'|'.join(words)})(?![\w-])", said) is not None
+
+
+def _settings(run: RunDirectory, client: str) -> None:
+    """Write ``config.toml`` without a client: rounds that stay do not need to know when it joined."""
+    _, config = RunDirectory.open(run.root)
+    joins = {name: first for name, first in config.federation.joins.items() if name != client}
+    # `forget.client` stays: evaluation takes the request's rows from it, and the request is kept as evidence anyway.
+    changes = {"federation": config.federation.model_copy(update={"joins": joins})}
+    rewrite(run.root / "config.toml", config.model_copy(update=changes).to_toml().encode())

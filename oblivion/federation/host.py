@@ -1,0 +1,213 @@
+"""A host: answers training and evaluation messages for the clients whose data it can see. Free of Flower.
+
+A host keeps only caches between messages (the base model, a client's tokens). Every message is complete, so any
+host that sees a client's data gives the same answer, and a repeated message gives the same answer again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from oblivion.aggregation import rule_of, scheme_of
+from oblivion.config import RunConfig, TrainConfig, config_from_mapping
+from oblivion.data.corpus import FederatedData
+from oblivion.data.federation import resolve
+from oblivion.data.keyed_ids import keyed_rows
+from oblivion.data.templates import templates
+from oblivion.data.tokens import Template, TokenRow
+from oblivion.errors import InputError
+from oblivion.models.factors import Factor, start_of
+from oblivion.models.resident import ResidentModel, load_resident
+from oblivion.objectives.terms import Role, objective_from
+from oblivion.parts import run_fingerprint
+from oblivion.privacy.noise import KEY_BYTES, derive_key
+from oblivion.training.batches import Tokens, tokenize
+from oblivion.training.cohort import reason, train_cohort
+from oblivion.training.local import LocalTask
+from oblivion.types import ClientTask, ClientUpdate, HostReply, HostRequest, Sample
+
+NOISE_SECRET = "OBLIVION_NOISE_SECRET"
+"""Environment variable of a host that names a file with a secret of its own, which no message holds."""
+Metrics = dict[str, dict[str, tuple[float, float]]]
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """What rule and scheme ask of every client of a round."""
+
+    proximal_mu: float
+    factors: tuple[Factor, ...]
+
+
+class Host:
+    """Serves clients from data that a run config names."""
+
+    def __init__(self) -> None:
+        self._tokens: dict[tuple[str, ...], Tokens] = {}
+
+    def answer(self, request: HostRequest) -> HostReply:
+        """Answer one message."""
+        config = config_from_mapping(request.config, "message")
+        if request.kind == "query.describe":
+            return self._describe(request, config)
+        if request.kind == "evaluate":
+            return self._evaluate(request, config)
+        return self._train(request, config)
+
+    def _describe(self, request: HostRequest, config: RunConfig) -> HostReply:
+        clients = {client: {"samples": len(rows)} for client, rows in resolve(config).clients.items()}
+        return HostReply(host=request.host, clients=clients)
+
+    def _train(self, request: HostRequest, config: RunConfig) -> HostReply:
+        assert request.info is not None and request.state is not None
+        data, resident = resolve(config), self._resident(config)
+        objective = objective_from(request.objective, request.parameters)
+        settings = unlearning_settings(config) if request.kind == "train.unlearn" else config.train
+        terms = _Terms(rule_of(config).proximal_mu, scheme_of(config).trained(request.info.round))
+        private = config.privacy if config.privacy.unit == "sample" and request.kind == "train" else None
+        fingerprint = run_fingerprint(config)
+        updates: list[ClientUpdate] = []
+        failures: dict[str, str] = {}
+        with resident.over(request.state.residual):
+            for cohort in request.cohorts:
+                tasks = []
+                for task in cohort:
+                    try:
+                        tasks.append(self._local_task(request, task, data, resident, config, terms))
+                    except Exception as error:  # rows that cannot be read or tokenised cost their client alone
+                        failures[task.client_id] = reason(error)
+                done, failed = train_cohort(
+                    resident, request.state.adapter, tasks, objective, settings, request.info, private
+                )
+                updates += [replace(update, fingerprint=fingerprint) for update in done]
+                failures |= failed
+        return HostReply(host=request.host, updates=tuple(updates), failures=failures)
+
+    def _local_task(
+        self,
+        request: HostRequest,
+        task: ClientTask,
+        data: FederatedData,
+        resident: ResidentModel,
+        config: RunConfig,
+        terms: _Terms,
+    ) -> LocalTask:
+        assert request.state is not None
+        tokens = self._client_tokens(task, data, resident, config)
+        own, excluded = tokens.rows, set(task.excluded)
+        skipped = sum(1 for sample in tokens.skipped if sample not in excluded)
+        kept = [row for sample, row in own if sample not in excluded]
+        own_rank = task.client_id in config.federation.ranks
+        start = start_of(request.state.adapter, config.federation.ranks, task.client_id) if own_rank else None
+        if request.kind != "train.unlearn":
+            return LocalTask(
+                client_id=task.client_id,
+                rows={"retain": kept},
+                skipped=skipped,
+                proximal_mu=terms.proximal_mu,
+                correction=task.correction,
+                start=start,
+                factors=terms.factors,
+                noise_key=_noise_key(task),
+            )
+        if task.forget is None:
+            forget, anchor = kept, self._public_rows(request.public, resident, config)
+        else:
+            asked = set(task.forget)
+            forget = [row for sample, row in own if sample in asked]
+            same = set(forget)  # rows under other ids; nobody unlearns and keeps one row at once
+            anchor = [row for sample, row in own if sample not in asked and sample not in excluded and row not in same]
+        rows: dict[Role, Sequence[TokenRow]] = {"forget": forget}
+        if anchor and objective_from(request.objective, request.parameters).accepts_retain:
+            rows["retain"] = anchor
+        return LocalTask(client_id=task.client_id, rows=rows, skipped=skipped, start=start, factors=terms.factors)
+
+    def _evaluate(self, request: HostRequest, config: RunConfig) -> HostReply:
+        from oblivion.metrics.engine.one_pass import evaluate_client
+
+        assert request.state is not None
+        data, resident, template = resolve(config), self._resident(config), _template(config)
+        resident.write(request.state.adapter)
+        metrics: Metrics = {}
+        with resident.over(request.state.residual), resident.merged() as model:
+            for task in (task for cohort in request.cohorts for task in cohort):
+                for name, samples in _portions(task, data):
+                    metrics[name] = evaluate_client(
+                        model, resident.tokenizer, samples, template=template, max_length=resident.max_length
+                    )
+        return HostReply(host=request.host, metrics=metrics)
+
+    def _resident(self, config: RunConfig) -> ResidentModel:
+        import torch
+
+        torch.set_num_threads(config.train.threads)
+        return load_resident(config.model, config.lora, config.train.max_length)
+
+    def _client_tokens(
+        self, task: ClientTask, data: FederatedData, resident: ResidentModel, config: RunConfig
+    ) -> Tokens:
+        key = (
+            task.client_id,
+            task.id_key,
+            data.digest,
+            repr(config.data),
+            str(config.federation.clients),
+            repr(config.model),
+            str(config.train.max_length),
+            str(config.seed),
+        )
+        if key not in self._tokens:
+            rows = _own_rows(task, data)
+            self._tokens[key] = tokenize(rows, resident.tokenizer, _template(config), resident.max_length)
+        return self._tokens[key]
+
+    def _public_rows(self, public: Sequence[Sample], resident: ResidentModel, config: RunConfig) -> list[TokenRow]:
+        tokens = tokenize(public, resident.tokenizer, _template(config), resident.max_length)
+        return [row for _, row in tokens.rows]
+
+
+def _noise_key(task: ClientTask) -> bytes:
+    """The secret of a visit; a host that has one of its own mixes it in, so that the server cannot make the noise."""
+    given, path = bytes.fromhex(task.noise_key), os.environ.get(NOISE_SECRET)
+    if not given or not path:
+        return given
+    try:
+        own = Path(path).read_bytes()
+        return derive_key(own, task.noise_key)
+    except (OSError, InputError):
+        raise InputError(f"{NOISE_SECRET} = {path}: not a file of at least {KEY_BYTES} secret bytes") from None
+
+
+def _template(config: RunConfig) -> Template:
+    template: Template = templates.get(config.data.template)()
+    return template
+
+
+def _own_rows(task: ClientTask, data: FederatedData) -> Sequence[Sample]:
+    """A client's rows with the ids that the message goes by."""
+    rows = data.clients[task.client_id]
+    return keyed_rows(rows, bytes.fromhex(task.id_key)) if task.id_key else rows
+
+
+def _portions(task: ClientTask, data: FederatedData) -> list[tuple[str, list[Sample]]]:
+    """A client's own rows, in two parts where only some of them are asked to be forgotten."""
+    gone = set(task.excluded)
+    rows = [row for row in _own_rows(task, data) if row.id not in gone]
+    if task.forget is None:
+        return [(task.client_id, rows)]
+    asked = set(task.forget)
+    portions = [
+        (f"{task.client_id} (forgotten)", [row for row in rows if row.id in asked]),
+        (f"{task.client_id} (kept)", [row for row in rows if row.id not in asked]),
+    ]
+    return [(name, own) for name, own in portions if own]
+
+
+def unlearning_settings(config: RunConfig) -> TrainConfig:
+    """Local training settings of an unlearning visit: those of ``forget`` in place of those of ``train``."""
+    return config.train.model_copy(
+        update={"local_epochs": config.forget.local_epochs, "learning_rate": config.forget.learning_rate}
+    )

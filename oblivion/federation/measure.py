@@ -1,0 +1,220 @@
+"""Measure one model: centrally on the server's rows, and on every client for its own rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from oblivion.config import RunConfig
+from oblivion.data.corpus import FederatedData
+from oblivion.data.groups import central_groups, shared_rows
+from oblivion.data.templates import templates
+from oblivion.errors import plural
+from oblivion.federation.rounds import Federation
+from oblivion.ledger.rounds import Absence, Branch
+from oblivion.metrics.engine.one_pass import Evaluation, evaluate_model, to_open_unlearning
+from oblivion.models.resident import ResidentModel
+from oblivion.removal.plan import RemovalPlan
+from oblivion.replies import heard, measured
+from oblivion.run.directory import RunDirectory
+from oblivion.selection import assign
+from oblivion.types import ClientTask, ForgetRequest, GlobalState, HostRequest, Sample
+
+_BESIDE = ("detectable", "left_out", "components")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A model to be measured.
+
+    Attributes
+    ----------
+    name, folder : str
+        Its key in ``metrics.json``, and where its adapter lies in the run directory.
+    state : GlobalState
+        The model: adapter and residual.
+    cost : dict
+        What it took, and the same in units of retraining; see `oblivion.federation.accounting.in_units`.
+    plan : RemovalPlan or None
+        For a trial, what was carried out.
+    """
+
+    name: str
+    state: GlobalState
+    folder: str
+    cost: dict[str, Any]
+    plan: RemovalPlan | None = None
+
+
+def measure_model(
+    model: Trained,
+    request: ForgetRequest | None,
+    run: RunDirectory,
+    data: FederatedData,
+    resident: ResidentModel,
+    federation: Federation,
+    exclusions: Sequence[Absence],
+) -> dict[str, Any]:
+    """Measure a model centrally and on every client; per-row results go to ``evaluations/``.
+
+    Parameters
+    ----------
+    model : Trained
+        What is measured.
+    request : ForgetRequest, optional
+        Whose rows are the rows to forget; None where nobody asks.
+    run : RunDirectory
+        Where per-row results go, and those of the oracle are.
+    data : FederatedData
+        The present clients' rows.
+    resident : ResidentModel
+        The base model.
+    federation : Federation
+        The way to the clients.
+    exclusions : sequence of Absence
+        What was forgotten before.
+
+    Returns
+    -------
+    dict
+        The model's entry in ``metrics.json``.
+    """
+    federation.observer.event("phase", text=f"measuring {model.name}")
+    where, config = f"evaluations/{request.id if request else 'learned'}", federation.config
+    groups = central_groups(data, request, config.evaluate.limit)
+    reference = run.read_json(f"{where}/oracle.json", None) if model.name != "oracle" else None
+    evaluation = measure_centrally(model.state, resident, groups, config, reference)
+    run.write_json(f"{where}/{model.name}.json", to_open_unlearning(evaluation, {"model": model.name}))
+    if evaluation.skipped:
+        text = f"left out whole, because longer than the context: {plural(len(evaluation.skipped), 'evaluation row')}"
+        federation.observer.event("warning", text=text, samples=evaluation.skipped)
+    central = summary(evaluation)
+    if model.name == "oracle":
+        central.pop("privleak", None)  # it compares with the oracle, and so says nothing of the oracle itself
+    return {
+        "label": model.plan.label if model.plan else model.name,
+        "guarantee": model.plan.guarantee if model.plan else None,
+        "adapter": model.folder,
+        "central": central,
+        "clients": measure_clients(
+            model.state, federation, client_tasks(data, request, exclusions), resident.max_length
+        ),
+        "cost": model.cost,
+        "touches": [asdict(touch) for touch in model.plan.touches] if model.plan else [],
+    }
+
+
+def measure_centrally(
+    state: GlobalState,
+    resident: ResidentModel,
+    groups: Mapping[str, Sequence[Sample]],
+    config: RunConfig,
+    reference: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """Run the suite on the base with residual and adapter merged into it, all metrics from one pass.
+
+    A `reference` that nothing could be measured of, since no row fits into the context, is none.
+    """
+    import torch
+
+    torch.set_num_threads(config.train.threads)
+    resident.write(state.adapter)
+    with resident.over(state.residual), resident.merged() as model:
+        return evaluate_model(
+            model,
+            resident.tokenizer,
+            groups,
+            template=templates.get(config.data.template)(),
+            max_length=resident.max_length,
+            max_new_tokens=config.evaluate.max_new_tokens,
+            batch_size=config.evaluate.batch_size,
+            reference=reference if reference and reference.keys() - {"manifest"} else None,
+            suite=config.evaluate.suite,
+        )
+
+
+def client_tasks(data: FederatedData, request: ForgetRequest | None, exclusions: Sequence[Absence]) -> list[ClientTask]:
+    """What each remaining client is to measure: its own rows, less those that were forgotten before.
+
+    Rows of the request that others hold, too, are left out: they are measured separately.
+    """
+    gone = Branch(name="", seed=0, rounds=0, absent=tuple(exclusions))
+    tasks = []
+    for client, rows in sorted(data.clients.items()):
+        excluded, forget = set(gone.excluded(client)), None
+        if request and request.client_id == client:
+            excluded |= {row.id for row in shared_rows(data, request)}
+            forget = request.sample_ids
+        if not excluded >= {row.id for row in rows}:
+            key = data.keys.get(client, b"").hex()
+            tasks.append(ClientTask(client_id=client, excluded=tuple(sorted(excluded)), forget=forget, id_key=key))
+    return tasks
+
+
+def measure_clients(
+    state: GlobalState, federation: Federation, tasks: Sequence[ClientTask], max_length: int
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Let clients measure a model on their own rows; numbers that can be true come back, never text.
+
+    `max_length` is the number of tokens that a row can have.
+
+    Returns
+    -------
+    dict
+        Client (in two parts where only some of its rows are asked for) to metric to ``{"value", "n"}``.
+    """
+    by_client = {task.client_id: task for task in tasks}
+    given = assign([(client,) for client in by_client], federation.sizes, federation.serves)
+    config = federation.config.to_json()
+    requests = [
+        HostRequest(
+            kind="evaluate",
+            host=host,
+            config=config,
+            state=state,
+            cohorts=tuple((by_client[client],) for (client,) in mine),
+        )
+        for host, mine in given.items()
+    ]
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    silent = set(given)
+    for client in sorted(by_client.keys() - federation.serves.keys()):
+        federation.observer.event("warning", text=f"{client} could not be measured: no host serves it", client=client)
+    for reply in heard(federation.hosts.ask(requests), requests):
+        silent.remove(reply.host)
+        asked = {name: n for (c,) in given[reply.host] for name, n in _portions(by_client[c], federation).items()}
+        taken, dropped = measured(reply.metrics, asked, max_length)
+        for text in dropped:
+            federation.observer.event("warning", text=f"host {reply.host}: {text}", host=reply.host)
+        for client, metrics in taken.items():
+            found[client] = {
+                name: {"value": total / weight if weight else None, "n": weight}
+                for name, (total, weight) in metrics.items()
+            }
+        for client, reason in reply.failures.items():
+            federation.observer.event("warning", text=f"{client} could not be measured: {reason}", client=client)
+    for host in sorted(silent):
+        for (client,) in given[host]:
+            federation.observer.event("warning", text=f"{client} could not be measured: no reply", client=client)
+    return dict(sorted(found.items()))
+
+
+def _portions(task: ClientTask, federation: Federation) -> dict[str, int]:
+    """The names under which a client may answer, each with the most rows it can have."""
+    copies = federation.copies.get(task.client_id, {})
+    left = federation.sizes[task.client_id] - sum(copies.get(sample, 1) for sample in task.excluded)
+    if task.forget is None:
+        return {task.client_id: left}
+    asked = sum(copies.get(sample, 1) for sample in set(task.forget) - set(task.excluded))
+    return {f"{task.client_id} (forgotten)": asked, f"{task.client_id} (kept)": left - asked}
+
+
+def summary(evaluation: Evaluation) -> dict[str, Any]:
+    """Metric name to ``{"value", "interval", "n"}``, with the reason for a missing value and what stands beside it."""
+    return {
+        name: {"value": result.value, "interval": result.interval, "n": result.n}
+        | ({"reason": result.reason} if result.reason else {})
+        | {key: result.extra[key] for key in _BESIDE if key in result.extra}
+        for name, result in evaluation.results.items()
+    }

@@ -1,0 +1,1 @@
+"""The one pass over a model's rows that all metrics share."""

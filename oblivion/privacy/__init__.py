@@ -1,0 +1,1 @@
+"""Differential privacy: accountant, budget, noise and the mean of client-level privacy."""

@@ -1,0 +1,128 @@
+"""Differential privacy of a client: updates clipped, their sum noised, and the rule told of nothing else.
+
+DP-FedAvg (McMahan, Ramage, Talwar and Zhang, 2018, "Learning differentially private recurrent language models",
+Algorithm 1, fixed-denominator estimator, flat clipping): ``mean = (sum_k delta_k min(1, C / ||delta_k||) + sigma C z) /
+m``, z standard normal. What the rule makes of the mean (momentum, moments, a server rate) is post-processing and costs
+nothing more.
+
+Deviations: all clients weigh the same; clients are chosen by a public hash, so no amplification by sampling is claimed;
+m is ``federation.clients-per-round``, whoever answers; the noise comes from a secret key and is the same when a round
+is aggregated again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from oblivion.aggregation.gate import update_norm
+from oblivion.aggregation.rule import ordered
+from oblivion.config import RunConfig
+from oblivion.errors import ConfigError
+from oblivion.privacy.noise import NoiseStream, derive_key
+from oblivion.types import ClientUpdate, RoundInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MEAN_RULES = ("fedadagrad", "fedadam", "fedavg", "fedavgm", "fedprox", "fedyogi")
+"""Rules whose result is a function of the mean update alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientPrivacy:
+    """The stage between contributions and rule.
+
+    Attributes
+    ----------
+    noise_multiplier : float
+        sigma, at least 0.
+    clip_norm : float
+        C, above 0: the largest L2 norm that an update counts with.
+    asked : int
+        m, how many clients are asked in a round.
+    """
+
+    noise_multiplier: float
+    clip_norm: float
+    asked: int
+
+    def mean(
+        self, updates: Sequence[ClientUpdate], like: Mapping[str, Tensor], secret: bytes, info: RoundInfo
+    ) -> ClientUpdate:
+        """The noised mean of a round's updates, as the one update that the rule sees.
+
+        Parameters
+        ----------
+        updates : sequence of ClientUpdate
+            Any order and number, none included; summed by client id in fp64.
+        like : mapping of str to Tensor
+            The tensors that are trained in this round; names and shapes.
+        secret : bytes
+            Of the branch; with the round it decides the noise.
+        info : RoundInfo
+            The round.
+
+        Returns
+        -------
+        ClientUpdate
+            Of nobody, with one example.
+        """
+        import torch
+
+        stream = NoiseStream(derive_key(secret, "client-noise", info.round))
+        total = stream.gaussian_like(like, self.noise_multiplier * self.clip_norm)
+        for update in ordered(updates):
+            norm = update_norm(update.delta)
+            factor = min(1.0, self.clip_norm / norm) if norm > 0 else 1.0
+            for name, tensor in total.items():
+                tensor.add_(update.delta[name].to(torch.float64), alpha=factor)
+        delta = {name: (tensor / self.asked).to(torch.float32) for name, tensor in total.items()}
+        return ClientUpdate(client_id="", round=info.round, delta=delta, num_examples=1, steps=0)
+
+
+def client_privacy_of(config: RunConfig) -> ClientPrivacy | None:
+    """The stage that a run asks for; None for none."""
+    privacy = config.privacy
+    if privacy.unit != "client":
+        return None
+    return ClientPrivacy(
+        noise_multiplier=privacy.noise_multiplier,
+        clip_norm=privacy.clip_norm,
+        asked=config.federation.clients_per_round,
+    )
+
+
+def check_privacy(config: RunConfig) -> None:
+    """Refuse what a run's privacy cannot be had with.
+
+    Raises
+    ------
+    ConfigError
+        Saying why, and what would work.
+    """
+    from oblivion.aggregation import scheme_of
+
+    unit, rule, scheme = config.privacy.unit, config.federation.aggregator, config.lora.scheme
+    if unit == "sample" and config.lora.dropout:
+        raise ConfigError(
+            f"privacy.unit = 'sample' needs lora.dropout = 0, and it is {config.lora.dropout}: its masks would come "
+            "from the run's seed, and a sample's gradient would not be a function of the sample"
+        )
+    if unit == "sample" and config.federation.ranks:
+        raise ConfigError(
+            "privacy.unit = 'sample' puts noise on every value of the adapter, so federation.ranks cannot hold; empty "
+            "it, or use privacy.unit = 'client'"
+        )
+    if unit == "client" and rule not in MEAN_RULES:
+        raise ConfigError(
+            f"privacy.unit = 'client' noises the mean of the updates, and federation.aggregator = '{rule}' is not a "
+            f"function of the mean alone; choose one of {', '.join(MEAN_RULES)}, or privacy.unit = 'sample', which "
+            "works with every rule"
+        )
+    if unit == "client" and scheme_of(config).space == "product":
+        raise ConfigError(
+            f"privacy.unit = 'client' noises the mean of the factors, and lora.scheme = '{scheme}' combines products; "
+            "choose fedit, ffa or rolora"
+        )

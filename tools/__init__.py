@@ -1,0 +1,1 @@
+"""Recipes that make files which are shipped with the project."""
