@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Result, cpu_seconds
-from oblivion.aggregation.rule import mean_update
+from oblivion.aggregation.sums import mean_update
 from oblivion.types import ClientUpdate
 
 UPDATES, RANK, LAYERS = 8, 32, 16

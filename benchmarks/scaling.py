@@ -100,7 +100,7 @@ def _round(
         assert not failures
         updates += done
     rule = FedAvg()
-    return rule.apply(updates, state, rule.init(state), info)[0], updates
+    return rule.step(updates, state, rule.init(state), info)[0], updates
 
 
 def _case(name: str, shape: _Shape) -> Result:

@@ -6,6 +6,7 @@ so that listing names costs nothing.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
 from collections.abc import Mapping
@@ -103,6 +104,15 @@ class Registry:
             raise InputError(
                 f"{self.kind} '{name}' cannot be loaded: {_one_line(error)}; `oblivion doctor` says what is missing"
             ) from error
+
+    def having(self, attribute: str, value: Any = True) -> list[str]:
+        """Return the names of the parts whose class has an attribute of this value, of those that can be loaded."""
+        names = []
+        for name in self.names():
+            with contextlib.suppress(ConfigError, InputError):
+                if getattr(self.get(name), attribute, None) == value:
+                    names.append(name)
+        return names
 
     def _check_name(self, name: str, entries: list[EntryPoint]) -> None:
         by = [package_of(entry) for entry in entries]

@@ -47,32 +47,31 @@ RULES: dict[str, dict[str, Any]] = {"scaffold": {}, "feddyn": {"alpha": 0.1}}
 
 
 @dataclass(frozen=True)
-class Stale:
+class Stale(ControlRule):
     """A control rule that keeps counting who has left: what a server does that has never heard of forgetting."""
 
     rule: ControlRule
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.rule, name)
+    @property
+    def proximal_mu(self) -> float:
+        """The weight of the rule's proximal term."""
+        return self.rule.proximal_mu
 
     def corrections(
         self, rule_state: RuleState, clients: Sequence[str], info: RoundInfo, learning_rate: float
     ) -> Mapping[str, Adapter]:
-        """Those of the rule, over everyone that was ever seen."""
+        """Return the rule's corrections, over everyone that was ever seen."""
         return self.rule.corrections(rule_state, clients, _everyone(rule_state, info), learning_rate)
 
-    def apply(
+    def aggregate(
         self, updates: Sequence[ClientUpdate], state: GlobalState, rule_state: RuleState, info: RoundInfo
     ) -> tuple[GlobalState, RuleState]:
-        """The rule's step, over everyone that was ever seen."""
-        return self.rule.apply(updates, state, rule_state, _everyone(rule_state, info))
+        """Take the rule's step, over everyone that was ever seen."""
+        return self.rule.aggregate(updates, state, rule_state, _everyone(rule_state, info))
 
     def without(self, rule_state: RuleState, client_id: str) -> RuleState:
         """Keep the variate."""
         return rule_state
-
-
-ControlRule.register(Stale)
 
 
 def _everyone(rule_state: RuleState, info: RoundInfo) -> RoundInfo:
@@ -105,7 +104,7 @@ def _rounds(rule: Any, state: GlobalState, kept: RuleState, clients: Sequence[in
                 w -= RATE * (curvature * (w - optimum) + extra + rule.proximal_mu * (w - x))
             delta = {"w": torch.from_numpy(w - x).float()}
             updates.append(ClientUpdate(client_id=name, round=number, delta=delta, num_examples=1, steps=k + 1))
-        state, kept = rule.apply(updates, state, kept, info)
+        state, kept = rule.step(updates, state, kept, info)
         yield state, kept
 
 
@@ -177,7 +176,8 @@ def language_model(name: str) -> Iterator[dict[str, Any]]:
     yield {"variates": "(the model before)", "further_rounds": 0, "distance": 1.0, "probability": probability(main)}
     yield {"variates": "(never saw it)", "further_rounds": 0, "distance": 0.0, "probability": probability(reference)}
     rule = federation.rule
-    for label, used in (("corrected", rule), ("stale", Stale(rule))):  # type: ignore[arg-type]
+    assert isinstance(rule, ControlRule)
+    for label, used in (("corrected", rule), ("stale", Stale(rule))):
         federation.rule = federation.replay.rule = used
         after = trained(Branch(name=label, seed=config.seed, rounds=total, parent="main", fork=learned, absent=absent))
         distance = product_distance(after, reference) / before

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from oblivion.aggregation.rule import RuleState, ordered
+from oblivion.aggregation.rule import Rule, RuleState
 from oblivion.errors import FederationError, nearest
 from oblivion.types import ClientUpdate, GlobalState, RoundInfo
 
@@ -51,7 +51,7 @@ class _Reply:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowerRule:
+class FlowerRule(Rule):
     """Let a strategy of ``flwr.serverapp.strategy`` aggregate.
 
     Attributes
@@ -65,11 +65,8 @@ class FlowerRule:
     strategy: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    linear: ClassVar[bool] = False
-    needs_client_state: ClassVar[bool] = False
-    plain_sgd: ClassVar[bool] = False
-    proximal_mu: ClassVar[float] = 0.0
     state_fields: ClassVar[tuple[str, ...]] = ("whatever the Flower strategy keeps: made of all rounds' updates",)
+    state_by_tensor: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.strategy not in WRAPPED:
@@ -81,30 +78,10 @@ class FlowerRule:
 
         return getattr(strategy, self.strategy)(**{k.replace("-", "_"): v for k, v in self.options.items()})
 
-    def init(self, state: GlobalState) -> RuleState:
-        """Return the empty state: a new strategy remembers nothing."""
-        return {}
-
-    def apply(
+    def aggregate(
         self, updates: Sequence[ClientUpdate], state: GlobalState, rule_state: RuleState, info: RoundInfo
     ) -> tuple[GlobalState, RuleState]:
-        """Let the strategy aggregate the clients' models.
-
-        Parameters
-        ----------
-        updates : sequence of ClientUpdate
-            Any order; the strategy gets ``x + delta_k`` in fp32, in client-id order.
-        state : GlobalState
-            The state that the clients started from.
-        rule_state : mapping
-            ``<attribute>/<tensor>``, what the strategy remembered.
-        info : RoundInfo
-            Its number is given to the strategy.
-
-        Returns
-        -------
-        tuple of GlobalState and RuleState
-            New fp32 tensors; the very same objects where there are no updates.
+        """Let the strategy aggregate the clients' models, ``x + delta_k`` in fp32, in client-id order.
 
         Raises
         ------
@@ -114,12 +91,10 @@ class FlowerRule:
         import torch
         from flwr.app import MetricRecord, RecordDict
 
-        if not updates:
-            return state, rule_state
         theirs = self._make()
         _remember(theirs, state, rule_state)
         replies = []
-        for update in ordered(updates):
+        for update in updates:
             model = {name: state.adapter[name] + update.delta[name] for name in sorted(state.adapter)}
             weight = MetricRecord({theirs.weighted_by_key: update.num_examples})
             replies.append(_Reply(RecordDict({theirs.arrayrecord_key: _record(model), "metrics": weight})))
@@ -129,10 +104,6 @@ class FlowerRule:
             raise FederationError(f"Flower's {self.strategy} made nothing of {len(updates)} updates: too few, it says")
         adapter = {name: torch.from_numpy(made[name].numpy().copy()).to(torch.float32) for name in sorted(made)}
         return replace(state, adapter=adapter), _remembered(theirs)
-
-    def min_clients(self, n: int, byzantine: int) -> int:
-        """One update; what more the strategy needs, and what it bears, is for its own documentation to say."""
-        return n + 1 if byzantine else 1
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from oblivion.aggregation.rule import Aggregator, RuleState
+from oblivion.aggregation.rule import Rule, RuleState
 from oblivion.aggregation.rules.control import ControlRule
 from oblivion.errors import ConfigError, FederationError
 from oblivion.types import Adapter, ClientUpdate, GlobalState, RoundInfo
@@ -29,7 +29,7 @@ class RuleStrategy(FedAvg):
 
     Parameters
     ----------
-    rule : Aggregator
+    rule : Rule
         Any rule of ``oblivion.aggregation``.
     client_key : str, default "client"
         Metric with a number that names the client across rounds; without it the node id does. Updates are summed in
@@ -42,7 +42,7 @@ class RuleStrategy(FedAvg):
 
     def __init__(
         self,
-        rule: Aggregator,
+        rule: Rule,
         client_key: str = "client",
         client_learning_rate: float = 0.0,
         **options: float | int | str,
@@ -99,7 +99,7 @@ class RuleStrategy(FedAvg):
             return None, None
         updates = [self._update(message, server_round, self._state) for message in valid]
         info = self._info(server_round)
-        state, self._rule_state = self.rule.apply(updates, self._state, self._rule_state, info)
+        state, self._rule_state = self.rule.step(updates, self._state, self._rule_state, info)
         arrays = ArrayRecord({name: Array(tensor.numpy()) for name, tensor in state.adapter.items()})
         metrics = self.train_metrics_aggr_fn([message.content for message in valid], self.weighted_by_key)
         return arrays, metrics

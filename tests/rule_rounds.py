@@ -64,7 +64,7 @@ def matrix(updates: Sequence[ClientUpdate]) -> np.ndarray:
 def value(rule: Any, updates: Sequence[ClientUpdate], at: float = 0.0) -> list[float]:
     """Where a rule takes an adapter of one tensor in its first round."""
     state = GlobalState(adapter={"w": torch.full_like(updates[0].delta["w"], at)})
-    after, _ = rule.apply(updates, state, rule.init(state), info())
+    after, _ = rule.step(updates, state, rule.init(state), info())
     return list(after.adapter["w"].tolist())
 
 
@@ -78,7 +78,7 @@ def check_purity(rule: Any, updates: Sequence[ClientUpdate], state: GlobalState,
     extras = [adapter for update in updates for adapter in update.extras.values()]
     inputs = tensors(state.adapter, state.broadcast, rule_state, *(u.delta for u in updates), *extras)
     before = [tensor.clone() for tensor in inputs]
-    after, after_rule = rule.apply(updates, state, rule_state, told)
+    after, after_rule = rule.step(updates, state, rule_state, told)
     assert all(torch.equal(one, two) for one, two in zip(inputs, before, strict=True))
     assert after.residual is state.residual
     assert list(after.adapter) == sorted(state.adapter)
@@ -90,6 +90,6 @@ def check_purity(rule: Any, updates: Sequence[ClientUpdate], state: GlobalState,
         assert tensor.dtype == torch.float32
         assert tensor.is_contiguous()
         assert tensor.data_ptr() not in places
-    nothing, nothing_new = rule.apply([], state, rule_state, told)
+    nothing, nothing_new = rule.step([], state, rule_state, told)
     assert nothing is state
     assert nothing_new is rule_state

@@ -10,10 +10,11 @@ from oblivion.config import RunConfig
 from oblivion.parameters import build
 
 if TYPE_CHECKING:
-    from oblivion.aggregation.rule import Aggregator, LoraScheme
+    from oblivion.aggregation.rule import Rule
+    from oblivion.aggregation.scheme import LoraScheme
 
 
-def rule_of(config: RunConfig) -> Aggregator:
+def rule_of(config: RunConfig) -> Rule:
     """The server rule of a run, with its parameters.
 
     Raises
@@ -22,7 +23,7 @@ def rule_of(config: RunConfig) -> Aggregator:
         If a parameter is unknown, or a value is refused.
     """
     federation = config.federation
-    rule: Aggregator = build(aggregators, federation.aggregator, federation.parameters, "federation.parameters")
+    rule: Rule = build(aggregators, federation.aggregator, federation.parameters, "federation.parameters")
     return rule
 
 

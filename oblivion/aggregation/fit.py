@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from oblivion.aggregation.rule import Aggregator, LoraScheme
+from oblivion.aggregation.rule import Rule
+from oblivion.aggregation.scheme import LoraScheme
+from oblivion.aggregation.schemes import schemes
 from oblivion.config import RunConfig
 from oblivion.errors import ConfigError
 from oblivion.selection import population
 
 
-def check_training(rule: Aggregator, config: RunConfig) -> None:
+def check_training(rule: Rule, config: RunConfig) -> None:
     """Refuse a rule whose formula does not hold for the clients' optimizer.
 
     Raises
@@ -32,7 +34,7 @@ def check_training(rule: Aggregator, config: RunConfig) -> None:
         )
 
 
-def check_scheme(rule: Aggregator, scheme: LoraScheme, config: RunConfig) -> None:
+def check_scheme(rule: Rule, scheme: LoraScheme, config: RunConfig) -> None:
     """Refuse a rule that makes no sense with the LoRA scheme, ranks that it cannot mix, and weights too coarse for it.
 
     Raises
@@ -53,7 +55,8 @@ def check_scheme(rule: Aggregator, scheme: LoraScheme, config: RunConfig) -> Non
         client, rank = next(iter(own.items()))
         raise ConfigError(
             f"federation.ranks.{client} = {rank}, but lora.scheme = '{name}' averages factors of one rank "
-            f"(lora.rank = {config.lora.rank}); 'flexlora' and 'flora' take clients of different ranks"
+            f"(lora.rank = {config.lora.rank}); schemes that take clients of different ranks: "
+            f"{', '.join(schemes.having('mixed_ranks'))}"
         )
     if scheme.state_fields and config.model.dtype == "bfloat16":
         raise ConfigError(
@@ -64,13 +67,13 @@ def check_scheme(rule: Aggregator, scheme: LoraScheme, config: RunConfig) -> Non
 
 
 def short_round(
-    rule: Aggregator, clients: Sequence[str], joins: Mapping[str, int], per_round: int, rounds: Sequence[int]
+    rule: Rule, clients: Sequence[str], joins: Mapping[str, int], per_round: int, rounds: Sequence[int]
 ) -> tuple[int, int, int] | None:
     """The first of some rounds that has clients, but fewer than the rule needs.
 
     Parameters
     ----------
-    rule : Aggregator
+    rule : Rule
         The rule, with its parameters.
     clients : sequence of str
         Who takes part.
@@ -88,13 +91,13 @@ def short_round(
     """
     for number in rounds:
         there = min(per_round, len(population(clients, joins, number)))
-        needed = rule.min_clients(there, 0)
+        needed = int(rule.needed())
         if 0 < there < needed:
             return number, there, needed
     return None
 
 
-def check_number(rule: Aggregator, config: RunConfig, clients: Sequence[str]) -> None:
+def check_number(rule: Rule, config: RunConfig, clients: Sequence[str]) -> None:
     """Refuse a rule that some round of the learning has too few clients for.
 
     Raises

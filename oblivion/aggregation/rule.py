@@ -1,214 +1,158 @@
-"""The contract of a server rule, and the weighted mean that most rules begin with."""
+"""What a server rule is: a pure function from the updates of a round to the next global state.
+
+A rule inherits from `Rule` and writes `aggregate`, or from `WeightedRule` and writes `weights`. Its class attributes
+say what the rest of the system must know of it: whether it can be combined with client-level privacy, with a LoRA
+scheme that averages products, with any local optimizer. A rule of another package sets the same attributes.
+"""
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
-from oblivion.types import Adapter, ClientUpdate, GlobalState, RoundInfo
+from oblivion.aggregation.sums import moved, ordered, weighted_sum
+from oblivion.errors import FederationError
+from oblivion.types import ClientUpdate, GlobalState, RoundInfo
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-_PIECE = 1 << 18  # values; long enough to be read at the speed of memory, and in fp64 it stays in the shared cache
-
 RuleState: TypeAlias = "Mapping[str, Tensor]"
-"""What a rule keeps between rounds (momentum, ...), as named tensors so that it can be stored."""
+"""What a rule keeps between rounds (momentum, ...), as named fp32 tensors so that it can be stored."""
 
 
-class Aggregator(Protocol):
+class Rule(ABC):
     """A server rule: pure functions from updates and states to the next states.
 
     Attributes
     ----------
-    linear : bool
-        Whether the next adapter is the old one plus a weighted sum of the updates.
     state_fields : tuple of str
-        What `RuleState` holds that depends on the clients' data, in words (for the removal's checklist).
+        What the rule state holds that depends on the clients' data, in words; a removal's checklist names each of them.
+    of_weights : bool
+        Whether the step is the sum of the updates times `weights`; only then does the rule work on the products that
+        some LoRA schemes combine.
+    of_mean : bool
+        Whether the step depends on the updates through their mean, weighted by examples, alone; only then can the mean
+        be noised for client-level privacy.
     needs_client_state : bool
-        Whether the rule state holds something of each single client between rounds (`ControlRule`).
+        Whether the rule state holds something of each single client between rounds
+        (`oblivion.aggregation.rules.control.ControlRule`).
+    state_by_tensor : bool
+        Whether the name of every tensor of the rule state holds the name of the adapter's tensor that it belongs to.
     plain_sgd : bool
-        Whether the rule assumes that clients take plain SGD steps at one constant rate.
-    proximal_mu : float
-        Clients add ``mu / 2 * ||w - w_global||^2`` to their loss; 0 for none.
+        Whether the formula assumes that clients take plain SGD steps at one constant rate.
     """
 
-    linear: bool
-    state_fields: tuple[str, ...]
-    needs_client_state: bool
-    plain_sgd: bool
+    state_fields: ClassVar[tuple[str, ...]] = ()
+    of_weights: ClassVar[bool] = False
+    of_mean: ClassVar[bool] = False
+    needs_client_state: ClassVar[bool] = False
+    state_by_tensor: ClassVar[bool] = True
+    plain_sgd: ClassVar[bool] = False
 
     @property
     def proximal_mu(self) -> float:
-        """Weight of the proximal term."""
-        ...
+        """The weight mu of the term ``mu / 2 * ||w - w_global||^2`` that clients add to their loss; 0 for no term."""
+        return 0.0
+
+    def needed(self, hostile: int = 0) -> float:
+        """Return how many updates a round needs so that the rule holds with some number of hostile clients.
+
+        Parameters
+        ----------
+        hostile : int, default 0
+            The number of hostile clients.
+
+        Returns
+        -------
+        float
+            A whole number, or infinity if the rule holds with no number of updates.
+        """
+        return math.inf if hostile else 1
 
     def init(self, state: GlobalState) -> RuleState:
-        """Make the rule's state before the first round."""
-        ...
+        """Make the rule's state before the first round; it is empty for a rule that remembers nothing."""
+        return {}
 
-    def apply(
+    def step(
         self, updates: Sequence[ClientUpdate], state: GlobalState, rule_state: RuleState, info: RoundInfo
     ) -> tuple[GlobalState, RuleState]:
-        """Compute the next global state and rule state; nothing that comes in is changed."""
-        ...
+        """Compute the next global state and rule state; no argument is changed.
 
-    def min_clients(self, n: int, byzantine: int) -> int:
-        """How many updates the rule needs out of `n` when `byzantine` of them may be hostile."""
-        ...
+        Parameters
+        ----------
+        updates : sequence of ClientUpdate
+            The updates of the round in any order. Their tensors have the names and shapes of the adapter.
+        state : GlobalState
+            The state that the clients started from.
+        rule_state : mapping of str to Tensor
+            The rule state, as `init` or the last `step` returned it.
+        info : RoundInfo
+            The round.
 
+        Returns
+        -------
+        tuple of GlobalState and RuleState
+            New fp32 tensors; the very same two objects if there are no updates.
 
-class LoraScheme(Protocol):
-    """In which space adapters are combined. A scheme lets the rule work there; the rule knows nothing of it.
+        Raises
+        ------
+        FederationError
+            If there are updates, but fewer than the rule needs.
+        """
+        if not updates:
+            return state, rule_state
+        self.check_enough(updates, info)
+        return self.aggregate(ordered(updates), state, rule_state, info)
 
-    Attributes
-    ----------
-    space : str
-        ``"ab"`` (both factors), ``"b"`` or ``"product"``.
-    state_fields : tuple of str
-        What it keeps beside the adapter that depends on the clients' data, in words (for the removal's checklist).
-    mixed_ranks : bool
-        Whether clients may have different ranks.
-    ranks : mapping of str to int
-        Of the clients that have a rank of their own.
-    """
-
-    space: Literal["ab", "b", "product"]
-    state_fields: tuple[str, ...]
-    mixed_ranks: bool
-
-    @property
-    def ranks(self) -> Mapping[str, int]:
-        """Client id to rank."""
-        ...
-
-    def trained(self, round: int) -> tuple[Literal["A", "B"], ...]:
-        """The factors that clients train, and send, in a round."""
-        ...
-
-    def check(self, rule: Aggregator) -> None:
-        """Raise ValueError, saying why and what would work, for a rule that makes no sense in this space."""
-        ...
-
-    def init(self, rule: Aggregator, state: GlobalState) -> RuleState:
-        """Make the rule's state before the first round."""
-        ...
-
-    def combine(
-        self,
-        rule: Aggregator,
-        updates: Sequence[ClientUpdate],
-        state: GlobalState,
-        rule_state: RuleState,
-        info: RoundInfo,
+    @abstractmethod
+    def aggregate(
+        self, updates: Sequence[ClientUpdate], state: GlobalState, rule_state: RuleState, info: RoundInfo
     ) -> tuple[GlobalState, RuleState]:
-        """Compute the next global state and rule state; nothing that comes in is changed."""
-        ...
+        """Compute what `step` returns, from at least `needed` updates in client-id order."""
+
+    def weights(self, updates: Sequence[ClientUpdate], info: RoundInfo) -> list[float]:
+        """Return one weight per update if the rule is `of_weights`: the step is ``sum_k w_k delta_k``.
+
+        Parameters
+        ----------
+        updates : sequence of ClientUpdate
+            At least `needed` updates in client-id order.
+        info : RoundInfo
+            The round.
+        """
+        raise FederationError(f"{self!r} is no weighted sum of the updates")
+
+    def check_enough(self, updates: Sequence[ClientUpdate], info: RoundInfo) -> None:
+        """Refuse a round with fewer updates than the rule needs.
+
+        Raises
+        ------
+        FederationError
+            The message gives both numbers and the settings that change them.
+        """
+        if len(updates) < self.needed():
+            raise FederationError(
+                f"{self!r} needs at least {self.needed()} updates and round {info.round} has {len(updates)}; ask more "
+                "clients (federation.clients-per-round), or expect fewer hostile ones (federation.parameters)"
+            )
 
 
-def ordered(updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
-    """Sort updates by client id, the order in which everything is summed."""
-    return sorted(updates, key=lambda update: update.client_id)
+class WeightedRule(Rule):
+    """A rule that is written as its `weights`: ``x <- x + sum_k w_k delta_k``, and nothing is kept between rounds."""
 
+    of_weights: ClassVar[bool] = True
 
-def moved(state: GlobalState, step: Mapping[str, Tensor]) -> GlobalState:
-    """Add a step to the adapter.
+    @abstractmethod
+    def weights(self, updates: Sequence[ClientUpdate], info: RoundInfo) -> list[float]:
+        """Return one weight per update."""
 
-    Parameters
-    ----------
-    state : GlobalState
-        Where from.
-    step : mapping of str to Tensor
-        For each tensor of the adapter one of its shape, in fp64.
-
-    Returns
-    -------
-    GlobalState
-        With a new adapter, added up in fp64 and cast to fp32 once; all else is the same.
-    """
-    import torch
-
-    adapter = {
-        name: (state.adapter[name].to(torch.float64) + step[name]).to(torch.float32) for name in sorted(state.adapter)
-    }
-    return replace(state, adapter=adapter)
-
-
-def weighted_sum(
-    tensors: Sequence[Adapter], weights: Sequence[float], dtype: torch.dtype | None = None
-) -> dict[str, Tensor]:
-    """Sum adapters with a weight each, in the order given.
-
-    Parameters
-    ----------
-    tensors : sequence of Adapter
-        At least one, all with the same names and shapes.
-    weights : sequence of float
-        As many.
-    dtype : torch.dtype, optional
-        What the sum is cast to, once; fp64 by default.
-
-    Returns
-    -------
-    dict of str to Tensor
-        ``sum_k weights_k tensors_k``, summed in fp64.
-    """
-    import torch
-
-    total = {
-        name: torch.empty(t.shape, dtype=dtype or torch.float64, device=t.device) for name, t in tensors[0].items()
-    }
-    piece_size = min(_PIECE, max(t.numel() for t in total.values()))
-    scratch = torch.empty(2, piece_size, dtype=torch.float64, device=next(iter(total.values())).device)
-    with torch.inference_mode():  # slices cost less; the totals were made outside, and are ordinary tensors
-        for name, result in total.items():
-            flat, parts = result.view(-1), [one[name].reshape(-1) for one in tensors]
-            for start in range(0, flat.numel(), _PIECE):
-                piece = slice(start, min(start + _PIECE, flat.numel()))
-                summed, part = scratch[:, : piece.stop - start]
-                summed.copy_(parts[0][piece]).mul_(weights[0])
-                for values, weight in zip(parts[1:], weights[1:], strict=True):
-                    summed.add_(part.copy_(values[piece]), alpha=weight)
-                flat[piece] = summed
-    return total
-
-
-def equal_mean(updates: Sequence[ClientUpdate]) -> dict[str, Tensor]:
-    """Mean of the updates, each counted once whatever its number of examples.
-
-    Parameters
-    ----------
-    updates : sequence of ClientUpdate
-        At least one, each with the same tensor names and shapes; summed by client id.
-
-    Returns
-    -------
-    dict of str to Tensor
-        In fp64.
-    """
-    deltas = [update.delta for update in ordered(updates)]
-    return weighted_sum(deltas, [1 / len(deltas)] * len(deltas))
-
-
-def mean_update(updates: Sequence[ClientUpdate]) -> Adapter:
-    """Mean of the updates weighted by their number of examples.
-
-    Summed in client-id order in fp64 and cast to fp32 once, so that the order of arrival changes no bit.
-
-    Parameters
-    ----------
-    updates : sequence of ClientUpdate
-        At least one, each with `num_examples` > 0 and the same tensor names and shapes.
-
-    Returns
-    -------
-    Adapter
-        ``sum_k (n_k / n) delta_k``.
-    """
-    import torch
-
-    by_id = ordered(updates)
-    total = float(sum(update.num_examples for update in by_id))
-    return weighted_sum([u.delta for u in by_id], [u.num_examples / total for u in by_id], torch.float32)
+    def aggregate(
+        self, updates: Sequence[ClientUpdate], state: GlobalState, rule_state: RuleState, info: RoundInfo
+    ) -> tuple[GlobalState, RuleState]:
+        """Add the weighted sum, in fp64, to the adapter; updates with a weight of 0 are not read."""
+        pairs = [(u.delta, w) for u, w in zip(updates, self.weights(updates, info), strict=True) if w]
+        deltas, weights = zip(*(pairs or [(updates[0].delta, 0.0)]), strict=True)
+        return moved(state, weighted_sum(deltas, weights)), rule_state

@@ -6,10 +6,9 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any
 
 from oblivion.aggregation.gate import limited
-from oblivion.aggregation.rule import Aggregator
 from oblivion.aggregation.rules.fedavg import FedAvg
 from oblivion.aggregation.schemes.products import product_error
 from oblivion.federation.replay import Replay
@@ -30,7 +29,7 @@ def scheme_error(
     if not updates:
         return 0.0
     counted = limited(updates, replay.max_influence)
-    mean = cast("Aggregator", FedAvg())
+    mean = FedAvg()
     state = after.state
     if replay.rule != mean:
         state, _ = replay.scheme.combine(mean, counted, before.state, {}, info)

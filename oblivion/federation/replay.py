@@ -8,8 +8,9 @@ from pathlib import Path
 
 from oblivion.aggregation import rule_of, scheme_of
 from oblivion.aggregation.gate import QUARANTINE, limited
-from oblivion.aggregation.rule import Aggregator, LoraScheme
+from oblivion.aggregation.rule import Rule
 from oblivion.aggregation.rules.control import ControlRule
+from oblivion.aggregation.scheme import LoraScheme
 from oblivion.aggregation.schemes.products import as_adapter
 from oblivion.config import RunConfig
 from oblivion.errors import IntegrityError
@@ -37,7 +38,7 @@ class Replay:
     def __init__(
         self,
         ledger: Ledger,
-        rule: Aggregator,
+        rule: Rule,
         scheme: LoraScheme,
         info: Callable[[str, int], RoundInfo],
         max_influence: float = 0.0,

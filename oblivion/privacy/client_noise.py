@@ -16,8 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from oblivion.aggregation import rule_of, scheme_of
 from oblivion.aggregation.gate import update_norm
-from oblivion.aggregation.rule import ordered
+from oblivion.aggregation.rules import aggregators
+from oblivion.aggregation.schemes import schemes
+from oblivion.aggregation.sums import ordered
 from oblivion.config import RunConfig
 from oblivion.errors import ConfigError
 from oblivion.privacy.noise import NoiseStream, derive_key
@@ -25,9 +28,6 @@ from oblivion.types import ClientUpdate, RoundInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-MEAN_RULES = ("fedadagrad", "fedadam", "fedavg", "fedavgm", "fedprox", "fedyogi")
-"""Rules whose result is a function of the mean update alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class ClientPrivacy:
         Returns
         -------
         ClientUpdate
-            Of nobody, with one example.
+            An update with an empty client id and ``num_examples = 1``.
         """
         import torch
 
@@ -95,15 +95,13 @@ def client_privacy_of(config: RunConfig) -> ClientPrivacy | None:
 
 
 def check_privacy(config: RunConfig) -> None:
-    """Refuse what a run's privacy cannot be had with.
+    """Reject settings that are incompatible with the requested privacy unit.
 
     Raises
     ------
     ConfigError
-        Saying why, and what would work.
+        The message says why, and what would work.
     """
-    from oblivion.aggregation import scheme_of
-
     unit, rule, scheme = config.privacy.unit, config.federation.aggregator, config.lora.scheme
     if unit == "sample" and config.lora.dropout:
         raise ConfigError(
@@ -115,14 +113,14 @@ def check_privacy(config: RunConfig) -> None:
             "privacy.unit = 'sample' puts noise on every value of the adapter, so federation.ranks cannot hold; empty "
             "it, or use privacy.unit = 'client'"
         )
-    if unit == "client" and rule not in MEAN_RULES:
+    if unit == "client" and not rule_of(config).of_mean:
         raise ConfigError(
             f"privacy.unit = 'client' noises the mean of the updates, and federation.aggregator = '{rule}' is not a "
-            f"function of the mean alone; choose one of {', '.join(MEAN_RULES)}, or privacy.unit = 'sample', which "
-            "works with every rule"
+            f"function of the mean alone; choose one of {', '.join(aggregators.having('of_mean'))}, or "
+            "privacy.unit = 'sample', which works with every rule"
         )
-    if unit == "client" and scheme_of(config).space == "product":
+    if unit == "client" and scheme_of(config).of_products:
         raise ConfigError(
             f"privacy.unit = 'client' noises the mean of the factors, and lora.scheme = '{scheme}' combines products; "
-            "choose fedit, ffa or rolora"
+            f"choose one of {', '.join(schemes.having('of_products', False))}"
         )

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeAlias
 
 from oblivion.aggregation.fit import short_round
-from oblivion.aggregation.rule import Aggregator, LoraScheme
+from oblivion.aggregation.rule import Rule
+from oblivion.aggregation.scheme import LoraScheme
 from oblivion.errors import PlanRefusedError, plural
 from oblivion.ledger.rounds import RoundRecord, first_selected
 from oblivion.privacy.budget import Budget, expected_rounds
@@ -154,7 +155,7 @@ class Situation:
     head: int
     records: Sequence[RoundRecord] = ()
     restorable: tuple[int, ...] = (0,)
-    aggregator: Aggregator
+    aggregator: Rule
     scheme: LoraScheme
     seed: int
     clients_per_round: int

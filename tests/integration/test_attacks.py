@@ -45,8 +45,8 @@ def test_every_seed_has_its_own_attackers_and_every_rule_bears_as_many() -> None
     assert len({client for seed in attacks.SEEDS for client in hostile(seed)}) == len(attacks.SEEDS) * HOSTILE
     for rule, parameters in RULES.items():
         made: Any = aggregators.get(rule)(**parameters)
-        assert made.min_clients(CLIENTS, 0) <= CLIENTS
-        bears = made.min_clients(CLIENTS, HOSTILE) <= CLIENTS
+        assert made.needed() <= CLIENTS
+        bears = made.needed(HOSTILE) <= CLIENTS
         assert bears == (rule not in ("fedavg", "clipped_mean")), "one bounds what hostile clients can do, one nothing"
         assert scenario("iid", rule, 0).federation.aggregator == rule
 

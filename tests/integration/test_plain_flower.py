@@ -33,7 +33,7 @@ def by_hand(name: str) -> list[float]:
             w, steps = visit(k, x, 0.0 if correction is None else correction.numpy(), rule.proximal_mu)
             delta = {"w": torch.from_numpy(w) - state.adapter["w"]}
             updates.append(ClientUpdate(client_id=client, round=number, delta=delta, num_examples=k + 1, steps=steps))
-        state, rule_state = rule.apply(updates, state, rule_state, info)
+        state, rule_state = rule.step(updates, state, rule_state, info)
     return list(state.adapter["w"].tolist())
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import oblivion as ob
-from oblivion.aggregation.rule import equal_mean, mean_update
+from oblivion.aggregation.sums import equal_mean, mean_update
 from oblivion.errors import ConfigError, IntegrityError, PlanRefusedError
 from oblivion.federation.replay import verify_head
 from oblivion.ledger.opening import open_ledger

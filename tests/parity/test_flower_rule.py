@@ -12,8 +12,8 @@ from flwr.serverapp import strategy as flower
 from flwr.supercore.task_identity import TaskIdentity
 from rule_rounds import check_purity, info, one, random_round, start, update
 
-from oblivion.aggregation.rule import ordered
 from oblivion.aggregation.rules.fedavgm import FedAvgM
+from oblivion.aggregation.sums import ordered
 from oblivion.errors import FederationError
 from oblivion.types import GlobalState
 from strategies.flower_rule import WRAPPED, FlowerRule
@@ -74,7 +74,7 @@ def test_three_rounds_are_those_of_the_strategy_itself(name: str) -> None:
         pairs = zip(models, ordered(updates), strict=True)
         arrays, _ = theirs.aggregate_train(number, [reply(model, u.num_examples) for model, u in pairs])
         current = {n: torch.from_numpy(arrays[n].numpy().astype(np.float32)) for n in sorted(arrays)}
-        state, rule_state = rule.apply(updates[::-1], state, rule_state, info(number))
+        state, rule_state = rule.step(updates[::-1], state, rule_state, info(number))
         for key, tensor in current.items():
             torch.testing.assert_close(state.adapter[key], tensor, rtol=0, atol=1e-6)
 
@@ -91,12 +91,12 @@ def test_what_it_remembers_is_in_the_rule_state_alone() -> None:
     state, rule_state = GlobalState(adapter=one(0.0)), {}
     for expected in (1.0, 2.5):
         rule = FlowerRule(strategy="FedAvgM", options=options)
-        state, rule_state = rule.apply([update(0, one(1.0))], state, rule_state, info())
+        state, rule_state = rule.step([update(0, one(1.0))], state, rule_state, info())
         assert float(state.adapter["w"]) == expected
     assert list(rule_state) == ["momentum_vector/#000000"]
     ours, mine = GlobalState(adapter=one(0.0)), FedAvgM(momentum=0.5).init(GlobalState(adapter=one(0.0)))
     for _ in range(2):
-        ours, mine = FedAvgM(momentum=0.5).apply([update(0, one(1.0))], ours, mine, info())
+        ours, mine = FedAvgM(momentum=0.5).step([update(0, one(1.0))], ours, mine, info())
     assert torch.equal(ours.adapter["w"], state.adapter["w"])
 
 
@@ -112,4 +112,4 @@ def test_what_the_strategy_says_is_passed_on() -> None:
     rule = FlowerRule(strategy="Bulyan", options={"num_malicious_nodes": 3})
     generator = np.random.default_rng(5)
     with pytest.raises(FederationError, match="Flower's Bulyan made nothing of 2 updates"):
-        rule.apply(random_round(generator)[:2], start(generator), {}, info(2))
+        rule.step(random_round(generator)[:2], start(generator), {}, info(2))

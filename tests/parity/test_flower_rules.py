@@ -73,7 +73,7 @@ def gap(ours: Any, theirs: Any, rule_state: Any = None, seed: int = 0) -> float:
     for round in (1, 2, 3):
         updates = random_round(generator, round)
         current = flower_round(theirs, round, current, updates)
-        state, rule_state = ours.apply(updates, state, rule_state, info(round))
+        state, rule_state = ours.step(updates, state, rule_state, info(round))
     return float(np.abs(flat(state.adapter) - np.concatenate([value.ravel() for value in current])).max())
 
 
@@ -110,7 +110,7 @@ def test_multi_krum_selects_the_same_and_does_not_weight_it_by_examples() -> Non
     state, updates = start(generator), equal_sizes(random_round(generator))
     theirs = flower.MultiKrum(num_malicious_nodes=1, num_nodes_to_select=4)
     expected = flower_round(theirs, 1, arrays(state.adapter), updates)
-    after, _ = MultiKrum(byzantine=1, selected=4).apply(updates, state, {}, info())
+    after, _ = MultiKrum(byzantine=1, selected=4).step(updates, state, {}, info())
     for mine, flowers in zip(arrays(after.adapter), expected, strict=True):
         np.testing.assert_allclose(mine, flowers, rtol=0, atol=SAME)
 
@@ -166,9 +166,9 @@ def test_fedadam_differs_in_a_bias_correction_too() -> None:
     class Corrected:
         """Our rule with the learning rate of each round multiplied by Flower's correction."""
 
-        def apply(self, updates: Any, state: Any, memory: Any, told: Any) -> Any:
+        def step(self, updates: Any, state: Any, memory: Any, told: Any) -> Any:
             t = told.round + 1
             rate = 0.05 * (1 - 0.99**t) ** 0.5 / (1 - 0.9**t)
-            return FedAdam(learning_rate=rate).apply(updates, state, memory, told)
+            return FedAdam(learning_rate=rate).step(updates, state, memory, told)
 
     assert gap(Corrected(), theirs(tau=1e-3, **options), from_nought(ours)) < SAME

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oblivion.aggregation.gate import update_norm
-from oblivion.aggregation.rule import Aggregator, equal_mean, mean_update
+from oblivion.aggregation.rule import Rule
 from oblivion.aggregation.rules.bulyan import Bulyan
 from oblivion.aggregation.rules.clipped_mean import ClippedMean
 from oblivion.aggregation.rules.fedadagrad import FedAdagrad
@@ -21,6 +21,7 @@ from oblivion.aggregation.rules.krum import Krum
 from oblivion.aggregation.rules.median import Median
 from oblivion.aggregation.rules.multi_krum import MultiKrum
 from oblivion.aggregation.rules.trimmed_mean import TrimmedMean
+from oblivion.aggregation.sums import equal_mean, mean_update
 from oblivion.types import ClientUpdate, GlobalState, RoundInfo
 
 INFO = RoundInfo(branch="main", round=1, rounds=1, population=(), seed=0)
@@ -52,10 +53,10 @@ def flat(state: GlobalState) -> torch.Tensor:
 @pytest.mark.parametrize("rule", RULES, **ids)
 @settings(max_examples=30)
 @given(round=rounds, data=st.data())
-def test_the_order_of_arrival_changes_no_bit(rule: Aggregator, round: list, data: st.DataObject) -> None:
+def test_the_order_of_arrival_changes_no_bit(rule: Rule, round: list, data: st.DataObject) -> None:
     updates = make(round)
-    one, memory = rule.apply(updates, STATE, rule.init(STATE), INFO)
-    two, other = rule.apply(data.draw(st.permutations(updates)), STATE, rule.init(STATE), INFO)
+    one, memory = rule.step(updates, STATE, rule.init(STATE), INFO)
+    two, other = rule.step(data.draw(st.permutations(updates)), STATE, rule.init(STATE), INFO)
     assert torch.equal(flat(one), flat(two))
     assert all(torch.equal(memory[name], other[name]) for name in memory)
 
@@ -63,10 +64,10 @@ def test_the_order_of_arrival_changes_no_bit(rule: Aggregator, round: list, data
 @pytest.mark.parametrize("rule", RULES, **ids)
 @settings(max_examples=30)
 @given(round=rounds, factor=st.integers(2, 50))
-def test_only_the_ratios_of_the_example_counts_matter(rule: Aggregator, round: list, factor: int) -> None:
-    one, _ = rule.apply(make(round), STATE, rule.init(STATE), INFO)
+def test_only_the_ratios_of_the_example_counts_matter(rule: Rule, round: list, factor: int) -> None:
+    one, _ = rule.step(make(round), STATE, rule.init(STATE), INFO)
     scaled = make([(value, n * factor) for value, n in round])
-    two, _ = rule.apply(scaled, STATE, rule.init(STATE), INFO)
+    two, _ = rule.step(scaled, STATE, rule.init(STATE), INFO)
     torch.testing.assert_close(flat(one), flat(two), rtol=1e-6, atol=1e-6)
 
 
@@ -83,7 +84,7 @@ def test_the_mean_lies_between_the_updates(round: list) -> None:
 @settings(max_examples=50)
 @given(value=values, counts=st.lists(st.integers(1, 1000), min_size=1, max_size=6))
 def test_when_all_clients_agree_the_average_is_what_they_agree_on(value: list, counts: list) -> None:
-    state, _ = FedAvg().apply(make([(value, n) for n in counts]), STATE, {}, INFO)
+    state, _ = FedAvg().step(make([(value, n) for n in counts]), STATE, {}, INFO)
     expected = flat(STATE).double() + torch.tensor(value).double()
     torch.testing.assert_close(flat(state).double(), expected, rtol=1e-6, atol=1e-5)
 
@@ -93,7 +94,7 @@ def test_when_all_clients_agree_the_average_is_what_they_agree_on(value: list, c
 def test_fedavg_is_linear_in_the_updates(round: list, factor: float) -> None:
     def moved(updates: list[ClientUpdate]) -> torch.Tensor:
         zero = GlobalState(adapter={name: torch.zeros_like(t) for name, t in STATE.adapter.items()})
-        return flat(FedAvg().apply(updates, zero, {}, INFO)[0])
+        return flat(FedAvg().step(updates, zero, {}, INFO)[0])
 
     scaled = make([([factor * x for x in value], n) for value, n in round])
     torch.testing.assert_close(moved(scaled), factor * moved(make(round)), rtol=1e-5, atol=1e-3)
@@ -106,7 +107,7 @@ def test_the_first_adam_step_has_the_sign_of_the_mean_and_a_bound(
 ) -> None:
     rule = FedAdam(learning_rate=1.0, beta1=beta1, beta2=beta2, tau=tau)
     updates = make(round)
-    state, moments = rule.apply(updates, STATE, rule.init(STATE), INFO)
+    state, moments = rule.step(updates, STATE, rule.init(STATE), INFO)
     mean = mean_update(updates)
     step = torch.cat([(state.adapter[n] - STATE.adapter[n]).reshape(-1) for n in mean])
     gradient = torch.cat([mean[n].reshape(-1) for n in mean])
@@ -124,7 +125,7 @@ def test_second_moments_stay_above_nought_and_adagrads_only_grows(round: list, b
         state, memory = STATE, rule.init(STATE)
         for _ in range(3):
             before = memory
-            state, memory = rule.apply(updates, state, memory, INFO)
+            state, memory = rule.step(updates, state, memory, INFO)
             for name in ("v/a", "v/b"):
                 assert bool((memory[name] >= 0).all())
                 if isinstance(rule, FedAdagrad):
@@ -137,7 +138,7 @@ def test_equal_rounds_give_a_geometric_sum_of_momentum(round: list, momentum: fl
     rule = FedAvgM(momentum=momentum)
     state, memory = STATE, rule.init(STATE)
     for _ in range(count):
-        state, memory = rule.apply(make(round), state, memory, INFO)
+        state, memory = rule.step(make(round), state, memory, INFO)
     mean = torch.cat([tensor.reshape(-1) for tensor in mean_update(make(round)).values()])
     expected = sum(momentum**k for k in range(count)) * mean
     torch.testing.assert_close(torch.cat([memory["m/a"], memory["m/b"].reshape(-1)]), expected, rtol=1e-5, atol=1e-5)
@@ -157,26 +158,24 @@ ROBUST = [
 ZERO = GlobalState(adapter={name: torch.zeros_like(tensor) for name, tensor in STATE.adapter.items()})
 
 
-def step(rule: Aggregator, round: list) -> torch.Tensor:
-    return flat(rule.apply(make(round), ZERO, rule.init(ZERO), INFO)[0])
+def step(rule: Rule, round: list) -> torch.Tensor:
+    return flat(rule.step(make(round), ZERO, rule.init(ZERO), INFO)[0])
 
 
 @pytest.mark.parametrize("rule", [*ROBUST, GeometricMedian(), ClippedMean(bound=5.0)], **ids)
 @settings(max_examples=30)
 @given(round=crowds, data=st.data())
-def test_the_order_of_arrival_changes_no_bit_of_a_robust_rule(
-    rule: Aggregator, round: list, data: st.DataObject
-) -> None:
+def test_the_order_of_arrival_changes_no_bit_of_a_robust_rule(rule: Rule, round: list, data: st.DataObject) -> None:
     updates = make(round)
-    one, _ = rule.apply(updates, STATE, {}, INFO)
-    two, _ = rule.apply(data.draw(st.permutations(updates)), STATE, {}, INFO)
+    one, _ = rule.step(updates, STATE, {}, INFO)
+    two, _ = rule.step(data.draw(st.permutations(updates)), STATE, {}, INFO)
     assert torch.equal(flat(one), flat(two))
 
 
 @pytest.mark.parametrize("rule", ROBUST, **ids)
 @settings(max_examples=30)
 @given(round=crowds, counts=st.lists(st.integers(1, 10_000), min_size=10, max_size=10))
-def test_one_client_is_one_vote(rule: Aggregator, round: list, counts: list[int]) -> None:
+def test_one_client_is_one_vote(rule: Rule, round: list, counts: list[int]) -> None:
     other = [(value, count) for (value, _), count in zip(round, counts, strict=False)]
     assert torch.equal(step(rule, round), step(rule, other))
 
@@ -185,7 +184,7 @@ def test_one_client_is_one_vote(rule: Aggregator, round: list, counts: list[int]
 @settings(max_examples=30)
 @given(round=crowds, by=whole, factor=st.sampled_from([0.25, 0.5, 2.0, 8.0]))
 def test_robust_rules_move_and_stretch_with_the_updates(
-    rule: Aggregator, round: list, by: list[float], factor: float
+    rule: Rule, round: list, by: list[float], factor: float
 ) -> None:
     changed = [([factor * x + b for x, b in zip(value, by, strict=True)], n) for value, n in round]
     # The smoothing of the geometric median is an absolute length, and does not stretch.
@@ -201,7 +200,7 @@ def test_robust_rules_move_and_stretch_with_the_updates(
     lie=st.lists(st.floats(-1e4, 1e4, width=32), min_size=3, max_size=3),
 )
 def test_one_hostile_client_does_not_move_what_the_others_agree_on(
-    rule: Aggregator, agreed: list[float], honest: int, place: int, lie: list[float]
+    rule: Rule, agreed: list[float], honest: int, place: int, lie: list[float]
 ) -> None:
     round = [(agreed, 1)] * honest
     round.insert(place, (lie, 1))
@@ -211,7 +210,7 @@ def test_one_hostile_client_does_not_move_what_the_others_agree_on(
 @pytest.mark.parametrize("rule", ROBUST[:4], **ids)
 @settings(max_examples=30)
 @given(round=crowds)
-def test_no_coordinate_leaves_the_range_of_the_updates(rule: Aggregator, round: list) -> None:
+def test_no_coordinate_leaves_the_range_of_the_updates(rule: Rule, round: list) -> None:
     stacked = torch.tensor([value for value, _ in round])
     assert bool((step(rule, round) >= stacked.min(0).values).all())
     assert bool((step(rule, round) <= stacked.max(0).values).all())

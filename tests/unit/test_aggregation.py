@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from oblivion.aggregation.rule import mean_update
 from oblivion.aggregation.rules import aggregators
 from oblivion.aggregation.rules.fedadam import FedAdam
 from oblivion.aggregation.rules.fedavg import FedAvg
 from oblivion.aggregation.schemes import schemes
 from oblivion.aggregation.schemes.fedit import FedIT
+from oblivion.aggregation.sums import mean_update
 from oblivion.errors import ConfigError
 from oblivion.parameters import build
 from oblivion.types import Adapter, ClientUpdate, GlobalState, RoundInfo
@@ -65,13 +65,13 @@ class TestFedAvg:
     def test_by_hand(self) -> None:
         # (1 * 2 + 3 * (-6)) / 4 = -4; 10 + 0.5 * (-4) = 8.
         updates = [update(0, one(2.0), 1), update(1, one(-6.0), 3)]
-        state, rule_state = FedAvg(learning_rate=0.5).apply(updates, GlobalState(adapter=one(10.0)), {}, info())
+        state, rule_state = FedAvg(learning_rate=0.5).step(updates, GlobalState(adapter=one(10.0)), {}, info())
         assert state.adapter["w"].tolist() == [8.0]
         assert rule_state == {}
 
     def test_one_client_is_the_identity(self) -> None:
         delta = one(0.25, -1.5)
-        state, _ = FedAvg().apply([update(0, delta, 7)], GlobalState(adapter=one(1.0, 2.0)), {}, info())
+        state, _ = FedAvg().step([update(0, delta, 7)], GlobalState(adapter=one(1.0, 2.0)), {}, info())
         assert state.adapter["w"].tolist() == [1.25, 0.5]
 
     def test_three_rounds_of_flower(self) -> None:
@@ -86,7 +86,7 @@ class TestFedAvg:
             # Flower averages models: each client's is Flower's own global model plus the client's update.
             models = [[x + d for x, d in zip(theirs, arrays(u.delta), strict=True)] for u in updates]
             theirs = aggregate([(m, u.num_examples) for m, u in zip(models, updates, strict=True)])
-            state, rule_state = rule.apply(updates, state, rule_state, info(round))
+            state, rule_state = rule.step(updates, state, rule_state, info(round))
             for ours, flower in zip(arrays(state.adapter), theirs, strict=True):
                 np.testing.assert_allclose(ours, flower, rtol=0, atol=5e-7)  # fp32 is stored between rounds
 
@@ -97,12 +97,12 @@ class TestFedAdam:
         rule = FedAdam(learning_rate=0.5, beta1=0.9, beta2=0.75, tau=0.25)
         state = GlobalState(adapter=one(1.0))
         assert {n: t.tolist() for n, t in rule.init(state).items()} == {"m/w": [0.0], "v/w": [0.0625]}
-        after, moments = rule.apply([update(0, one(2.0))], state, rule.init(state), info())
+        after, moments = rule.step([update(0, one(2.0))], state, rule.init(state), info())
         assert moments["m/w"].tolist() == pytest.approx([0.2], rel=1e-6)
         assert moments["v/w"].tolist() == [1.046875]
         assert after.adapter["w"].tolist() == pytest.approx([1 + 0.5 * 0.2 / (math.sqrt(1.046875) + 0.25)], rel=1e-7)
         # Second round, D = -1: m = 0.9 * 0.2 - 0.1 = 0.08, v = 0.75 * 1.046875 + 0.25 = 1.03515625.
-        again, moments = rule.apply([update(0, one(-1.0))], after, moments, info(2))
+        again, moments = rule.step([update(0, one(-1.0))], after, moments, info(2))
         assert moments["v/w"].tolist() == [1.03515625]
         moved = float(again.adapter["w"]) - float(after.adapter["w"])
         assert moved == pytest.approx(0.5 * 0.08 / (math.sqrt(1.03515625) + 0.25), rel=1e-5)
@@ -121,7 +121,7 @@ class TestFedAdam:
             m = 0.8 * m + 0.2 * gradient
             v = 0.95 * v + 0.05 * gradient**2
             x = x + 0.05 * m / (np.sqrt(v) + 0.01)
-            state, rule_state = rule.apply(updates, state, rule_state, info(round))
+            state, rule_state = rule.step(updates, state, rule_state, info(round))
         np.testing.assert_allclose(np.concatenate([a.ravel() for a in arrays(state.adapter)]), x, rtol=0, atol=5e-7)
         for moment, expected in (("m", m), ("v", v)):
             ours = np.concatenate([rule_state[f"{moment}/{name}"].numpy().ravel() for name in SHAPES])
@@ -164,8 +164,8 @@ class TestFedAdam:
             ]
             flower.aggregate_fit(round, results, [])  # type: ignore[arg-type]
             corrected = 0.05 * math.sqrt(1 - 0.99 ** (round + 1)) / (1 - 0.9 ** (round + 1))
-            ours, moments = FedAdam(learning_rate=corrected).apply(updates, ours, moments, info(round))
-            as_published, published_moments = published.apply(updates, as_published, published_moments, info(round))
+            ours, moments = FedAdam(learning_rate=corrected).step(updates, ours, moments, info(round))
+            as_published, published_moments = published.step(updates, as_published, published_moments, info(round))
         for mine, theirs in zip(arrays(ours.adapter), flower.current_weights, strict=True):
             np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-6)
         gap = max(
@@ -179,8 +179,8 @@ class TestFedAdam:
         updates = [update(0, one(0.5, -2.0), 3), update(1, one(-1.0, 1.0), 1)]
         state = GlobalState(adapter=one(0.0, 0.0))
         rule = FedAdam(learning_rate=1e6, beta1=0.0, beta2=0.0, tau=1e6)
-        adam, _ = rule.apply(updates, state, rule.init(state), info())
-        average, _ = FedAvg().apply(updates, state, {}, info())
+        adam, _ = rule.step(updates, state, rule.init(state), info())
+        average, _ = FedAvg().step(updates, state, {}, info())
         torch.testing.assert_close(adam.adapter["w"], average.adapter["w"], rtol=1e-5, atol=0)
 
 
@@ -191,7 +191,7 @@ RULES = [FedAvg(), FedAvg(learning_rate=0.3), FedAdam()]
 def test_no_updates_leave_everything_as_it_is(rule: FedAvg | FedAdam) -> None:
     state = start(np.random.default_rng(3))
     rule_state = rule.init(state)
-    after, after_rule = rule.apply([], state, rule_state, info())
+    after, after_rule = rule.step([], state, rule_state, info())
     assert after is state
     assert after_rule is rule_state
 
@@ -206,7 +206,7 @@ def test_nothing_that_comes_in_is_changed_and_everything_that_comes_out_can_be_s
     rule_state = rule.init(state)
     tensors = [*state.adapter.values(), *rule_state.values(), *(t for u in updates for t in u.delta.values())]
     before = [tensor.clone() for tensor in tensors]
-    after, after_rule = rule.apply(updates, state, rule_state, info())
+    after, after_rule = rule.step(updates, state, rule_state, info())
     assert all(torch.equal(one, two) for one, two in zip(tensors, before, strict=True))
     assert not equal(after.adapter, state.adapter)
     assert list(after.adapter) == sorted(state.adapter)
@@ -221,14 +221,14 @@ def test_nothing_that_comes_in_is_changed_and_everything_that_comes_out_can_be_s
 
 
 def test_what_the_rules_say_about_themselves() -> None:
-    assert FedAvg().linear
-    assert not FedAdam().linear
+    assert FedAvg().of_weights and FedAvg().of_mean
+    assert FedAdam().of_mean and not FedAdam().of_weights
     assert FedAvg().state_fields == ()
     assert len(FedAdam().state_fields) == 2
     for rule in RULES:
         assert not rule.needs_client_state
-        assert rule.min_clients(10, 0) == 1
-        assert rule.min_clients(10, 1) > 10  # a mean bears no hostile client
+        assert rule.needed() == 1
+        assert rule.needed(1) == math.inf  # a mean bears no hostile client
 
 
 @pytest.mark.parametrize(

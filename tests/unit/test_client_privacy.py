@@ -16,9 +16,10 @@ from oblivion.aggregation.rules import aggregators
 from oblivion.aggregation.rules.fedavg import FedAvg
 from oblivion.config import load_config
 from oblivion.errors import ConfigError
-from oblivion.privacy.client_noise import MEAN_RULES, ClientPrivacy, check_privacy, client_privacy_of
+from oblivion.privacy.client_noise import ClientPrivacy, check_privacy, client_privacy_of
 from oblivion.privacy.noise import NoiseStream, derive_key
 
+MEAN_RULES = ["fedadagrad", "fedadam", "fedavg", "fedavgm", "fedprox", "fedyogi"]
 SECRET, OTHER = bytes(range(32)), bytes(range(1, 33))
 LIKE = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
 QUIET = ClientPrivacy(noise_multiplier=0.0, clip_norm=1.0, asked=4)
@@ -49,8 +50,8 @@ class TestMean:
         updates = [dataclasses.replace(u, num_examples=5) for u in random_round(np.random.default_rng(1))]
         state = start(np.random.default_rng(2))
         stage = ClientPrivacy(noise_multiplier=0.0, clip_norm=1e9, asked=len(updates))
-        plain, _ = FedAvg().apply(updates, state, {}, info())
-        private, _ = FedAvg().apply([stage.mean(updates, LIKE, SECRET, info())], state, {}, info())
+        plain, _ = FedAvg().step(updates, state, {}, info())
+        private, _ = FedAvg().step([stage.mean(updates, LIKE, SECRET, info())], state, {}, info())
         for name in SHAPES:
             torch.testing.assert_close(private.adapter[name], plain.adapter[name], rtol=0, atol=1e-7)
 
@@ -96,13 +97,15 @@ class TestCheckPrivacy:
 
     @pytest.mark.parametrize("rule", sorted(aggregators.names()))
     def test_rules_of_the_mean_and_no_others(self, rule: str) -> None:
-        config = load_config(None, {"privacy.unit": "client", "federation.aggregator": rule})
+        parameters = {"strategy": "FedAvg"} if rule == "flower" else {}
+        settings = {"federation.aggregator": rule, "federation.parameters": parameters}
+        config = load_config(None, {"privacy.unit": "client", **settings})
         if rule in MEAN_RULES:
             check_privacy(config)
         else:
             with pytest.raises(ConfigError, match="not a function of the mean"):
                 check_privacy(config)
-        check_privacy(load_config(None, {"privacy.unit": "sample", "federation.aggregator": rule}))
+        check_privacy(load_config(None, {"privacy.unit": "sample", **settings}))
 
     @pytest.mark.parametrize("rule", MEAN_RULES)
     def test_the_rules_see_the_mean_only(self, rule: str) -> None:
@@ -115,14 +118,14 @@ class TestCheckPrivacy:
         results = []
         for updates in ([update(0, delta, 3)], [update(0, half, 1), update(1, half, 99)]):
             mean = stage.mean(updates, LIKE, SECRET, info())
-            results.append(aggregator.apply([mean], state, aggregator.init(state), info())[0].adapter)
+            results.append(aggregator.step([mean], state, aggregator.init(state), info())[0].adapter)
         for name in SHAPES:
             torch.testing.assert_close(results[0][name], results[1][name], rtol=0, atol=1e-7)
             assert not torch.equal(results[0][name], state.adapter[name])
 
     @pytest.mark.parametrize("scheme", ["fedex", "flexlora", "flora"])
     def test_products_are_refused(self, scheme: str) -> None:
-        with pytest.raises(ConfigError, match="fedit, ffa or rolora"):
+        with pytest.raises(ConfigError, match="choose one of fedit, ffa, rolora"):
             check_privacy(load_config(None, {"privacy.unit": "client", "lora.scheme": scheme}))
 
     def test_dropout_and_ranks_are_refused_for_samples(self) -> None:

@@ -165,7 +165,7 @@ TABLE = table()
 def aggregate(updates: tuple[ClientUpdate, ...] | list[ClientUpdate], rule: FedAvg | FedAdam) -> list[torch.Tensor]:
     state = GlobalState(adapter=REFERENCE)
     info = RoundInfo(branch="main", round=ROUND, rounds=ROUND, population=tuple(ASKED), seed=0)
-    after, rule_state = rule.apply(updates, state, rule.init(state), info)
+    after, rule_state = rule.step(updates, state, rule.init(state), info)
     return [*after.adapter.values(), *rule_state.values()]
 
 

@@ -79,7 +79,7 @@ BROKEN = {
     "lines": ("my_lines:X", "cannot be loaded: RuntimeError: one"),
     "number": ("my_fed:NUMBER", "is not one: my_fed:NUMBER is neither a class nor a function"),
     "no_reference": ("!!", "cannot be loaded: AttributeError"),
-    "no_rule": ("my_fed:Empty", "is not one: it has no init, no apply, no min_clients"),
+    "no_rule": ("my_fed:Empty", "is not one: it has no init, no step, no needed"),
 }
 
 

@@ -125,7 +125,7 @@ def test_equals_the_rule_applied_by_hand_over_two_rounds(rule: Any) -> None:
             )
             for k, (v, count) in NUMBERS.items()
         ]
-        state, rule_state = rule.apply(updates, state, rule_state, INFO)
+        state, rule_state = rule.step(updates, state, rule_state, INFO)
         current = values_of(record)
         assert list(current) == sorted(START)
         assert all(current[n].tobytes() == t.numpy().tobytes() for n, t in state.adapter.items())

@@ -31,7 +31,7 @@ def follow(rule: Any, *values: float) -> tuple[list[float], dict[str, float]]:
     memory = rule.init(state)
     path = []
     for round, moved in enumerate(values, start=1):
-        state, memory = rule.apply([update(0, one(moved))], state, memory, info(round, len(values)))
+        state, memory = rule.step([update(0, one(moved))], state, memory, info(round, len(values)))
         path.append(float(state.adapter["w"]))
     return path, {name: float(tensor) for name, tensor in memory.items()}
 
@@ -43,9 +43,9 @@ class TestFedAvgM:
         state = GlobalState(adapter=one(10.0))
         memory = rule.init(state)
         assert {n: t.tolist() for n, t in memory.items()} == {"m/w": [0.0]}
-        state, memory = rule.apply([update(0, one(2.0), 1), update(1, one(-6.0), 3)], state, memory, info())
+        state, memory = rule.step([update(0, one(2.0), 1), update(1, one(-6.0), 3)], state, memory, info())
         assert (state.adapter["w"].tolist(), memory["m/w"].tolist()) == ([8.0], [-4.0])
-        state, memory = rule.apply([update(0, one(2.0))], state, memory, info(2))
+        state, memory = rule.step([update(0, one(2.0))], state, memory, info(2))
         assert (state.adapter["w"].tolist(), memory["m/w"].tolist()) == ([7.5], [-1.0])
 
     def test_three_rounds_in_numpy(self) -> None:
@@ -57,15 +57,15 @@ class TestFedAvgM:
             updates = random_round(generator, round)
             m = 0.8 * m + np.average(matrix(updates), axis=0, weights=SIZES)
             x = x + 0.7 * m
-            state, memory = rule.apply(updates, state, memory, info(round))
+            state, memory = rule.step(updates, state, memory, info(round))
         np.testing.assert_allclose(flat(state.adapter), x, rtol=0, atol=1e-6)
         np.testing.assert_allclose(np.concatenate([memory[f"m/{n}"].numpy().ravel() for n in SHAPES]), m, atol=1e-6)
 
     def test_without_momentum_it_is_fedavg(self) -> None:
         generator = np.random.default_rng(1)
         state, updates = start(generator), random_round(generator)
-        ours, _ = FedAvgM(momentum=0.0).apply(updates, state, FedAvgM(momentum=0.0).init(state), info())
-        average, _ = FedAvg().apply(updates, state, {}, info())
+        ours, _ = FedAvgM(momentum=0.0).step(updates, state, FedAvgM(momentum=0.0).init(state), info())
+        average, _ = FedAvg().step(updates, state, {}, info())
         np.testing.assert_array_equal(flat(ours.adapter), flat(average.adapter))
 
     def test_a_constant_update_grows_to_its_sum(self) -> None:
@@ -130,7 +130,7 @@ def test_three_rounds_of_algorithm_2_in_numpy(rule: Any, second: Callable[[Any, 
         m = 0.9 * m + 0.1 * gradient
         v = second(v, gradient)
         x = x + 0.01 * m / (np.sqrt(v) + 1e-3)
-        state, memory = rule.apply(updates, state, memory, info(round))
+        state, memory = rule.step(updates, state, memory, info(round))
     np.testing.assert_allclose(flat(state.adapter), x, rtol=0, atol=1e-6)
     for moment, expected in (("m", m), ("v", v)):
         ours = np.concatenate([memory[f"{moment}/{name}"].numpy().ravel() for name in SHAPES])
@@ -166,8 +166,8 @@ class TestSchedule:
         generator = np.random.default_rng(3)
         state, updates = start(generator), random_round(generator)
         memory = rule().init(state)
-        plain, kept = rule().apply(updates, state, memory, info(3, 4))
-        slowed, also_kept = rule(schedule="linear").apply(updates, state, memory, info(3, 4))
+        plain, kept = rule().step(updates, state, memory, info(3, 4))
+        slowed, also_kept = rule(schedule="linear").step(updates, state, memory, info(3, 4))
         np.testing.assert_allclose(
             flat(slowed.adapter) - flat(state.adapter), (flat(plain.adapter) - flat(state.adapter)) / 2, atol=3e-7
         )
@@ -177,8 +177,8 @@ class TestSchedule:
         updates = [update(0, one(0.25))]
         state = GlobalState(adapter=one(0.0))
         for rule in (FedAvg(), FedAdam(), FedAvgM()):
-            early, _ = rule.apply(updates, state, rule.init(state), info(1, 4))
-            late, _ = rule.apply(updates, state, rule.init(state), info(9, 4))
+            early, _ = rule.step(updates, state, rule.init(state), info(1, 4))
+            late, _ = rule.step(updates, state, rule.init(state), info(9, 4))
             assert torch.equal(early.adapter["w"], late.adapter["w"])
 
     @pytest.mark.parametrize(("round", "rounds"), [(0, 4), (5, 4), (1, 0)])
@@ -195,11 +195,11 @@ def test_purity(rule: Any) -> None:
 
 @pytest.mark.parametrize("rule", RULES, ids=repr)
 def test_what_the_rules_say_about_themselves(rule: Any) -> None:
-    assert not rule.linear
+    assert rule.of_mean and not rule.of_weights
     assert not rule.needs_client_state
     kinds = {name.split("/")[0] for name in rule.init(start(np.random.default_rng(5)))}
     assert {field.split(":")[0].split()[-1] for field in rule.state_fields} == kinds
-    assert (rule.min_clients(10, 0), rule.min_clients(10, 1)) == (1, 11)
+    assert (rule.needed(), rule.needed(1)) == (1, math.inf)
 
 
 @pytest.mark.parametrize(

@@ -57,14 +57,14 @@ def test_scaffold_by_hand() -> None:
     # Two clients of three; rate 0.5, two steps each. Round 1: c = c_k = 0; eta c_0 = -4 / 2 = -2, eta c_1 = 2 / 2 = 1;
     # x = (4 - 2) / 2 = 1; eta c = (-2 + 1 + 0) / 3 = -1/3.
     rule, told = Scaffold(), info(clients=3)
-    state, kept_state = rule.apply([update(0, one(4.0), steps=2), update(1, one(-2.0), steps=2)], at(0.0), {}, told)
+    state, kept_state = rule.step([update(0, one(4.0), steps=2), update(1, one(-2.0), steps=2)], at(0.0), {}, told)
     assert float(state.adapter["w"]) == 1.0
     assert {c: float(kept(kept_state, c)["w"]) for c in ("client-0", "client-1")} == {"client-0": -2, "client-1": 1}
     # what clients add: (c - c_k) / eta = (-1/3 + 2) / 0.5 = 10/3, (-1/3 - 1) / 0.5 = -8/3, and c / eta where never seen
     found = [float(correction(rule, kept_state, f"client-{k}", told, 0.5)["w"]) for k in range(3)]
     assert found == pytest.approx([10 / 3, -8 / 3, -2 / 3])
     # Round 2: client 0 with an update of 3 in one step: eta c_0 = -2 + 1/3 - 3
-    _, after = rule.apply([update(0, one(3.0), steps=1)], state, kept_state, told)
+    _, after = rule.step([update(0, one(3.0), steps=1)], state, kept_state, told)
     assert float(kept(after, "client-0")["w"]) == pytest.approx(-2 + 1 / 3 - 3)
     assert float(mean_kept(after, told.population)["w"]) == pytest.approx((-2 + 1 / 3 - 3 + 1) / 3)
 
@@ -72,13 +72,13 @@ def test_scaffold_by_hand() -> None:
 def test_feddyn_by_hand() -> None:
     # alpha 0.5, two clients of four. Round 1: g_k = -0.5 delta_k = -2, 1; h = -1/4; x = (4 - 2) / 2 - h / alpha = 1.5
     rule, told = FedDyn(alpha=0.5), info(clients=4)
-    state, kept_state = rule.apply([update(0, one(4.0)), update(1, one(-2.0))], at(0.0), {}, told)
+    state, kept_state = rule.step([update(0, one(4.0)), update(1, one(-2.0))], at(0.0), {}, told)
     assert float(state.adapter["w"]) == 1.5
     # clients add -g_k
     assert [float(correction(rule, kept_state, f"client-{k}", told)["w"]) for k in range(2)] == [2.0, -1.0]
     assert correction(rule, kept_state, "client-2", told) == {}
     # Round 2: client 2 alone, update 1: g_2 = -0.5; h = (-2 + 1 - 0.5) / 4 = -0.375; x = 1.5 + 1 + 0.75
-    state, _ = rule.apply([update(2, one(1.0))], state, kept_state, told)
+    state, _ = rule.step([update(2, one(1.0))], state, kept_state, told)
     assert float(state.adapter["w"]) == 3.25
     assert rule.proximal_mu == 0.5
 
@@ -115,7 +115,7 @@ def run(rule: Any, clients: list[tuple[np.ndarray, np.ndarray]], rounds: int, ab
                 extra = given["w"].double().numpy() if given else extra
             delta = visit(rule, client, state.adapter["w"].double().numpy(), extra, k + 1)
             updates.append(update(k, {"w": torch.from_numpy(delta).float()}, k + 1, round=t, steps=k + 1))
-        state, kept_state = rule.apply(updates, state, kept_state, told)
+        state, kept_state = rule.step(updates, state, kept_state, told)
         yield state.adapter["w"].double().numpy(), kept_state
 
 
@@ -197,22 +197,22 @@ def test_scaffold_and_feddyn_find_the_optimum_that_fedavg_misses(generator: np.r
 def test_equal_steps_make_fednova_fedavg(generator: np.random.Generator) -> None:
     updates = [update(k, u.delta, u.num_examples, steps=3) for k, u in enumerate(random_round(generator))]
     state = start(generator)
-    nova, _ = FedNova().apply(updates, state, {}, info())
-    average, _ = FedAvg().apply(updates, state, {}, info())
+    nova, _ = FedNova().step(updates, state, {}, info())
+    average, _ = FedAvg().step(updates, state, {}, info())
     np.testing.assert_allclose(flat(nova.adapter), flat(average.adapter), atol=1e-7)
 
 
 def test_mu_zero_is_fedavg_bit_for_bit(generator: np.random.Generator) -> None:
     updates, state = random_round(generator), start(generator)
-    one_way, _ = FedProx(mu=0.0).apply(updates, state, {}, info())
-    other, _ = FedAvg().apply(updates, state, {}, info())
+    one_way, _ = FedProx(mu=0.0).step(updates, state, {}, info())
+    other, _ = FedAvg().step(updates, state, {}, info())
     assert FedProx(mu=0.0).proximal_mu == 0
     assert all(torch.equal(one_way.adapter[n], other.adapter[n]) for n in SHAPES)
 
 
 def test_one_client_alone_needs_no_correction(generator: np.random.Generator) -> None:
     rule, told, state = Scaffold(), info(clients=1), start(generator)
-    _, kept_state = rule.apply([random_round(generator)[0]], state, {}, told)
+    _, kept_state = rule.step([random_round(generator)[0]], state, {}, told)
     assert all(not t.any() for t in correction(rule, kept_state, "client-0", told).values())
 
 
@@ -234,7 +234,7 @@ def test_the_order_of_arrival_changes_no_bit(rule: Any, order: list[int], seed: 
     for places in (range(7), order):
         now, kept_state = state, rule.init(state)
         for updates in (first, second):
-            now, kept_state = rule.apply([updates[i] for i in places], now, kept_state, told)
+            now, kept_state = rule.step([updates[i] for i in places], now, kept_state, told)
         results.append({**now.adapter, **kept_state})
     assert list(results[0]) == list(results[1])
     assert all(torch.equal(results[0][n], results[1][n]) for n in results[0])
@@ -244,7 +244,7 @@ def test_the_order_of_arrival_changes_no_bit(rule: Any, order: list[int], seed: 
 def test_a_round_without_updates_changes_nothing(generator: np.random.Generator, rule: Any) -> None:
     state = start(generator)
     kept_state = rule.init(state)
-    assert rule.apply([], state, kept_state, info()) == (state, kept_state)
+    assert rule.step([], state, kept_state, info()) == (state, kept_state)
 
 
 # A client leaves (removal.md, B4)
@@ -255,7 +255,7 @@ def test_a_round_without_updates_changes_nothing(generator: np.random.Generator,
 def test_the_mean_without_a_client_is_the_corrected_one(rule: ControlRule, gone: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
     state, told = start(generator), info(clients=7)
-    _, before = rule.apply(random_round(generator), state, {}, told)
+    _, before = rule.step(random_round(generator), state, {}, told)
     name = f"client-{gone}"
     after = rule.without(before, name)
     assert not any(f"/{name}/" in key for key in after) and len(after) == len(before) * 6 // 7
@@ -266,7 +266,7 @@ def test_the_mean_without_a_client_is_the_corrected_one(rule: ControlRule, gone:
 
 def test_names_that_begin_alike_are_other_clients() -> None:
     rule, told = Scaffold(), info(clients=12)
-    _, state = rule.apply([update(1, one(1.0)), update(11, one(5.0))], at(0.0), {}, told)
+    _, state = rule.step([update(1, one(1.0)), update(11, one(5.0))], at(0.0), {}, told)
     assert list(rule.without(state, "client-1")) == ["control/client-11/w"]
 
 

@@ -23,5 +23,16 @@ aggregators = Registry(
         "scaffold": "oblivion.aggregation.rules.scaffold:Scaffold",
         "trimmed_mean": "oblivion.aggregation.rules.trimmed_mean:TrimmedMean",
     },
-    needs=("init", "apply", "min_clients", "state_fields", "needs_client_state", "plain_sgd", "proximal_mu"),
+    needs=(
+        "init",
+        "step",
+        "needed",
+        "proximal_mu",
+        "state_fields",
+        "of_weights",
+        "of_mean",
+        "needs_client_state",
+        "state_by_tensor",
+        "plain_sgd",
+    ),
 )

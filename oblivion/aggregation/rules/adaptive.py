@@ -1,4 +1,4 @@
-"""What FedAdagrad, FedAdam and FedYogi share (Reddi et al., 2021, "Adaptive federated optimization", Algorithm 2).
+"""The step of FedAdagrad, FedAdam and FedYogi (Reddi et al., 2021, "Adaptive federated optimization", Algorithm 2).
 
 With the pseudo-gradient ``D = sum_k (n_k / n) delta_k``: ``m <- beta1 m + (1 - beta1) D``; then v from ``D^2``, each
 rule in its own way; then ``x <- x + learning_rate m / (sqrt(v) + tau)``, each coordinate for itself. As in the paper
@@ -11,14 +11,15 @@ The learning rate may follow a schedule; by default it is constant.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from oblivion.aggregation.checks import check_decay, check_positive
-from oblivion.aggregation.rule import RuleState, mean_update
+from oblivion.aggregation.rule import Rule, RuleState
 from oblivion.aggregation.schedule import Schedule, check_schedule, scheduled
+from oblivion.aggregation.sums import mean_update
 from oblivion.types import ClientUpdate, GlobalState, RoundInfo
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adaptive(ABC):
+class Adaptive(Rule):
     """A step that is larger in coordinates where the updates were small so far.
 
     Attributes
@@ -46,10 +47,7 @@ class Adaptive(ABC):
     tau: float = 1e-3
     schedule: Schedule = "constant"
 
-    linear: ClassVar[bool] = False
-    needs_client_state: ClassVar[bool] = False
-    plain_sgd: ClassVar[bool] = False
-    proximal_mu: ClassVar[float] = 0.0
+    of_mean: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_positive("learning_rate", self.learning_rate)
@@ -59,10 +57,10 @@ class Adaptive(ABC):
 
     @abstractmethod
     def second_moment(self, v: Tensor, squared: Tensor) -> Tensor:
-        """Make the next v from the last one and from ``D^2``, both in fp64."""
+        """Return the next v, made from the last one and from ``D^2``; all are in fp64."""
 
     def init(self, state: GlobalState) -> RuleState:
-        """Make the moments: ``m/<tensor>`` of zeros and ``v/<tensor>`` of ``tau^2``, in fp32."""
+        """Make the moments ``m/<tensor>``, zeros, and ``v/<tensor>``, ``tau^2`` everywhere, in fp32."""
         import torch
 
         first = {f"m/{name}": torch.zeros_like(t, dtype=torch.float32) for name, t in sorted(state.adapter.items())}
@@ -72,32 +70,12 @@ class Adaptive(ABC):
         }
         return first | second
 
-    def apply(
+    def aggregate(
         self, updates: Sequence[ClientUpdate], state: GlobalState, rule_state: RuleState, info: RoundInfo
     ) -> tuple[GlobalState, RuleState]:
-        """Take one server step.
-
-        Parameters
-        ----------
-        updates : sequence of ClientUpdate
-            Any order; averaged by client id in fp64. Their tensors have the adapter's names and shapes.
-        state : GlobalState
-            The state that the clients started from.
-        rule_state : mapping
-            ``m/<tensor>`` and ``v/<tensor>``, as `init` or the last `apply` returned them.
-        info : RoundInfo
-            Used by the schedule only: without bias correction the moments do not depend on the round.
-
-        Returns
-        -------
-        tuple of GlobalState and RuleState
-            New fp32 tensors; the very same objects where there are no updates (the moments do not decay
-            then).
-        """
+        """Renew both moments and move the adapter."""
         import torch
 
-        if not updates:
-            return state, rule_state
         learning_rate = scheduled(self.learning_rate, self.schedule, info)
         mean = mean_update(updates)
         adapter, first, second = {}, {}, {}
@@ -110,7 +88,3 @@ class Adaptive(ABC):
             first[f"m/{name}"] = m.to(torch.float32)
             second[f"v/{name}"] = v.to(torch.float32)
         return replace(state, adapter=adapter), first | second
-
-    def min_clients(self, n: int, byzantine: int) -> int:
-        """One update is enough; with hostile ones no number is, so more than `n` is asked for."""
-        return n + 1 if byzantine else 1

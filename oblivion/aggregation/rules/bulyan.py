@@ -17,21 +17,20 @@ Flower's Bulyan scores all updates once and takes the theta best, instead of cho
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from oblivion.aggregation.checks import check_count
-from oblivion.aggregation.rules.krum import by_score, squared_distances
-from oblivion.aggregation.rules.robust import RobustRule, middle, stack
-from oblivion.types import ClientUpdate
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from oblivion.aggregation.rule import Rule, RuleState
+from oblivion.aggregation.rules.krum_scores import by_score, squared_distances
+from oblivion.aggregation.rules.order_statistics import near_median, stack
+from oblivion.aggregation.sums import moved
+from oblivion.types import ClientUpdate, GlobalState, RoundInfo
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bulyan(RobustRule):
+class Bulyan(Rule):
     """Choose updates by Krum, then average what is near the median in each coordinate.
 
     Attributes
@@ -45,8 +44,10 @@ class Bulyan(RobustRule):
     def __post_init__(self) -> None:
         check_count("byzantine", self.byzantine, 0)
 
-    def combine(self, updates: Sequence[ClientUpdate]) -> Mapping[str, Tensor]:
-        """Select, then average near the median."""
+    def aggregate(
+        self, updates: Sequence[ClientUpdate], state: GlobalState, rule_state: RuleState, info: RoundInfo
+    ) -> tuple[GlobalState, RuleState]:
+        """Select updates, and add the mean of what is near their median in each coordinate."""
         distances = squared_distances(updates)
         left = list(range(len(updates)))
         selected: list[int] = []
@@ -56,19 +57,9 @@ class Bulyan(RobustRule):
             selected.append(best)
         chosen = [updates[i] for i in sorted(selected)]
         beta = len(chosen) - 2 * self.byzantine
-        return {name: near_median(stack(chosen, name), beta) for name in chosen[0].delta}
+        means = {name: near_median(stack(chosen, name), beta) for name in chosen[0].delta}
+        return moved(state, means), rule_state
 
-    def needed(self) -> int:
-        """``4 f + 3``, the paper's condition."""
-        return 4 * self.byzantine + 3
-
-    def min_clients(self, n: int, byzantine: int) -> int:
-        """``4 f + 3`` with the rule's own f; more than `n` where more may be hostile than that."""
-        return self.needed() if byzantine <= self.byzantine else n + 1
-
-
-def near_median(values: Tensor, beta: int) -> Tensor:
-    """Mean, along the first axis, of the `beta` values nearest to the median of each coordinate."""
-    values = values.sort(0).values
-    nearest = (values - middle(values)).abs().sort(stable=True, dim=0).indices[:beta]
-    return values.gather(0, nearest).mean(0)
+    def needed(self, hostile: int = 0) -> float:
+        """Return ``4 f + 3``, the paper's condition."""
+        return 4 * self.byzantine + 3 if hostile <= self.byzantine else math.inf

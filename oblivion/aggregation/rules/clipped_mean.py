@@ -9,22 +9,17 @@ noise to it; this rule does not, and gives no privacy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from oblivion.aggregation.checks import check_positive
 from oblivion.aggregation.gate import update_norm
-from oblivion.aggregation.rule import weighted_sum
-from oblivion.aggregation.rules.robust import RobustRule
+from oblivion.aggregation.rule import WeightedRule
 from oblivion.types import ClientUpdate, RoundInfo
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClippedMean(RobustRule):
+class ClippedMean(WeightedRule):
     """Average the updates after each was shortened to a bound.
 
     Attributes
@@ -38,18 +33,7 @@ class ClippedMean(RobustRule):
     def __post_init__(self) -> None:
         check_positive("bound", self.bound)
 
-    def combine(self, updates: Sequence[ClientUpdate]) -> Mapping[str, Tensor]:
-        """Clip and average."""
-        return weighted_sum([update.delta for update in updates], self._weights(updates))
-
     def weights(self, updates: Sequence[ClientUpdate], info: RoundInfo) -> list[float]:
-        """``min(1, bound / norm_k) / n`` of updates in client-id order."""
-        return self._weights(updates)
-
-    def _weights(self, updates: Sequence[ClientUpdate]) -> list[float]:
+        """Return ``min(1, bound / |delta_k|) / m``."""
         norms = [update_norm(update.delta) for update in updates]
         return [1 / max(1.0, norm / self.bound) / len(updates) for norm in norms]
-
-    def min_clients(self, n: int, byzantine: int) -> int:
-        """One update is enough; hostile ones are held to ``bound / m`` each, not undone: more than `n` is asked for."""
-        return n + 1 if byzantine else 1

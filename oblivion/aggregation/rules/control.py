@@ -14,21 +14,21 @@ seen has a variate of zero.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from oblivion.aggregation.rule import RuleState, weighted_sum
-from oblivion.types import Adapter, ClientUpdate, GlobalState, RoundInfo
+from oblivion.aggregation.rule import Rule, RuleState
+from oblivion.aggregation.sums import weighted_sum
+from oblivion.types import Adapter, RoundInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class ControlRule(ABC):
+class ControlRule(Rule):
     """Keep a control variate for each client that was seen, and correct the clients' gradients with them."""
 
-    linear: ClassVar[bool] = False
     needs_client_state: ClassVar[bool] = True
     plain_sgd: ClassVar[bool] = True
 
@@ -36,38 +36,24 @@ class ControlRule(ABC):
     def corrections(
         self, rule_state: RuleState, clients: Sequence[str], info: RoundInfo, learning_rate: float
     ) -> Mapping[str, Adapter]:
-        """What clients add to their gradients at every step.
+        """Compute what each client adds to its gradient at every step.
 
         Parameters
         ----------
         rule_state : mapping
-            As `init` or the last `apply` returned it.
+            The rule state, as `init` or the last `step` returned it.
         clients : sequence of str
             The clients that are asked.
         info : RoundInfo
-            Whose population the mean is taken over.
+            The round; the mean is taken over its population.
         learning_rate : float
             The clients' constant rate.
 
         Returns
         -------
         mapping of str to Adapter
-            For each of `clients`, in the unit of the gradient, fp32; empty where there is nothing to add.
+            For each of `clients` fp32 tensors in the unit of the gradient; empty where there is nothing to add.
         """
-
-    @abstractmethod
-    def apply(
-        self, updates: Sequence[ClientUpdate], state: GlobalState, rule_state: RuleState, info: RoundInfo
-    ) -> tuple[GlobalState, RuleState]:
-        """Compute the next global state and the next variates."""
-
-    def init(self, state: GlobalState) -> RuleState:
-        """Return the empty state: all variates are zero."""
-        return {}
-
-    def min_clients(self, n: int, byzantine: int) -> int:
-        """One update is enough; with hostile ones no number is, so more than `n` is asked for."""
-        return n + 1 if byzantine else 1
 
     def without(self, rule_state: RuleState, client_id: str) -> RuleState:
         """Return the state without one client's variate; the mean is over the others from then on."""
@@ -75,19 +61,19 @@ class ControlRule(ABC):
 
 
 def kept(rule_state: RuleState, client_id: str) -> Adapter:
-    """One client's variate; empty if it was never seen."""
+    """Return one client's variate; it is empty if the client was never seen."""
     start = f"control/{client_id}/"
     return {name.removeprefix(start): rule_state[name] for name in sorted(rule_state) if name.startswith(start)}
 
 
 def mean_kept(rule_state: RuleState, population: Sequence[str]) -> dict[str, Tensor]:
-    """Mean of the variates over a population, in fp64 and client-id order; empty where none of it was seen."""
+    """Return the mean of the variates over a population, in fp64; it is empty if no client of it was seen."""
     seen = [variate for client in sorted(population) if (variate := kept(rule_state, client))]
     return weighted_sum(seen, [1 / len(population)] * len(seen)) if seen else {}
 
 
 def with_kept(rule_state: RuleState, changed: Mapping[str, Mapping[str, Tensor]]) -> RuleState:
-    """The state with new variates for some clients, cast to fp32."""
+    """Return the state with new variates for some clients, cast to fp32."""
     import torch
 
     new = {f"control/{c}/{name}": t.to(torch.float32) for c, variate in changed.items() for name, t in variate.items()}

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from oblivion.aggregation.checks import check_decay, check_positive
-from oblivion.aggregation.rule import RuleState, mean_update, moved
+from oblivion.aggregation.rule import Rule, RuleState
 from oblivion.aggregation.schedule import Schedule, check_schedule, scheduled
+from oblivion.aggregation.sums import mean_update, moved
 from oblivion.types import ClientUpdate, GlobalState, RoundInfo
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedAvgM:
+class FedAvgM(Rule):
     """Average the updates and keep a decaying sum of the averages as the step.
 
     Attributes
@@ -29,7 +30,7 @@ class FedAvgM:
     learning_rate : float, default 1.0
         Server step on the sum, above 0.
     momentum : float, default 0.9
-        What is kept of the sum each round (beta in the paper), at least 0 and below 1.
+        The share of the sum that is kept each round (beta in the paper), at least 0 and below 1.
     schedule : {"constant", "cosine", "linear"}
         How `learning_rate` changes over the rounds.
     """
@@ -38,11 +39,8 @@ class FedAvgM:
     momentum: float = 0.9
     schedule: Schedule = "constant"
 
-    linear: ClassVar[bool] = False
     state_fields: ClassVar[tuple[str, ...]] = ("momentum m: decaying sum of all rounds' updates",)
-    needs_client_state: ClassVar[bool] = False
-    plain_sgd: ClassVar[bool] = False
-    proximal_mu: ClassVar[float] = 0.0
+    of_mean: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_positive("learning_rate", self.learning_rate)
@@ -50,37 +48,17 @@ class FedAvgM:
         check_schedule(self.schedule)
 
     def init(self, state: GlobalState) -> RuleState:
-        """Make the momentum: ``m/<tensor>`` of zeros, in fp32."""
+        """Make the momentum ``m/<tensor>``: zeros in fp32."""
         import torch
 
         return {f"m/{name}": torch.zeros_like(t, dtype=torch.float32) for name, t in sorted(state.adapter.items())}
 
-    def apply(
+    def aggregate(
         self, updates: Sequence[ClientUpdate], state: GlobalState, rule_state: RuleState, info: RoundInfo
     ) -> tuple[GlobalState, RuleState]:
-        """Take one server step.
-
-        Parameters
-        ----------
-        updates : sequence of ClientUpdate
-            Any order; averaged by client id in fp64. Their tensors have the adapter's names and shapes.
-        state : GlobalState
-            The state that the clients started from.
-        rule_state : mapping
-            ``m/<tensor>``, as `init` or the last `apply` returned them.
-        info : RoundInfo
-            Used by the schedule only.
-
-        Returns
-        -------
-        tuple of GlobalState and RuleState
-            New fp32 tensors; the very same objects where there are no updates (the momentum neither decays nor
-            moves the adapter then).
-        """
+        """Decay the momentum, add the mean update to it, and move the adapter by it."""
         import torch
 
-        if not updates:
-            return state, rule_state
         learning_rate = scheduled(self.learning_rate, self.schedule, info)
         mean = mean_update(updates)
         momentum = {
@@ -89,7 +67,3 @@ class FedAvgM:
         }
         after = moved(state, {name: learning_rate * m for name, m in momentum.items()})
         return after, {f"m/{name}": m.to(torch.float32) for name, m in momentum.items()}
-
-    def min_clients(self, n: int, byzantine: int) -> int:
-        """One update is enough; with hostile ones no number is, so more than `n` is asked for."""
-        return n + 1 if byzantine else 1

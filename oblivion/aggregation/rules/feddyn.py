@@ -9,6 +9,9 @@ the round and N those of the federation::
 
 The paper carries h on as ``h - alpha (1/N) sum over S of delta_k``, which is the same mean. Clients count once each.
 
+The client's half: at every step `oblivion.training.local`, and `oblivion.training.arena` for fused cohorts, add
+``alpha (w - x)`` to the gradient and, after clipping, the `corrections` that are sent with the task.
+
 Deviations: variates are kept on the server (`oblivion.aggregation.rules.control` says why) and divided by alpha, in the
 unit of the parameters. The paper's clients minimise exactly; here, as in its experiments, they take some SGD steps,
 so that ``g_k`` is the gradient of L_k at w_k only as nearly as they get there.
@@ -21,8 +24,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from oblivion.aggregation.checks import check_positive
-from oblivion.aggregation.rule import RuleState, equal_mean, moved, ordered
+from oblivion.aggregation.rule import RuleState
 from oblivion.aggregation.rules.control import ControlRule, kept, mean_kept, with_kept
+from oblivion.aggregation.sums import equal_mean, moved
 from oblivion.types import Adapter, ClientUpdate, GlobalState, RoundInfo
 
 
@@ -45,42 +49,23 @@ class FedDyn(ControlRule):
 
     @property
     def proximal_mu(self) -> float:
-        """Alpha: the proximal term is FedProx's."""
+        """The weight of the proximal term, `alpha`; the term is that of FedProx."""
         return self.alpha
 
     def corrections(
         self, rule_state: RuleState, clients: Sequence[str], info: RoundInfo, learning_rate: float
     ) -> Mapping[str, Adapter]:
-        """``-g_k``; empty for a client that was not seen yet."""
+        """Return ``-g_k`` for each client; it is empty for a client that was not seen yet."""
         return {c: {name: -self.alpha * t for name, t in kept(rule_state, c).items()} for c in clients}
 
-    def apply(
+    def aggregate(
         self, updates: Sequence[ClientUpdate], state: GlobalState, rule_state: RuleState, info: RoundInfo
     ) -> tuple[GlobalState, RuleState]:
-        """Renew the variates of the clients that took part, and take one server step.
-
-        Parameters
-        ----------
-        updates : sequence of ClientUpdate
-            Any order; averaged by client id in fp64.
-        state : GlobalState
-            The state that the clients started from.
-        rule_state : mapping
-            ``control/<client>/<tensor>``, ``g_k / alpha``.
-        info : RoundInfo
-            Whose population h is the mean over.
-
-        Returns
-        -------
-        tuple of GlobalState and RuleState
-            New fp32 tensors; the very same objects where there are no updates.
-        """
+        """Renew the variates ``g_k / alpha`` of the clients that took part, and move the adapter by the mean less h."""
         import torch
 
-        if not updates:
-            return state, rule_state
         changed = {}
-        for update in ordered(updates):
+        for update in updates:
             own = kept(rule_state, update.client_id)
             changed[update.client_id] = {
                 name: (own[name].to(torch.float64) if own else 0) - delta.to(torch.float64)

@@ -1,8 +1,11 @@
 """FedProx (Li et al., 2020, "Federated optimization in heterogeneous networks", equation 2 and Algorithm 2).
 
 Each client adds ``mu/2 ||w - x||^2`` to its loss, x being the global adapter that it began from; the server averages as
-FedAvg does. With ``mu = 0`` it is FedAvg. Nothing is kept between rounds. In an unlearning visit there is no proximal
-term: it would pull the client back to the adapter that still knows the data.
+FedAvg does. With ``mu = 0`` it is FedAvg. Nothing is kept between rounds.
+
+The client's half: `oblivion.training.local`, and `oblivion.training.arena` for fused cohorts, add the term's gradient
+``mu (w - x)`` to that of the loss. In an unlearning visit there is no proximal term: it would pull the client back to
+the adapter that still knows the data.
 
 Deviation: weights are those of FedAvg (rows of the accepted clients); the paper's analysis samples clients by their
 rows and averages equally.
@@ -23,11 +26,7 @@ class FedProx(FedAvg):
     Attributes
     ----------
     mu : float, default 0.01
-        Weight of the proximal term, at least 0.
-    learning_rate : float, default 1.0
-        Server step on the mean update, above 0.
-    schedule : {"constant", "cosine", "linear"}
-        How `learning_rate` changes over the rounds.
+        Weight of the proximal term, at least 0. For the other parameters see `FedAvg`.
     """
 
     mu: float = 0.01
@@ -38,5 +37,5 @@ class FedProx(FedAvg):
 
     @property
     def proximal_mu(self) -> float:
-        """Weight of the proximal term."""
+        """The weight of the proximal term, `mu`."""
         return self.mu

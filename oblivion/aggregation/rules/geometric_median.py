@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from oblivion.aggregation.checks import check_count, check_positive
-from oblivion.aggregation.rule import weighted_sum
-from oblivion.aggregation.rules.robust import RobustRule
+from oblivion.aggregation.rule import WeightedRule
+from oblivion.aggregation.sums import weighted_sum
 from oblivion.types import Adapter, ClientUpdate, RoundInfo
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def distance(one: Mapping[str, Tensor], other: Adapter) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeometricMedian(RobustRule):
+class GeometricMedian(WeightedRule):
     """Take the point with the smallest sum of distances to the updates.
 
     Attributes
@@ -60,15 +60,8 @@ class GeometricMedian(RobustRule):
         if not isinstance(self.weighted, bool):
             raise ValueError(f"weighted = {self.weighted!r} is not allowed; it must be true or false")
 
-    def combine(self, updates: Sequence[ClientUpdate]) -> Mapping[str, Tensor]:
-        """Iterate from the mean."""
-        return weighted_sum([update.delta for update in updates], self._weights(updates))
-
     def weights(self, updates: Sequence[ClientUpdate], info: RoundInfo) -> list[float]:
-        """The weights that the last iteration gives to updates in client-id order; they sum to 1."""
-        return self._weights(updates)
-
-    def _weights(self, updates: Sequence[ClientUpdate]) -> list[float]:
+        """Return the ``b_k / sum_k b_k`` of the last iteration; they sum to 1."""
         deltas = [update.delta for update in updates]
         counts = [update.num_examples if self.weighted else 1 for update in updates]
         shares = [count / sum(counts) for count in counts]
@@ -80,8 +73,6 @@ class GeometricMedian(RobustRule):
             weights = [pull / total for pull in pulls]
         return weights
 
-    def min_clients(self, n: int, byzantine: int) -> int:
-        """Without weights ``2 byzantine + 1``; with them no number of clients bounds the weight of the hostile ones."""
-        if self.weighted and byzantine:
-            return n + 1
-        return 2 * byzantine + 1
+    def needed(self, hostile: int = 0) -> float:
+        """Return ``2 f + 1``; with weights no number of clients bounds the weight of the hostile ones."""
+        return math.inf if self.weighted and hostile else 2 * hostile + 1

@@ -9,25 +9,26 @@ they send updates after any number of local steps, which are added as they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from oblivion.aggregation.rules.robust import RobustRule, middle, stack
-from oblivion.types import ClientUpdate
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from oblivion.aggregation.rule import Rule, RuleState
+from oblivion.aggregation.rules.order_statistics import middle, stack
+from oblivion.aggregation.sums import moved
+from oblivion.types import ClientUpdate, GlobalState, RoundInfo
 
 
 @dataclass(frozen=True, kw_only=True)
-class Median(RobustRule):
+class Median(Rule):
     """Take the median of the updates in each coordinate, without weights."""
 
-    def combine(self, updates: Sequence[ClientUpdate]) -> Mapping[str, Tensor]:
-        """Take the median of each coordinate."""
-        return {name: middle(stack(updates, name).sort(0).values) for name in updates[0].delta}
+    def aggregate(
+        self, updates: Sequence[ClientUpdate], state: GlobalState, rule_state: RuleState, info: RoundInfo
+    ) -> tuple[GlobalState, RuleState]:
+        """Add the median of each coordinate."""
+        medians = {name: middle(stack(updates, name).sort(0).values) for name in updates[0].delta}
+        return moved(state, medians), rule_state
 
-    def min_clients(self, n: int, byzantine: int) -> int:
-        """The honest must be more than half: ``2 byzantine + 1``."""
-        return 2 * byzantine + 1
+    def needed(self, hostile: int = 0) -> float:
+        """Return ``2 f + 1``: the honest clients must be more than half."""
+        return 2 * hostile + 1

@@ -9,6 +9,9 @@ and N those of the federation::
 
 Clients count once each, whatever their number of rows, as in the paper.
 
+The client's half: at every step `oblivion.training.local`, and `oblivion.training.arena` for fused cohorts, add the
+`corrections` that are sent with the task to the gradient, after clipping.
+
 Deviations: variates are kept on the server (`oblivion.aggregation.rules.control` says why) and in the unit of a step,
 ``eta c_k``, so that the rule need not know eta; the gradient that enters is the clipped one, if the client clips.
 """
@@ -20,8 +23,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from oblivion.aggregation.checks import check_positive
-from oblivion.aggregation.rule import RuleState, equal_mean, moved, ordered
+from oblivion.aggregation.rule import RuleState
 from oblivion.aggregation.rules.control import ControlRule, kept, mean_kept, with_kept
+from oblivion.aggregation.sums import equal_mean, moved
 from oblivion.types import Adapter, ClientUpdate, GlobalState, RoundInfo
 
 
@@ -37,7 +41,6 @@ class Scaffold(ControlRule):
 
     learning_rate: float = 1.0
 
-    proximal_mu: ClassVar[float] = 0.0
     state_fields: ClassVar[tuple[str, ...]] = ("control variates c_k: each seen client's mean step",)
 
     def __post_init__(self) -> None:
@@ -46,7 +49,7 @@ class Scaffold(ControlRule):
     def corrections(
         self, rule_state: RuleState, clients: Sequence[str], info: RoundInfo, learning_rate: float
     ) -> Mapping[str, Adapter]:
-        """``c - c_k``; empty while no client was seen."""
+        """Return ``c - c_k`` for each client; it is empty before the first round."""
         import torch
 
         mean, made = mean_kept(rule_state, info.population), {}
@@ -56,34 +59,15 @@ class Scaffold(ControlRule):
             made[client] = {name: (t / learning_rate).to(torch.float32) for name, t in differences.items()}
         return made
 
-    def apply(
+    def aggregate(
         self, updates: Sequence[ClientUpdate], state: GlobalState, rule_state: RuleState, info: RoundInfo
     ) -> tuple[GlobalState, RuleState]:
-        """Take one server step and renew the variates of the clients that took part.
-
-        Parameters
-        ----------
-        updates : sequence of ClientUpdate
-            Any order; averaged by client id in fp64. A client without a step keeps its variate.
-        state : GlobalState
-            The state that the clients started from.
-        rule_state : mapping
-            ``control/<client>/<tensor>``, ``eta c_k``.
-        info : RoundInfo
-            Whose population c is the mean over.
-
-        Returns
-        -------
-        tuple of GlobalState and RuleState
-            New fp32 tensors; the very same objects where there are no updates.
-        """
+        """Renew the variates ``eta c_k`` of the clients that took a step, and move the adapter by the mean update."""
         import torch
 
-        if not updates:
-            return state, rule_state
         mean = mean_kept(rule_state, info.population)
         changed = {}
-        for update in (update for update in ordered(updates) if update.steps):
+        for update in (update for update in updates if update.steps):
             own, new = kept(rule_state, update.client_id), {}
             for name, delta in update.delta.items():
                 variate = -delta.to(torch.float64) / update.steps

@@ -10,20 +10,19 @@ what it seems: 0.29 * 100 is 28.999... in floating point. Clients send updates, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from oblivion.aggregation.checks import check_count
-from oblivion.aggregation.rules.robust import RobustRule, stack
-from oblivion.types import ClientUpdate
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from oblivion.aggregation.rule import Rule, RuleState
+from oblivion.aggregation.rules.order_statistics import stack
+from oblivion.aggregation.sums import moved
+from oblivion.types import ClientUpdate, GlobalState, RoundInfo
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrimmedMean(RobustRule):
+class TrimmedMean(Rule):
     """Average each coordinate without its smallest and largest values.
 
     Attributes
@@ -37,15 +36,14 @@ class TrimmedMean(RobustRule):
     def __post_init__(self) -> None:
         check_count("trim", self.trim, 0)
 
-    def combine(self, updates: Sequence[ClientUpdate]) -> Mapping[str, Tensor]:
-        """Average what is left of each coordinate."""
+    def aggregate(
+        self, updates: Sequence[ClientUpdate], state: GlobalState, rule_state: RuleState, info: RoundInfo
+    ) -> tuple[GlobalState, RuleState]:
+        """Add the mean of what is left of each coordinate."""
         kept = slice(self.trim, len(updates) - self.trim)
-        return {name: stack(updates, name).sort(0).values[kept].mean(0) for name in updates[0].delta}
+        means = {name: stack(updates, name).sort(0).values[kept].mean(0) for name in updates[0].delta}
+        return moved(state, means), rule_state
 
-    def needed(self) -> int:
-        """Something must be left: ``2 trim + 1``."""
-        return 2 * self.trim + 1
-
-    def min_clients(self, n: int, byzantine: int) -> int:
-        """``2 trim + 1``; more than `n` where more may be hostile than values are left out at an end."""
-        return self.needed() if byzantine <= self.trim else n + 1
+    def needed(self, hostile: int = 0) -> float:
+        """Return ``2 trim + 1``, so that a value is left; at most `trim` hostile clients are left out at each end."""
+        return 2 * self.trim + 1 if hostile <= self.trim else math.inf

@@ -12,5 +12,5 @@ schemes = Registry(
         "flora": "oblivion.aggregation.schemes.flora:FLoRA",
         "rolora": "oblivion.aggregation.schemes.rolora:RoLoRA",
     },
-    needs=("ranks", "trained", "check", "init", "combine", "space", "state_fields", "mixed_ranks"),
+    needs=("ranks", "trained", "check", "init", "combine", "state_fields", "mixed_ranks", "of_products"),
 )

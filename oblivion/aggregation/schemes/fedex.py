@@ -9,11 +9,11 @@ that of all clients and of the mean each round, up to min(in, out), where it is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from oblivion.aggregation.rule import Aggregator, RuleState
+from oblivion.aggregation.rule import Rule, RuleState
 from oblivion.aggregation.schemes.product import ProductScheme, named
 from oblivion.aggregation.schemes.products import bounded, pair, stacked
 from oblivion.types import ClientUpdate, GlobalState, RoundInfo
@@ -23,23 +23,13 @@ from oblivion.types import ClientUpdate, GlobalState, RoundInfo
 class FedEx(ProductScheme):
     """Average A and B, and keep what that loses beside them."""
 
-    ranks: Mapping[str, int] = field(default_factory=dict)
-
     state_fields: ClassVar[tuple[str, ...]] = ("residual: what averaging A and B apart lost in all rounds",)
-    mixed_ranks: ClassVar[bool] = False
 
-    def combine(
-        self,
-        rule: Aggregator,
-        updates: Sequence[ClientUpdate],
-        state: GlobalState,
-        rule_state: RuleState,
-        info: RoundInfo,
+    def aggregate(
+        self, rule: Rule, updates: Sequence[ClientUpdate], state: GlobalState, rule_state: RuleState, info: RoundInfo
     ) -> tuple[GlobalState, RuleState]:
         """Let the rule work on the factors, and add the difference to the mixed product to the residual."""
-        if not updates:
-            return state, rule_state
-        after, rule_state = rule.apply(updates, state, rule_state, info)
+        after, rule_state = rule.step(updates, state, rule_state, info)
         residual = {}
         for layer, one in self._mixed(rule, updates, state, info).items():
             made = pair(after.adapter, layer)

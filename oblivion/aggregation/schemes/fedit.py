@@ -10,43 +10,20 @@ B, and grows with what they disagree on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from oblivion.aggregation.rule import Aggregator, RuleState
-from oblivion.models.factors import Factor
+from oblivion.aggregation.rule import Rule, RuleState
+from oblivion.aggregation.scheme import LoraScheme
 from oblivion.types import ClientUpdate, GlobalState, RoundInfo
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedIT:
+class FedIT(LoraScheme):
     """Combine A and B separately; exact only when the clients agree on one of the factors."""
 
-    ranks: Mapping[str, int] = field(default_factory=dict)
-
-    space: ClassVar[Literal["ab"]] = "ab"
-    state_fields: ClassVar[tuple[str, ...]] = ()
-    mixed_ranks: ClassVar[bool] = False
-
-    def trained(self, round: int) -> tuple[Factor, ...]:
-        """Both factors, in every round."""
-        return ("A", "B")
-
-    def check(self, rule: Aggregator) -> None:
-        """Every rule makes sense here."""
-
-    def init(self, rule: Aggregator, state: GlobalState) -> RuleState:
-        """The rule's own state."""
-        return rule.init(state)
-
-    def combine(
-        self,
-        rule: Aggregator,
-        updates: Sequence[ClientUpdate],
-        state: GlobalState,
-        rule_state: RuleState,
-        info: RoundInfo,
+    def aggregate(
+        self, rule: Rule, updates: Sequence[ClientUpdate], state: GlobalState, rule_state: RuleState, info: RoundInfo
     ) -> tuple[GlobalState, RuleState]:
         """Let the rule work on the factors as they are."""
-        return rule.apply(updates, state, rule_state, info)
+        return rule.step(updates, state, rule_state, info)

@@ -9,51 +9,37 @@ The rule sees B alone, so that no momentum or moment can move A.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from oblivion.aggregation.rule import Aggregator, RuleState
+from oblivion.aggregation.rule import Rule, RuleState
+from oblivion.aggregation.scheme import LoraScheme
 from oblivion.models.factors import Factor, only
 from oblivion.types import ClientUpdate, GlobalState, RoundInfo
 
 
 @dataclass(frozen=True, kw_only=True)
-class FFA:
+class FFA(LoraScheme):
     """Freeze A, combine B."""
 
-    ranks: Mapping[str, int] = field(default_factory=dict)
-
-    space: ClassVar[Literal["b"]] = "b"
-    state_fields: ClassVar[tuple[str, ...]] = ()
-    mixed_ranks: ClassVar[bool] = False
-
     def trained(self, round: int) -> tuple[Factor, ...]:
-        """B, in every round."""
+        """Return B for every round."""
         return ("B",)
 
-    def check(self, rule: Aggregator) -> None:
-        """Every rule makes sense here."""
-
-    def init(self, rule: Aggregator, state: GlobalState) -> RuleState:
-        """The rule's state for B."""
+    def init(self, rule: Rule, state: GlobalState) -> RuleState:
+        """Make the rule's state for B."""
         return rule.init(replace(state, adapter=only(state.adapter, ("B",))))
 
-    def combine(
-        self,
-        rule: Aggregator,
-        updates: Sequence[ClientUpdate],
-        state: GlobalState,
-        rule_state: RuleState,
-        info: RoundInfo,
+    def aggregate(
+        self, rule: Rule, updates: Sequence[ClientUpdate], state: GlobalState, rule_state: RuleState, info: RoundInfo
     ) -> tuple[GlobalState, RuleState]:
         """Let the rule work on B alone."""
-        return combine_half("B", rule, updates, state, rule_state, info)
+        return step_half("B", rule, updates, state, rule_state, info)
 
 
-def combine_half(
+def step_half(
     factor: Factor,
-    rule: Aggregator,
+    rule: Rule,
     updates: Sequence[ClientUpdate],
     state: GlobalState,
     rule_state: RuleState,
@@ -64,12 +50,9 @@ def combine_half(
     Returns
     -------
     tuple of GlobalState and RuleState
-        The state with the other factor as it was, and the rule's state for this factor; the very same objects where
-        there are no updates.
+        The state with the other factor as it was, and the rule's state for this factor.
     """
-    if not updates:
-        return state, rule_state
     half = replace(state, adapter=only(state.adapter, (factor,)))
     own = [replace(update, delta=only(update.delta, (factor,))) for update in updates]
-    after, rule_state = rule.apply(own, half, rule_state, info)
+    after, rule_state = rule.step(own, half, rule_state, info)
     return replace(state, adapter=dict(sorted({**state.adapter, **after.adapter}.items()))), rule_state

@@ -13,11 +13,11 @@ over begins anew, A random by seed and round and B zero: zero in both would have
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from oblivion.aggregation.rule import Aggregator, RuleState
+from oblivion.aggregation.rule import Rule, RuleState
 from oblivion.aggregation.schemes.product import ProductScheme, fresh_adapter, named
 from oblivion.aggregation.schemes.products import best_of_rank
 from oblivion.types import ClientUpdate, GlobalState, RoundInfo
@@ -25,30 +25,14 @@ from oblivion.types import ClientUpdate, GlobalState, RoundInfo
 
 @dataclass(frozen=True, kw_only=True)
 class FlexLoRA(ProductScheme):
-    """Average the products and keep their best approximation of the global rank.
+    """Average the products and keep their best approximation of the global rank."""
 
-    Attributes
-    ----------
-    ranks : mapping of str to int
-        Of the clients that have a rank of their own.
-    """
-
-    ranks: Mapping[str, int] = field(default_factory=dict)
-
-    state_fields: ClassVar[tuple[str, ...]] = ()
     mixed_ranks: ClassVar[bool] = True
 
-    def combine(
-        self,
-        rule: Aggregator,
-        updates: Sequence[ClientUpdate],
-        state: GlobalState,
-        rule_state: RuleState,
-        info: RoundInfo,
+    def aggregate(
+        self, rule: Rule, updates: Sequence[ClientUpdate], state: GlobalState, rule_state: RuleState, info: RoundInfo
     ) -> tuple[GlobalState, RuleState]:
         """Mix the products, and cut or fill them to the rank of the adapter."""
-        if not updates:
-            return state, rule_state
         fresh, cut = fresh_adapter(state, info), {}
         for layer, one in self._mixed(rule, updates, state, info).items():
             a, b = best_of_rank(one, state.adapter[layer[0]].shape[0])

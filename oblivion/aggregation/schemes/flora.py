@@ -11,11 +11,11 @@ is kept as one matrix.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from oblivion.aggregation.rule import Aggregator, RuleState
+from oblivion.aggregation.rule import Rule, RuleState
 from oblivion.aggregation.schemes.product import ProductScheme, fresh_adapter, named
 from oblivion.aggregation.schemes.products import bounded, pair, stacked
 from oblivion.types import ClientUpdate, GlobalState, RoundInfo
@@ -23,30 +23,15 @@ from oblivion.types import ClientUpdate, GlobalState, RoundInfo
 
 @dataclass(frozen=True, kw_only=True)
 class FLoRA(ProductScheme):
-    """Stack the clients' factors into the residual and begin with a fresh adapter.
-
-    Attributes
-    ----------
-    ranks : mapping of str to int
-        Of the clients that have a rank of their own.
-    """
-
-    ranks: Mapping[str, int] = field(default_factory=dict)
+    """Stack the clients' factors into the residual and begin with a fresh adapter."""
 
     state_fields: ClassVar[tuple[str, ...]] = ("residual: the stacked factors of all rounds' clients",)
     mixed_ranks: ClassVar[bool] = True
 
-    def combine(
-        self,
-        rule: Aggregator,
-        updates: Sequence[ClientUpdate],
-        state: GlobalState,
-        rule_state: RuleState,
-        info: RoundInfo,
+    def aggregate(
+        self, rule: Rule, updates: Sequence[ClientUpdate], state: GlobalState, rule_state: RuleState, info: RoundInfo
     ) -> tuple[GlobalState, RuleState]:
         """Mix the products into the residual."""
-        if not updates:
-            return state, rule_state
         residual = {}
         for layer, one in self._mixed(rule, updates, state, info).items():
             residual[layer] = bounded(stacked([(1.0, pair(state.residual, layer)), (1.0, one)]) or one)

@@ -8,62 +8,49 @@ The rule sees the factor of the round alone and keeps a state for each, which mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from oblivion.aggregation.rule import Aggregator, RuleState
-from oblivion.aggregation.schemes.ffa import combine_half
+from oblivion.aggregation.rule import Rule, RuleState
+from oblivion.aggregation.scheme import LoraScheme
+from oblivion.aggregation.schemes.ffa import step_half
 from oblivion.models.factors import Factor, factor_of, only
 from oblivion.types import ClientUpdate, GlobalState, RoundInfo
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoLoRA:
+class RoLoRA(LoraScheme):
     """Train and combine B and A in turn."""
 
-    ranks: Mapping[str, int] = field(default_factory=dict)
-
-    space: ClassVar[Literal["ab"]] = "ab"
-    state_fields: ClassVar[tuple[str, ...]] = ()
-    mixed_ranks: ClassVar[bool] = False
-
     def trained(self, round: int) -> tuple[Factor, ...]:
-        """B in odd rounds, A in even ones."""
+        """Return B for odd rounds and A for even ones."""
         return ("B",) if round % 2 else ("A",)
 
-    def check(self, rule: Aggregator) -> None:
-        """Refuse Flower's strategies: what they keep has no names by which it could be told which factor it is of.
+    def check(self, rule: Rule) -> None:
+        """Refuse rules whose state does not say which tensor, and so which factor, each part of it belongs to.
 
         Raises
         ------
         ValueError
-            Naming rules that work.
+            The message names a scheme that works.
         """
-        if type(rule).__name__ == "FlowerRule":
+        if not rule.state_by_tensor:
             raise ValueError(
-                "keeps a state for each factor, and what a Flower strategy keeps cannot be told apart; choose "
-                "this package's own rule, or lora.scheme = 'ffa'"
+                "keeps a rule state for each factor, and this rule does not name the parts of its state after the "
+                "adapter's tensors; choose another rule, or lora.scheme = 'ffa'"
             )
 
-    def init(self, rule: Aggregator, state: GlobalState) -> RuleState:
-        """The rule's state for each factor; its tensors' names say which one they are of."""
+    def init(self, rule: Rule, state: GlobalState) -> RuleState:
+        """Make the rule's state for each factor; the names of its tensors say which factor they belong to."""
         halves = [rule.init(replace(state, adapter=only(state.adapter, (factor,)))) for factor in ("A", "B")]
         return dict(sorted({**halves[0], **halves[1]}.items()))
 
-    def combine(
-        self,
-        rule: Aggregator,
-        updates: Sequence[ClientUpdate],
-        state: GlobalState,
-        rule_state: RuleState,
-        info: RoundInfo,
+    def aggregate(
+        self, rule: Rule, updates: Sequence[ClientUpdate], state: GlobalState, rule_state: RuleState, info: RoundInfo
     ) -> tuple[GlobalState, RuleState]:
         """Let the rule work on the factor of the round alone."""
-        if not updates:
-            return state, rule_state
         (factor,) = self.trained(info.round)
         own = {name: tensor for name, tensor in rule_state.items() if factor_of(name) == factor}
         other = {name: tensor for name, tensor in rule_state.items() if factor_of(name) != factor}
-        after, own_after = combine_half(factor, rule, updates, state, own, info)
+        after, own_after = step_half(factor, rule, updates, state, own, info)
         return after, dict(sorted({**other, **own_after}.items()))

@@ -1,0 +1,105 @@
+"""A rule of another package can do what a built-in one can, as far as its class attributes allow it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from outside import Install
+from outside import install as install
+
+from oblivion.aggregation import rule_of, scheme_of
+from oblivion.aggregation.fit import check_scheme, check_training
+from oblivion.aggregation.rules import aggregators
+from oblivion.config import load_config
+from oblivion.errors import ConfigError
+from oblivion.privacy.client_noise import check_privacy
+
+RULES = '''
+"""Rules of another package."""
+from dataclasses import dataclass
+from oblivion.aggregation.rule import Rule, WeightedRule
+from oblivion.aggregation.sums import mean_update, moved
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalfMean(Rule):
+    """Move by a share of the mean."""
+    share: float = 0.5
+    of_mean = True
+
+    def aggregate(self, updates, state, rule_state, info):
+        return moved(state, mean_update(updates), self.share), rule_state
+
+
+class First(WeightedRule):
+    """Take the first update."""
+
+    def weights(self, updates, info):
+        return [1.0] + [0.0] * (len(updates) - 1)
+
+
+class Nameless(Rule):
+    """Keep a state whose parts have no names."""
+    state_by_tensor = False
+    plain_sgd = True
+
+    def aggregate(self, updates, state, rule_state, info):
+        return state, rule_state
+
+
+class Unfinished(WeightedRule):
+    """Say nothing about weights."""
+'''
+NAMES = {"half_mean": "HalfMean", "first": "First", "nameless": "Nameless", "unfinished": "Unfinished"}
+
+
+@pytest.fixture(autouse=True)
+def outside_rules(install: Install) -> None:
+    table = {"aggregators": {name: f"my_fed.rules:{cls}" for name, cls in NAMES.items()}}
+    install("my-fed", "0.1", table, {"my_fed/__init__.py": "", "my_fed/rules.py": RULES})
+
+
+def check(rule: str, **settings: Any) -> None:
+    config = load_config(
+        None, {"federation.aggregator": rule, **{k.replace("__", "."): v for k, v in settings.items()}}
+    )
+    made = rule_of(config)
+    check_training(made, config)
+    check_scheme(made, scheme_of(config), config)
+    check_privacy(config)
+
+
+def test_client_privacy_takes_a_rule_that_is_of_the_mean_and_no_other() -> None:
+    check("half_mean", privacy__unit="client", federation__parameters={"share": 0.25})
+    with pytest.raises(ConfigError, match=r"'first' is not a function of the mean alone; choose one of .*half_mean"):
+        check("first", privacy__unit="client")
+
+
+@pytest.mark.parametrize("scheme", ["fedex", "flexlora", "flora"])
+def test_a_scheme_of_products_takes_a_rule_of_weights_and_no_other(scheme: str) -> None:
+    check("first", lora__scheme=scheme)
+    with pytest.raises(
+        ConfigError, match=rf"'half_mean' cannot be used with lora.scheme = '{scheme}'.* fedprox, first,"
+    ):
+        check("half_mean", lora__scheme=scheme)
+
+
+def test_a_state_without_names_and_a_formula_for_plain_sgd_are_refused_where_they_do_not_hold() -> None:
+    with pytest.raises(ConfigError, match=r"assumes that clients take plain SGD steps"):
+        check("nameless")
+    sgd = {"train__optimizer": "sgd", "train__weight_decay": 0.0}
+    check("nameless", **sgd)
+    with pytest.raises(ConfigError, match=r"'nameless' cannot be used with lora.scheme = 'rolora'.*does not name"):
+        check("nameless", lora__scheme="rolora", **sgd)
+
+
+def test_a_rule_that_lacks_its_formula_is_refused_with_what_is_missing() -> None:
+    with pytest.raises(ConfigError, match=r"'unfinished'.*weights"):
+        check("unfinished")
+
+
+def test_a_part_that_cannot_be_loaded_is_in_no_list_of_alternatives(install: Install) -> None:
+    install("broken", "1", {"aggregators": {"broken": "not_there:X"}}, {})
+    assert "broken" not in aggregators.having("of_mean")
+    assert {"fedavg", "half_mean"} <= set(aggregators.having("of_mean"))
