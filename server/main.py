@@ -9,9 +9,10 @@ from oblivion.config import RunConfig
 from oblivion.errors import OblivionError, PlanRefusedError, plural
 from oblivion.federation.commits import commit_trial, finish_commits, unfinished
 from oblivion.federation.hosts import Hosts
+from oblivion.federation.learning import Learning
+from oblivion.federation.opened import OpenRun
 from oblivion.federation.planning import make_request, plan_values
-from oblivion.federation.workflow import Workflow
-from oblivion.ledger.register import MAIN
+from oblivion.federation.trials import Trials
 from oblivion.report import write_report
 from oblivion.run.directory import RunDirectory
 from oblivion.run.events import Observer
@@ -24,17 +25,18 @@ BUSY_SECONDS = 24 * 3600.0
 
 def run_scenario(config: RunConfig, hosts: Hosts, run: RunDirectory, observer: Observer) -> None:
     """Learn; answer the scenario's request, if it has one; write the report. What is done already is not repeated."""
-    with closing(Workflow(config, hosts, run, observer)) as workflow:
+    with closing(OpenRun(config, hosts, run, observer)) as opened:
         note_code(run, config, observer)
         before = run.read_json("metrics.json", None) if (run.root / "report.html").is_file() else None
-        committed = _finish(workflow)
-        if _rounds_left(workflow):
-            clients, rounds = len(workflow.federation.sizes), config.federation.rounds
+        committed = _finish(opened)
+        learning = Learning(opened)
+        if learning.rounds_left():
+            clients, rounds = len(opened.federation.sizes), config.federation.rounds
             observer.event("phase", text=f"learning: {plural(clients, 'client')}, {plural(rounds, 'round')}")
-        workflow.learn()
-        if not workflow.register.removals():  # else what the scenario asked for has been answered
+        learning.learn()
+        if not opened.register.removals():  # else what the scenario asked for has been answered
             try:
-                _answer_scenario(workflow)
+                _answer_scenario(opened)
             except PlanRefusedError:
                 _report(run, observer)  # of what was learned, and why nothing was done about the request
                 raise
@@ -42,30 +44,23 @@ def run_scenario(config: RunConfig, hosts: Hosts, run: RunDirectory, observer: O
         _report(run, observer, already)
 
 
-def _finish(workflow: Workflow) -> dict[str, str]:
+def _finish(opened: OpenRun) -> dict[str, str]:
     """Finish what was committed; one that cannot be finished yet is told of, and keeps nothing else from being done."""
-    done = finish_commits(workflow)
+    done = finish_commits(opened)
     for trial, problem in done.items():
         if problem:
-            workflow.observer.event("warning", text=unfinished(workflow, trial, problem))
+            opened.observer.event("warning", text=unfinished(opened, trial, problem))
     return done
 
 
-def _rounds_left(workflow: Workflow) -> int:
-    """How many rounds of learning are still to be done; a removal that was committed has ended it."""
-    if workflow.head != MAIN:
-        return 0
-    records = workflow.ledger.records(MAIN) if workflow.federation.has(MAIN) else ()
-    return workflow.config.federation.rounds - (records[-1].round if records else 0)
-
-
-def _answer_scenario(workflow: Workflow) -> None:
-    forget = workflow.config.forget
+def _answer_scenario(opened: OpenRun) -> None:
+    forget = opened.config.forget
     if forget.client:
-        request = make_request(workflow.data, forget.client, forget.samples)
-        workflow.answer(workflow.receive(request), forget.methods)
+        request = make_request(opened.data, forget.client, forget.samples)
+        trials = Trials(opened)
+        trials.answer(trials.receive(request), forget.methods)
     else:
-        workflow.measure_learned()
+        Learning(opened).measure_learned()
 
 
 def _report(run: RunDirectory, observer: Observer, already: bool = False) -> None:
@@ -77,11 +72,12 @@ def run_plan(
     config: RunConfig, hosts: Hosts, run: RunDirectory, observer: Observer, signed: ForgetRequest | None = None
 ) -> dict[str, Any]:
     """The plan of the one removal that ``forget.methods`` names, as plain values; the request is not taken in."""
-    with closing(Workflow(config, hosts, run, observer, BUSY_SECONDS)) as workflow:
-        workflow.check_learned()
-        request = signed or make_request(workflow.data, config.forget.client, config.forget.samples)
-        plan = workflow.plan(request, config.forget.methods[0])
-        workflow.check_budget(request, [plan])
+    with closing(OpenRun(config, hosts, run, observer, BUSY_SECONDS)) as opened:
+        Learning(opened).check_learned()
+        request = signed or make_request(opened.data, config.forget.client, config.forget.samples)
+        trials = Trials(opened)
+        plan = trials.plan(request, config.forget.methods[0])
+        trials.check_budget(request, [plan])
         return plan_values(plan)
 
 
@@ -93,7 +89,7 @@ def run_forget(
     Parameters
     ----------
     config, hosts, run, observer
-        See `Workflow`.
+        See `OpenRun`.
     signed : ForgetRequest, optional
         A request that its client signed elsewhere; by default ``forget`` says what is asked, and the simulated
         client's key signs it.
@@ -103,15 +99,16 @@ def run_forget(
     dict
         ``{"request": id, method: trial name}``.
     """
-    with closing(Workflow(config, hosts, run, observer, BUSY_SECONDS)) as workflow:
+    with closing(OpenRun(config, hosts, run, observer, BUSY_SECONDS)) as opened:
         note_code(run, config, observer)
-        _finish(workflow)
-        workflow.check_learned()
-        request = signed or make_request(workflow.data, config.forget.client, config.forget.samples)
-        asked = workflow.receive(request)
-        trials = workflow.answer(asked, config.forget.methods)
+        _finish(opened)
+        Learning(opened).check_learned()
+        request = signed or make_request(opened.data, config.forget.client, config.forget.samples)
+        trials = Trials(opened)
+        asked = trials.receive(request)
+        names = trials.answer(asked, config.forget.methods)
         _report(run, observer)
-        return {"request": asked.request.id, **trials}
+        return {"request": asked.request.id, **names}
 
 
 def run_commit(
@@ -134,14 +131,14 @@ def run_commit(
     OblivionError
         If it was committed, and what must go afterwards cannot be removed yet; given again, it is finished.
     """
-    with closing(Workflow(config, hosts, run, observer, BUSY_SECONDS)) as workflow:
-        problem = _finish(workflow).get(trial)
-        workflow.check_learned()
+    with closing(OpenRun(config, hosts, run, observer, BUSY_SECONDS)) as opened:
+        problem = _finish(opened).get(trial)
+        Learning(opened).check_learned()
         if problem is None:  # else it was interrupted, and is given again
-            problem = commit_trial(workflow, trial, accept_no_guarantee)
+            problem = commit_trial(opened, trial, accept_no_guarantee)
         if problem:
-            raise OblivionError(unfinished(workflow, trial, problem))
-        (said,) = [r.content for r in workflow.register.removals() if r.content["branch"] == trial]
+            raise OblivionError(unfinished(opened, trial, problem))
+        (said,) = [r.content for r in opened.register.removals() if r.content["branch"] == trial]
         observer.event("finished", report=str(run.root / "report.html"))
         evidence = str(run.root / "forgets" / trial / "evidence.json")
         return {"evidence": evidence, "guarantee": said["guarantee"], "erased": dict(said["erased"])}
@@ -151,5 +148,5 @@ def run_refuse(
     config: RunConfig, hosts: Hosts, run: RunDirectory, observer: Observer, request: str, ground: str
 ) -> None:
     """Refuse an open request; the ground stays in the ledger."""
-    with closing(Workflow(config, hosts, run, observer, BUSY_SECONDS)) as workflow:
-        workflow.register.move(request, "refused", ground)
+    with closing(OpenRun(config, hosts, run, observer, BUSY_SECONDS)) as opened:
+        opened.register.move(request, "refused", ground)

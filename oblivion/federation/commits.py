@@ -15,7 +15,8 @@ from typing import Any
 from oblivion.aggregation.schemes.products import as_adapter
 from oblivion.errors import ConfigError, InputError, IntegrityError, OblivionError, PlanRefusedError, nearest
 from oblivion.federation.erasing import check_removable, erase_files, erase_numbers, files_to_erase, stuck
-from oblivion.federation.workflow import Workflow
+from oblivion.federation.opened import OpenRun
+from oblivion.federation.results import Results
 from oblivion.files import write_atomically
 from oblivion.ledger.book import Record, stamp
 from oblivion.ledger.checkpoint import sign_checkpoint
@@ -42,15 +43,15 @@ _REWRITTEN = ("metrics.json", "manifest.json", "config.toml", "events.jsonl", "r
 _SPARE_BYTES = 2**20
 
 
-def commit_trial(workflow: Workflow, trial: str, accept_no_guarantee: bool = False) -> str:
+def commit_trial(opened: OpenRun, trial: str, accept_no_guarantee: bool = False) -> str:
     """Make a trial the head of the run.
 
     All that is needed afterwards is checked before the ledger's transaction, and what evidence will say is in it.
 
     Parameters
     ----------
-    workflow : Workflow
-        Open on the run.
+    opened : OpenRun
+        The run.
     trial : str
         ``"<request>/<name>"``.
     accept_no_guarantee : bool, default False
@@ -72,17 +73,17 @@ def commit_trial(workflow: Workflow, trial: str, accept_no_guarantee: bool = Fal
     OblivionError
         If something that must be removed or written afterwards cannot be.
     """
-    asked, entry = _find(workflow, trial)
-    name, folder = trial.partition("/")[2], workflow.run.root / "forgets" / trial
-    plan = workflow.run.read_json(f"forgets/{trial}/plan.json", {})
+    asked, entry = _find(opened, trial)
+    name, folder = trial.partition("/")[2], opened.run.root / "forgets" / trial
+    plan = opened.run.read_json(f"forgets/{trial}/plan.json", {})
     _check_guarantee(str(plan.get("guarantee")), accept_no_guarantee)
-    replayed = workflow.federation.replay.check(trial)
-    after = workflow.federation.head(trial).state
+    replayed = opened.federation.replay.check(trial)
+    after = opened.federation.head(trial).state
     if hashlib.sha256(weight_bytes(as_adapter(after))).hexdigest() != _digest(folder / "adapters" / WEIGHTS):
         raise IntegrityError(f"{folder}/adapters is not what the ledger says; was it changed? Try the removal again")
-    made = workflow.head_files()  # what was learned is known, also where somebody removed its folder
-    before = {CONFIG: _digest(workflow.run.root / workflow.head_folder / CONFIG) or _sha256(made[CONFIG])}
-    erases = _not_pending(workflow, files_to_erase(workflow, asked, trial))
+    made = Results(opened).head_files()  # what was learned is known, also where somebody removed its folder
+    before = {CONFIG: _digest(opened.run.root / opened.head_folder / CONFIG) or _sha256(made[CONFIG])}
+    erases = _not_pending(opened, files_to_erase(opened, asked, trial))
     facts = {
         "trial": name,
         "whole_client": asked.request.whole_client,
@@ -92,27 +93,27 @@ def commit_trial(workflow: Workflow, trial: str, accept_no_guarantee: bool = Fal
         "before": before | {WEIGHTS: _sha256(made[WEIGHTS])},
         "after": _digests(folder / "adapters"),
         "erases": erases,
-        "evidence": _evidence_beforehand(workflow, asked, entry, plan, name, replayed),
+        "evidence": _evidence_beforehand(opened, asked, entry, plan, name, replayed),
     }
-    _rehearse(workflow, asked, facts)
-    check_removable(workflow.run.root, [*erases["adapters"], *erases["files"]])
-    _check_writable(workflow, folder)
-    build_report([workflow.run.root])  # it must be possible afterwards
-    workflow.observer.event("phase", text=f"committing {trial}: erasing what holds the forgotten data")
-    commit_removal(workflow.ledger, workflow.register, asked, trial, facts)
-    return finish_commits(workflow)[trial]
+    _rehearse(opened, asked, facts)
+    check_removable(opened.run.root, [*erases["adapters"], *erases["files"]])
+    _check_writable(opened, folder)
+    build_report([opened.run.root])  # it must be possible afterwards
+    opened.observer.event("phase", text=f"committing {trial}: erasing what holds the forgotten data")
+    commit_removal(opened.ledger, opened.register, asked, trial, facts)
+    return finish_commits(opened)[trial]
 
 
-def _find(workflow: Workflow, trial: str) -> tuple[Asked, dict[str, Any]]:
+def _find(opened: OpenRun, trial: str) -> tuple[Asked, dict[str, Any]]:
     """The open request of a trial, and its entry in ``metrics.json``."""
     request_id, _, name = trial.partition("/")
-    asked = workflow.register.asked(request_id)
+    asked = opened.register.asked(request_id)
     if not asked.open:
         raise PlanRefusedError(f"{request_id} is {asked.state} already{f': {asked.ground}' if asked.ground else ''}")
-    entries = {entry["id"]: entry for entry in workflow.metrics()["requests"]}
+    entries = {entry["id"]: entry for entry in Results(opened).metrics()["requests"]}
     models: dict[str, Any] = entries[request_id]["models"] if request_id in entries else {}
-    if not name or name not in models or not workflow.federation.has(trial):
-        known = [key for key in models if workflow.federation.has(f"{request_id}/{key}")]
+    if not name or name not in models or not opened.has(trial):
+        known = [key for key in models if opened.has(f"{request_id}/{key}")]
         raise ConfigError(f"{request_id} has no trial '{name}' at the present head; {nearest(name, known)}")
     return asked, entries[request_id]
 
@@ -131,21 +132,21 @@ def _check_guarantee(guarantee: str, accepted: bool) -> None:
     )
 
 
-def _not_pending(workflow: Workflow, erases: dict[str, list[str]]) -> dict[str, list[str]]:
+def _not_pending(opened: OpenRun, erases: dict[str, list[str]]) -> dict[str, list[str]]:
     """Without what an earlier commit has still to erase: that one is stuck, not this."""
     pending = {
         name
-        for removal in _unfinished(workflow)
+        for removal in _unfinished(opened)
         for names in removal.content["erases"].values()
         for name in names
-        if not workflow.federation.has("/".join(name.split("/")[1:3]))
+        if not opened.has("/".join(name.split("/")[1:3]))
     }
     return {kind: [name for name in names if name not in pending] for kind, names in erases.items()}
 
 
-def _check_writable(workflow: Workflow, folder: Path) -> None:
+def _check_writable(opened: OpenRun, folder: Path) -> None:
     """Refuse where what a commit writes afterwards could not be written."""
-    root = workflow.run.root
+    root = opened.run.root
     paths = [*(root / name for name in _REWRITTEN), folder / "evidence.json", *sorted(root.glob("ledger/*"))]
     for path in [*paths, *sorted(root.glob("keys/*")), *sorted(root.glob("forgets/*/*/metrics.json"))]:
         reason = "it is a folder" if path.is_dir() and path.name in _REWRITTEN else stuck(path)
@@ -160,14 +161,14 @@ def _check_writable(workflow: Workflow, folder: Path) -> None:
         )
 
 
-def _unfinished(workflow: Workflow) -> list[Record]:
+def _unfinished(opened: OpenRun) -> list[Record]:
     """The committed removals whose evidence is not there yet."""
-    where = workflow.run.root / "forgets"
-    removals = [removal for removal in workflow.register.removals() if "evidence" in removal.content]
+    where = opened.run.root / "forgets"
+    removals = [removal for removal in opened.register.removals() if "evidence" in removal.content]
     return [r for r in removals if not (where / str(r.content["branch"]) / "evidence.json").is_file()]
 
 
-def finish_commits(workflow: Workflow) -> dict[str, str]:
+def finish_commits(opened: OpenRun) -> dict[str, str]:
     """Erase files and numbers of committed removals, write report and evidence, where that is not done yet.
 
     Returns
@@ -176,16 +177,16 @@ def finish_commits(workflow: Workflow) -> dict[str, str]:
         The trials whose commit was finished here, or could not be: then with the reason, in words.
     """
     done: dict[str, str] = {}
-    removals = _unfinished(workflow)
+    removals = _unfinished(opened)
     for removal in removals:
         trial = str(removal.content["branch"])
-        asked = workflow.register.asked(removal.content["request"])
+        asked = opened.register.asked(removal.content["request"])
         problems: list[str] = []
         for step in (
-            lambda removal=removal, asked=asked: erase_numbers(workflow, removal, asked),
-            lambda removal=removal, problems=problems: problems.extend(erase_files(workflow, removal)),
+            lambda removal=removal, asked=asked: erase_numbers(opened, removal, asked),
+            lambda removal=removal, problems=problems: problems.extend(erase_files(opened, removal)),
             # Before evidence, which says that all is done.
-            lambda: write_report([workflow.run.root], workflow.run.root / "report.html"),
+            lambda: write_report([opened.run.root], opened.run.root / "report.html"),
         ):
             try:
                 step()
@@ -193,26 +194,26 @@ def finish_commits(workflow: Workflow) -> dict[str, str]:
                 problems.append(str(error))
         if not problems:
             try:
-                workflow.run.write_json(f"forgets/{trial}/evidence.json", _evidence(workflow, removal))
+                opened.run.write_json(f"forgets/{trial}/evidence.json", _evidence(opened, removal))
             except OblivionError as error:
                 problems.append(str(error))
         done[trial] = "; ".join(problems)
     if done:
-        workflow.reload()
+        opened.reload()
     return done
 
 
-def unfinished(workflow: Workflow, trial: str, problem: str) -> str:
+def unfinished(opened: OpenRun, trial: str, problem: str) -> str:
     """What to do about a commit that could not be finished, in words."""
-    how = f"oblivion forget {workflow.run.root} --commit {trial}"
+    how = f"oblivion forget {opened.run.root} --commit {trial}"
     return f"{trial} is committed, and not all is erased yet: {problem}. Then finish it with: {how}"
 
 
 def _evidence_beforehand(
-    workflow: Workflow, asked: Asked, entry: Mapping[str, Any], plan: Mapping[str, Any], name: str, replayed: int
+    opened: OpenRun, asked: Asked, entry: Mapping[str, Any], plan: Mapping[str, Any], name: str, replayed: int
 ) -> dict[str, Any]:
     """What evidence will say that is known before the commit, so that no file is needed for it afterwards."""
-    request, manifest, models = asked.request, workflow.run.read_json("manifest.json", {}), entry["models"]
+    request, manifest, models = asked.request, opened.run.read_json("manifest.json", {}), entry["models"]
     told = {key: model for key, model in models.items() if key in ("original", name) or key.startswith("oracle")}
     try:
         return {
@@ -225,7 +226,7 @@ def _evidence_beforehand(
                 "issued_at": request.issued_at,
                 "received_at": asked.received_at,
                 "due_at": asked.due_at,
-                "key_id": _key_id(workflow, asked),
+                "key_id": _key_id(opened, asked),
             },
             "plan": {
                 "method": plan["method"],
@@ -246,28 +247,28 @@ def _evidence_beforehand(
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{workflow.run.root}: plan.json of {request.id}/{name}, or metrics.json, is not complete ({error}); "
+            f"{opened.run.root}: plan.json of {request.id}/{name}, or metrics.json, is not complete ({error}); "
             "restore it, or run the removal again. Nothing was changed"
         ) from None
 
 
-def _rehearse(workflow: Workflow, asked: Asked, facts: Mapping[str, Any]) -> None:
+def _rehearse(opened: OpenRun, asked: Asked, facts: Mapping[str, Any]) -> None:
     """Seal evidence as it will be, with a key and a log of its own, so that nothing can be wrong with it afterwards."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    workflow.ledger.keys.signing()
+    opened.ledger.keys.signing()
     key = Ed25519PrivateKey.generate()
     entry = canonical({"request": asked.request.id} | {n: facts[n] for n in ("guarantee", "before", "after")})
     leaf = leaf_hash(entry.encode())
     log = {"entry": entry, "index": 0, "proof": [], **sign_checkpoint(key, 1, leaf).to_json()}
-    content = {**facts, "erased": {}, "committed_at": stamp(workflow.ledger.book.now())}
+    content = {**facts, "erased": {}, "committed_at": stamp(opened.ledger.book.now())}
     seal(_statement(content, log), key)
 
 
-def _evidence(workflow: Workflow, removal: Record) -> dict[str, Any]:
-    signing = workflow.ledger.keys.signing()
-    write_atomically(workflow.run.root / PUBLIC_KEY, _pem(signing.public_key()))
-    return seal(_statement(removal.content, _log_proof(workflow, removal)), signing)
+def _evidence(opened: OpenRun, removal: Record) -> dict[str, Any]:
+    signing = opened.ledger.keys.signing()
+    write_atomically(opened.run.root / PUBLIC_KEY, _pem(signing.public_key()))
+    return seal(_statement(removal.content, _log_proof(opened, removal)), signing)
 
 
 def _statement(said: Mapping[str, Any], log: Mapping[str, Any]) -> dict[str, Any]:
@@ -298,9 +299,9 @@ def _restored(plan: Mapping[str, Any]) -> int | None:
     return first["first"] - 1 if first.get("start") == "restore" else None
 
 
-def _log_proof(workflow: Workflow, removal: Record) -> dict[str, Any]:
-    entries = workflow.ledger.book.entries()
-    checkpoint = workflow.ledger.book.checkpoint()
+def _log_proof(opened: OpenRun, removal: Record) -> dict[str, Any]:
+    entries = opened.ledger.book.entries()
+    checkpoint = opened.ledger.book.checkpoint()
     leaves = [leaf_hash(entry.encode()) for entry in entries]
     proof = inclusion_proof(leaves, removal.seq - 1, checkpoint.size)
     return {
@@ -311,8 +312,8 @@ def _log_proof(workflow: Workflow, removal: Record) -> dict[str, Any]:
     }
 
 
-def _key_id(workflow: Workflow, asked: Asked) -> str:
-    key = workflow.register.public_key(asked.request.client_id)
+def _key_id(opened: OpenRun, asked: Asked) -> str:
+    key = opened.register.public_key(asked.request.client_id)
     return hashlib.sha256(key.public_bytes_raw()).hexdigest() if key else ""
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from oblivion.errors import InputError, OblivionError
-from oblivion.federation.workflow import ORIGINAL, Workflow
+from oblivion.federation.opened import ORIGINAL, OpenRun
+from oblivion.federation.results import Results
 from oblivion.files import erase, rewrite
 from oblivion.ledger.book import Record
 from oblivion.ledger.erasure import void_requests
@@ -29,16 +30,16 @@ EVENTS = "events.jsonl"
 _NOT_TEXT = ("time", "event", "branch", "round", "rounds")
 
 
-def closed_requests(workflow: Workflow, asked: Asked) -> set[str]:
+def closed_requests(opened: OpenRun, asked: Asked) -> set[str]:
     """The requests that are answered when `asked` is; what a client that leaves altogether still asked goes with it."""
-    others = [other for other in workflow.register.all_asked() if other.request.id != asked.request.id]
+    others = [other for other in opened.register.all_asked() if other.request.id != asked.request.id]
     void = void_requests(asked, others)
-    committed = {str(removal.content["request"]) for removal in workflow.register.removals()}
+    committed = {str(removal.content["request"]) for removal in opened.register.removals()}
     refused = {other.request.id for other in others if not other.open and other not in void}
     return {asked.request.id} | committed | refused
 
 
-def files_to_erase(workflow: Workflow, asked: Asked, trial: str) -> dict[str, list[str]]:
+def files_to_erase(opened: OpenRun, asked: Asked, trial: str) -> dict[str, list[str]]:
     """What the run made and a commit erases, by its path in the run directory.
 
     Returns
@@ -47,9 +48,9 @@ def files_to_erase(workflow: Workflow, asked: Asked, trial: str) -> dict[str, li
         ``adapters``: every one that had the data. ``files``: per-row results, and what other requests tried on the old
         head.
     """
-    root, closed = workflow.run.root, closed_requests(workflow, asked)
-    known = {a.request.id for a in workflow.register.all_asked()} | closed
-    known |= {entry["id"] for entry in workflow.metrics()["requests"]}
+    root, closed = opened.run.root, closed_requests(opened, asked)
+    known = {a.request.id for a in opened.register.all_asked()} | closed
+    known |= {entry["id"] for entry in Results(opened).metrics()["requests"]}
     oracles = [f"adapters/oracle*-{request}" for request in sorted(known - {asked.request.id})]
     trials = [f"forgets/{request}/*/plan.json" for request in sorted(known)]
     adapters = [root / ORIGINAL, *(path for pattern in oracles for path in sorted(root.glob(pattern)))]
@@ -109,18 +110,18 @@ def stuck(path: Path) -> str:
     return ""
 
 
-def erase_files(workflow: Workflow, removal: Record) -> list[str]:
+def erase_files(opened: OpenRun, removal: Record) -> list[str]:
     """Remove what the removal's record lists; return why something could not be, in words.
 
     What was made again since (another request's trial on the new head, where this was not finished at once) stays.
     """
-    root, problems = workflow.run.root, []
-    entries = {entry["id"]: entry for entry in workflow.metrics()["requests"]}
-    again = {request: e for request, e in entries.items() if _open(workflow, request)}
+    root, problems = opened.run.root, []
+    entries = {entry["id"]: entry for entry in Results(opened).metrics()["requests"]}
+    again = {request: e for request, e in entries.items() if _open(opened, request)}
     adapters = {model["adapter"] for entry in again.values() for model in entry["models"].values()}
     for name in [*removal.content["erases"]["adapters"], *removal.content["erases"]["files"]]:
         parts = name.split("/")
-        trial = parts[0] == "forgets" and workflow.federation.has("/".join(parts[1:3]))
+        trial = parts[0] == "forgets" and opened.has("/".join(parts[1:3]))
         if trial or name in adapters or (parts[0] == "evaluations" and parts[1] in again):
             continue
         try:
@@ -133,44 +134,44 @@ def erase_files(workflow: Workflow, removal: Record) -> list[str]:
     return problems
 
 
-def _open(workflow: Workflow, request: str) -> bool:
-    return any(asked.open and asked.request.id == request for asked in workflow.register.all_asked())
+def _open(opened: OpenRun, request: str) -> bool:
+    return any(asked.open and asked.request.id == request for asked in opened.register.all_asked())
 
 
-def erase_numbers(workflow: Workflow, removal: Record, asked: Asked) -> None:
+def erase_numbers(opened: OpenRun, removal: Record, asked: Asked) -> None:
     """Take out of metrics, events, settings and manifest what was computed from what is erased, and who is forgotten.
 
     Of metrics only what the ledger still knows of rounds stays, and what was measured of whole models; see
     docs/ledger.md.
     """
     client = asked.request.client_id if asked.request.whole_client else None
-    _metrics(workflow, removal, asked)
-    for path in sorted(workflow.run.root.glob("forgets/*/*/metrics.json")):
-        name = path.relative_to(workflow.run.root).as_posix()
-        model = workflow.run.read_json(name, {})
+    _metrics(opened, removal, asked)
+    for path in sorted(opened.run.root.glob("forgets/*/*/metrics.json")):
+        name = path.relative_to(opened.run.root).as_posix()
+        model = opened.run.read_json(name, {})
         own = path.parent.parent.name == asked.request.id
-        workflow.run.write_json(name, _unnumbered(model, None if own else client))
-    _events(workflow, client, set(asked.request.sample_ids or ()))
+        opened.run.write_json(name, _unnumbered(model, None if own else client))
+    _events(opened, client, set(asked.request.sample_ids or ()))
     if client is not None:
-        _settings(workflow.run, client)
-    left = workflow.present_data()
-    workflow.run.write_json("manifest.json", {**workflow.run.read_json("manifest.json", {}), **describe_clients(left)})
+        _settings(opened.run, client)
+    left = opened.present_data()
+    opened.run.write_json("manifest.json", {**opened.run.read_json("manifest.json", {}), **describe_clients(left)})
 
 
-def _metrics(workflow: Workflow, removal: Record, asked: Asked) -> None:
-    metrics, request = workflow.metrics(), asked.request
+def _metrics(opened: OpenRun, removal: Record, asked: Asked) -> None:
+    metrics, request = Results(opened).metrics(), asked.request
     client = request.client_id if request.whole_client else None
     first = not any(e["id"] == request.id and "committed" in e for e in metrics["requests"])
     if first:  # later, another request may have been answered on the new head
-        closed = closed_requests(workflow, asked)
+        closed = closed_requests(opened, asked)
         metrics["requests"] = [entry for entry in metrics["requests"] if entry["id"] in closed]
-    metrics["head"] = f"forgets/{workflow.head}/adapters"
+    metrics["head"] = f"forgets/{opened.head}/adapters"
     for entry in metrics["requests"]:
         if entry["id"] == request.id:
             entry |= {"committed": removal.content["trial"], "committed_at": removal.content["committed_at"]}
         if entry["client"] == client:
             entry["sample_ids"] = None  # of an earlier request for some of its samples
-        if entry["id"] == request.id or not _open(workflow, entry["id"]):
+        if entry["id"] == request.id or not _open(opened, entry["id"]):
             own = entry["id"] == request.id
             entry["models"] = {n: _unnumbered(m, None if own else client) for n, m in entry["models"].items()}
         for model in entry["models"].values():
@@ -179,7 +180,7 @@ def _metrics(workflow: Workflow, removal: Record, asked: Asked) -> None:
     if "learned" in metrics:
         metrics["learned"] = _unnumbered({**metrics["learned"], "adapter": None}, client)
     metrics["history"] = []  # what the ledger still has is written into it
-    workflow.write_metrics(metrics)
+    Results(opened).write_metrics(metrics)
 
 
 def _unnumbered(model: Mapping[str, Any], client: str | None) -> dict[str, Any]:
@@ -189,9 +190,9 @@ def _unnumbered(model: Mapping[str, Any], client: str | None) -> dict[str, Any]:
     return {**model, "clients": measured, "cost": cost}
 
 
-def _events(workflow: Workflow, client: str | None, samples: set[str]) -> None:
+def _events(opened: OpenRun, client: str | None, samples: set[str]) -> None:
     """Write ``events.jsonl`` again: of rounds what the ledger still knows, and nothing of who or what is forgotten."""
-    path, ledger = workflow.run.root / EVENTS, workflow.ledger
+    path, ledger = opened.run.root / EVENTS, opened.ledger
     if not path.is_file():
         return
     records = {(r.branch, r.round): r for b in ledger.branches() for r in ledger.records(b.name)}

@@ -33,7 +33,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from crash_scenario import COMMANDS, configure, trained
 from crash_state import blobs_of, difference, lost, orphans, state_of, unverified
 
-import oblivion.federation.workflow
+import oblivion.federation.opened
 from oblivion.config import RunConfig
 from oblivion.errors import ConfigError, InputError
 from oblivion.files import watch_steps
@@ -225,16 +225,16 @@ def recover(reference: Reference, crash: Crash, place: Path, acknowledged: Seque
     """Go on as `crash.then` says; return what is wrong."""
     wrong: list[str] = []
     held: set[tuple[str, int, str]] = set()
-    original = oblivion.federation.workflow.open_ledger
+    original = oblivion.federation.opened.open_ledger
 
     def opened(*arguments: Any, **options: Any) -> Any:
-        oblivion.federation.workflow.open_ledger = original
+        oblivion.federation.opened.open_ledger = original
         store, register = original(*arguments, **options)
         wrong.extend(lost(store.book, store, acknowledged))
         held.update(stored_visits(store))
         return store, register
 
-    oblivion.federation.workflow.open_ledger = opened
+    oblivion.federation.opened.open_ledger = opened
     trained.clear()
     draw_from(f"going on after {crash.name}")
     following = NAMES[NAMES.index(crash.command) :]

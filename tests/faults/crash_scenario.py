@@ -12,8 +12,11 @@ from typing import Any
 import torch
 
 import oblivion.federation.commits
+import oblivion.federation.learning
 import oblivion.federation.measure
-import oblivion.federation.workflow
+import oblivion.federation.opened
+import oblivion.federation.results
+import oblivion.federation.trials
 import oblivion.registry
 import oblivion.run.manifest
 import server.main
@@ -137,9 +140,11 @@ def configure(work: Path) -> RunConfig:
     """The scenario; what is slow, or has no part in what is written, is replaced."""
     torch.set_num_threads(1)
     resident = adapters_alone()
-    for module in (server.prepare, oblivion.federation.workflow):
+    for module in (server.prepare, oblivion.federation.opened):
         module.load_resident = lambda *_: resident
+    for module in (server.prepare, oblivion.federation.results):
         module.locate = lambda _: "a model"
+    for module in (server.prepare, oblivion.federation.learning):
         module.fusible = lambda _: None
     for module in (server.prepare, oblivion.run.manifest):
         module.model_digest = lambda _: "a digest"
@@ -149,8 +154,8 @@ def configure(work: Path) -> RunConfig:
     server.prepare.encode_prompt = lambda *_: []
     server.prepare.resolve_dtype = lambda _: "float32"
     server.prepare.check_disk = server.prepare.check_fits = lambda *_: None
-    oblivion.federation.workflow.beforehand = lambda *_: []
-    oblivion.federation.workflow.nothing_fits, oblivion.federation.workflow.unfit = (lambda *_: ""), (lambda *_: {})
+    oblivion.federation.learning.beforehand = lambda *_: []
+    oblivion.federation.trials.nothing_fits, oblivion.federation.trials.unfit = (lambda *_: ""), (lambda *_: {})
     simulations.engines.inline.Host = FakeHost
     oblivion.federation.measure.measure_centrally = measure
     oblivion.run.manifest._commit = lambda: "a commit"

@@ -75,10 +75,10 @@ def lost_afterwards(work: Path) -> None:
 
     root, real = run(work), committing.finish_commits
 
-    def interrupted(workflow: Any) -> dict[str, str]:
-        if workflow.register.removals():
+    def interrupted(opened: Any) -> dict[str, str]:
+        if opened.register.removals():
             raise KeyboardInterrupt
-        return real(workflow)
+        return real(opened)
 
     committing.finish_commits = interrupted
     with suppress(KeyboardInterrupt):

@@ -46,7 +46,8 @@ PARSERS = {
     "oblivion/models/resident.py": "the same settings",
     "tools/tiny_recipe.py": "what a tokenizer just said",
     "oblivion/federation/erasing.py": "a copy of what it wrote itself",
-    "oblivion/federation/workflow.py": "a copy of what it wrote itself",
+    "oblivion/federation/carrying_out.py": "a copy of what it wrote itself",
+    "oblivion/federation/trials.py": "a copy of what it wrote itself",
     "oblivion/wire.py": "a message, whose size Flower bounds and whose kinds are checked field by field",
 }
 NOWHERE = {r"/work/": "a path of one machine", r"\bTODO\b": "unfinished work has no place in a release"}

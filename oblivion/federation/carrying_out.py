@@ -1,0 +1,74 @@
+"""Carrying a plan out: the rounds and visits of a removal, on a branch of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from oblivion.federation.absence import to_replay
+from oblivion.federation.accounting import in_units
+from oblivion.federation.measure import Trained
+from oblivion.federation.opened import OpenRun
+from oblivion.federation.planning import plan_values
+from oblivion.federation.results import Results
+from oblivion.ledger.rounds import Branch, RoundRecord
+from oblivion.removal.plan import LearnPhase, RemovalPlan
+from oblivion.run.directory import to_json
+from oblivion.types import ForgetRequest
+
+
+def carry_out(opened: OpenRun, name: str, plan: RemovalPlan, request: ForgetRequest, entry: dict[str, Any]) -> None:
+    """Carry a plan out on a branch of its own as the trial `name`, and measure it."""
+    federation, run, results = opened.federation, opened.run, Results(opened)
+    opened.observer.event("phase", text=f"removal {plan.label} (guarantee: {plan.guarantee})")
+    opened.register.move(request.id, "running")
+    where, branch = f"forgets/{request.id}/{name}", f"{request.id}/{name}"
+    content = json.loads(to_json(plan_values(plan)))
+    if opened.has(branch) and run.read_json(f"{where}/plan.json", None) != content:
+        federation.forget_branch(branch)  # interrupted, and then asked for with other parameters
+    run.write_json(f"{where}/plan.json", content)
+    _run_phases(opened, branch, request, plan)
+    state, cost = federation.head(branch).state, results.cost(branch, own=True)
+    units = in_units(cost, entry["models"].get("oracle", {}).get("cost"), plan.fraction)
+    results.save_adapter(f"{where}/adapters", state)
+    trial = Trained(name=name, state=state, folder=f"{where}/adapters", cost=units, plan=plan)
+    entry["models"][name] = results.measured(trial, request, entry)
+    run.write_json(f"{where}/metrics.json", entry["models"][name])
+    federation.replay.check(branch)
+    opened.register.move(request.id, "verified")
+    results.enter(entry)  # last: from here on the trial is not run again
+
+
+def _run_phases(opened: OpenRun, name: str, request: ForgetRequest, plan: RemovalPlan) -> None:
+    federation = opened.federation
+    head, replayed = federation.head(opened.head).round, records_to_replay(opened, plan.from_round)
+    first = plan.phases[0] if plan.phases else None
+    fork = first.first - 1 if isinstance(first, LearnPhase) and first.start == "restore" else head
+    branch = Branch(
+        name=name,
+        seed=opened.config.seed,
+        rounds=plan.last_round(head),
+        # Not always the head: a branch that has none of the rounds up to there need not be kept for them.
+        parent=federation.replay.owner(opened.head, fork).name if fork else None,
+        fork=fork,
+        absent=opened.absent(request),
+    )
+    federation.begin(branch, None if fork else opened.initial)
+    for phase in plan.phases:
+        if isinstance(phase, LearnPhase):
+            run_rounds(opened, name, phase.last, replayed if phase.replay else {})
+        elif federation.head(name).round < phase.round:
+            federation.unlearn(name, request, phase, opened.data.public)
+
+
+def records_to_replay(opened: OpenRun, t_u: int) -> dict[int, RoundRecord]:
+    """The rounds of the run's head from `t_u` on that a replay goes by; see `to_replay`."""
+    return to_replay(opened.ledger.records(opened.head), t_u)
+
+
+def run_rounds(opened: OpenRun, branch: str, last: int, replayed: Mapping[int, RoundRecord]) -> None:
+    """Run the rounds of a branch up to the round `last`."""
+    federation = opened.federation
+    while federation.head(branch).round < last:
+        federation.run_round(branch, replayed.get(federation.head(branch).round + 1))

@@ -1,0 +1,86 @@
+"""Learning: the rounds of the federation, and the model that they end with."""
+
+from __future__ import annotations
+
+from oblivion.errors import InputError
+from oblivion.federation.fitting import beforehand
+from oblivion.federation.opened import ORIGINAL, OpenRun
+from oblivion.federation.results import Results
+from oblivion.ledger.register import MAIN
+from oblivion.ledger.rounds import Branch
+from oblivion.training.fused import fusible
+
+
+class Learning:
+    """Runs the rounds of a run that are not there yet, so that it can be interrupted and done again.
+
+    Parameters
+    ----------
+    opened : OpenRun
+        The run.
+    """
+
+    def __init__(self, opened: OpenRun) -> None:
+        self.opened = opened
+        self.results = Results(opened)
+
+    def rounds_left(self) -> int:
+        """How many rounds of learning are still to be done; a removal that was committed has ended it."""
+        if self.opened.head != MAIN:
+            return 0
+        return self.opened.config.federation.rounds - self._rounds_done()
+
+    def _rounds_done(self) -> int:
+        head = self.opened.head
+        records = self.opened.ledger.records(head) if self.opened.has(head) else ()
+        return records[-1].round if records else 0
+
+    def learn(self) -> None:
+        """Run every round of the federation that is not there yet, and keep the result."""
+        run, config = self.opened, self.opened.config
+        if run.head != MAIN:
+            return
+        run.federation.begin(Branch(name=MAIN, seed=config.seed, rounds=config.federation.rounds), run.initial)
+        if run.federation.head(MAIN).round == 0:
+            for text in beforehand(config, run.data):
+                run.observer.event("warning", text=text)
+        reason = fusible(run.resident)
+        if config.privacy.unit == "sample":
+            reason = "privacy.unit = 'sample' takes the gradient of every sample by itself"
+        if reason is not None:
+            run.observer.event("warning", text=f"clients are trained one by one: {reason}")
+        if run.resident.left_out:
+            layers = ", ".join(run.resident.left_out)
+            run.observer.event("warning", text=f"these layers carry no adapter, see docs/models.md: {layers}")
+        while run.federation.head(MAIN).round < config.federation.rounds:
+            run.federation.run_round(MAIN)
+        self.keep_original()
+        self.results.write_metrics(self.results.metrics())
+
+    def keep_original(self) -> None:
+        """Save what was learned, if a crash came before that."""
+        run = self.opened
+        if run.head == MAIN and not (run.run.root / ORIGINAL).is_dir():
+            self.results.save_adapter(ORIGINAL, run.federation.head(MAIN).state)
+
+    def check_learned(self) -> None:
+        """Refuse a run whose learning has not finished.
+
+        Raises
+        ------
+        InputError
+            Saying how to finish it.
+        """
+        done, rounds, root = self._rounds_done(), self.opened.config.federation.rounds, self.opened.run.root
+        if done < rounds:
+            raise InputError(
+                f"{root} has {done} of {rounds} rounds, so there is nothing to forget yet; finish it with: "
+                f"oblivion run --resume --out {root}"
+            )
+
+    def measure_learned(self) -> None:
+        """Measure the learned model where nobody asks to be forgotten."""
+        metrics = self.results.metrics()
+        if "learned" not in metrics:
+            metrics["learned"] = self.results.entry_of(self.results.original(), None)
+            self.results.write_metrics(metrics)
