@@ -178,7 +178,7 @@ def language_model(name: str) -> Iterator[dict[str, Any]]:
     rule = federation.rule
     assert isinstance(rule, ControlRule)
     for label, used in (("corrected", rule), ("stale", Stale(rule))):
-        federation.rule = federation.replay.rule = used
+        federation.replay.aggregation = dataclasses.replace(federation.replay.aggregation, rule=used)
         after = trained(Branch(name=label, seed=config.seed, rounds=total, parent="main", fork=learned, absent=absent))
         distance = product_distance(after, reference) / before
         found = {"distance": distance, "probability": probability(after)}

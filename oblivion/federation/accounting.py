@@ -1,4 +1,4 @@
-"""What a round came to in numbers: loss, cost, and what its LoRA scheme loses."""
+"""The loss and the cost of a round, in numbers."""
 
 from __future__ import annotations
 
@@ -8,32 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from oblivion.aggregation.gate import limited
-from oblivion.aggregation.rules.fedavg import FedAvg
-from oblivion.aggregation.schemes.products import product_error
-from oblivion.federation.replay import Replay
-from oblivion.ledger.rounds import RoundRecord, RoundState
-from oblivion.types import Adapter, ClientUpdate, Cost, GlobalState, RoundInfo
+from oblivion.ledger.rounds import RoundRecord
+from oblivion.types import Adapter, ClientUpdate, Cost, GlobalState
 
 BLIND = 16.0
 """Nats per token; whoever guesses blindly among nine million tokens loses as many, and no vocabulary is as large."""
-
-
-def scheme_error(
-    replay: Replay, before: RoundState, updates: Sequence[ClientUpdate], after: RoundState, info: RoundInfo
-) -> float:
-    """What the scheme, with a plain mean, loses of the clients' mean product, whatever the rule makes of it besides.
-
-    Both means are over the numbers of examples that count, as far as the gate lets a client's number weigh.
-    """
-    if not updates:
-        return 0.0
-    counted = limited(updates, replay.max_influence)
-    mean = FedAvg()
-    state = after.state
-    if replay.rule != mean:
-        state, _ = replay.scheme.combine(mean, counted, before.state, {}, info)
-    return product_error(before.state, counted, state, replay.scheme.ranks)
 
 
 def mean_loss(accepted: Sequence[ClientUpdate], factor: float = 0.0) -> float:

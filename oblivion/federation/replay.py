@@ -1,75 +1,42 @@
-"""From contributions to states again: what a round made of them is a pure function, so it can be made twice."""
+"""From stored contributions to states again: `aggregate_round` is a pure function, so that a round can be repeated."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from oblivion.aggregation import rule_of, scheme_of
-from oblivion.aggregation.gate import QUARANTINE, limited
-from oblivion.aggregation.rule import Rule
+from oblivion.aggregation.gate import QUARANTINE
+from oblivion.aggregation.round import Aggregation, RoundState, aggregate_round
 from oblivion.aggregation.rules.control import ControlRule
-from oblivion.aggregation.scheme import LoraScheme
 from oblivion.aggregation.schemes.products import as_adapter
 from oblivion.config import RunConfig
 from oblivion.errors import IntegrityError
-from oblivion.ledger.rounds import Branch, Ledger, RoundRecord, RoundState, line
-from oblivion.models.factors import only
-from oblivion.privacy.client_noise import ClientPrivacy, client_privacy_of
+from oblivion.ledger.rounds import Branch, Ledger, RoundRecord, line
+from oblivion.privacy.client_noise import client_privacy_of
 from oblivion.run_format import open_run
 from oblivion.selection import population
-from oblivion.types import ClientUpdate, RoundInfo
+from oblivion.types import Adapter, ClientUpdate, RoundInfo
 
 
 class Replay:
-    """Aggregates stored contributions again.
+    """Aggregates the contributions that a ledger stored again.
 
     Parameters
     ----------
     ledger : Ledger
-        Where they are.
-    rule, scheme, max_influence, privacy
-        Those of the run.
+        The ledger that holds the contributions.
+    aggregation : Aggregation
+        The settings of the run.
     info : callable
-        Branch name and round to what the rule is told of it.
+        Makes the `RoundInfo` of a branch's round from the branch's name and the round.
     """
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        rule: Rule,
-        scheme: LoraScheme,
-        info: Callable[[str, int], RoundInfo],
-        max_influence: float = 0.0,
-        privacy: ClientPrivacy | None = None,
-    ) -> None:
+    def __init__(self, ledger: Ledger, aggregation: Aggregation, info: Callable[[str, int], RoundInfo]) -> None:
         self.ledger = ledger
-        self.rule = rule
-        self.scheme = scheme
+        self.aggregation = aggregation
         self.info = info
-        self.max_influence = max_influence
-        self.privacy = privacy
-
-    def step(
-        self,
-        before: RoundState,
-        contributions: Sequence[ClientUpdate],
-        info: RoundInfo,
-        refused: Mapping[str, str] | None = None,
-    ) -> RoundState:
-        """The state after a round, from the state before it, its contributions in client-id order and its refusals."""
-        counted = limited(contributions, self.max_influence)
-        if self.privacy is not None:
-            trained = only(before.state.adapter, self.scheme.trained(info.round))
-            counted = [self.privacy.mean(counted, trained, self.ledger.noise_secret(info.branch), info)]
-        state, rule_state = self.scheme.combine(self.rule, counted, before.state, before.rule_state, info)
-        return RoundState(
-            round=info.round,
-            state=state,
-            rule_state=rule_state,
-            gate_state=before.gate_state.after(info.round, contributions, refused),
-        )
 
     def state(self, name: str, round: int, start: RoundState | None = None) -> RoundState:
         """The state after a round of a branch's line.
@@ -99,9 +66,8 @@ class Replay:
                     f"the state after round {number} of {name!r} cannot be aggregated again: its contributions are not "
                     "all kept"
                 )
-            state = self.step(
-                self._entering(owner, state), contributions, self.info(owner.name, number), _struck(record)
-            )
+            entered, info = self._entering(owner, state), self.info(owner.name, number)
+            state = aggregate_round(entered, contributions, info, self.aggregation, _struck(record))
         return self._entering(self.ledger.branch(name), state)
 
     def check(self, name: str) -> int:
@@ -130,8 +96,9 @@ class Replay:
             if tuple(update.client_id for update in contributions) != record.accepted:
                 state = None
                 continue
-            entered = self._entering(branch, before)
-            state, count = self.step(entered, contributions, self.info(name, record.round), _struck(record)), count + 1
+            entered, info = self._entering(branch, before), self.info(name, record.round)
+            state = aggregate_round(entered, contributions, info, self.aggregation, _struck(record))
+            count += 1
             stored = self.ledger.last_state(name, record.round)
             if stored.round == record.round and not _same(stored, state):
                 raise IntegrityError(
@@ -141,13 +108,14 @@ class Replay:
         return count
 
     def _entering(self, branch: Branch, state: RoundState) -> RoundState:
-        """The state as a branch takes it over from its parent: gate and rule no longer hold what is of who left."""
+        """Return the state with which a branch begins: its gate and rule state hold nothing of removed clients."""
+        rule = self.aggregation.rule
         if state.round == branch.fork:
             for absence in branch.absent:
                 if absence.samples is None:
                     state = dataclasses.replace(state, gate_state=state.gate_state.without(absence.client))
-                    if isinstance(self.rule, ControlRule):
-                        rule_state = self.rule.without(state.rule_state, absence.client)
+                    if isinstance(rule, ControlRule):
+                        rule_state = rule.without(state.rule_state, absence.client)
                         state = dataclasses.replace(state, rule_state=rule_state)
         return state
 
@@ -209,7 +177,8 @@ def verify_head(root: Path, request: str = "") -> str:
 
 
 def replay_of(config: RunConfig, ledger: Ledger, clients: Iterable[str]) -> Replay:
-    """The replay of a run; `clients` are looked at anew for every round, as they may still be coming in."""
+    """Return the replay of a run; `clients` are looked at anew for every round, as they may still be coming in."""
+    privacy = client_privacy_of(config)
 
     def info(name: str, number: int) -> RoundInfo:
         branch = ledger.branch(name)
@@ -222,6 +191,14 @@ def replay_of(config: RunConfig, ledger: Ledger, clients: Iterable[str]) -> Repl
             seed=branch.seed,
         )
 
-    return Replay(
-        ledger, rule_of(config), scheme_of(config), info, config.federation.max_influence, client_privacy_of(config)
+    def noised_mean(updates: Sequence[ClientUpdate], trained: Adapter, info: RoundInfo) -> ClientUpdate:
+        assert privacy is not None
+        return privacy.mean(updates, trained, ledger.noise_secret(info.branch), info)
+
+    aggregation = Aggregation(
+        rule=rule_of(config),
+        scheme=scheme_of(config),
+        max_influence=config.federation.max_influence,
+        noised_mean=noised_mean if privacy else None,
     )
+    return Replay(ledger, aggregation, info)

@@ -11,15 +11,18 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from oblivion.aggregation.gate import Gate, GateState, limited, update_norm
+from oblivion.aggregation.round import RoundState, aggregate_round, scheme_error
+from oblivion.aggregation.rule import Rule
 from oblivion.aggregation.rules.control import ControlRule
+from oblivion.aggregation.scheme import LoraScheme
 from oblivion.config import RunConfig
 from oblivion.errors import FederationError, plural
 from oblivion.federation.absence import check_quorum, halved, missing, refused_again
-from oblivion.federation.accounting import cost_of, count, mean_loss, scheme_error
+from oblivion.federation.accounting import cost_of, count, mean_loss
 from oblivion.federation.asking import described, dispatch
 from oblivion.federation.hosts import Hosts
 from oblivion.federation.replay import replay_of
-from oblivion.ledger.rounds import Branch, CohortOutcome, Ledger, RoundRecord, RoundState, Selection
+from oblivion.ledger.rounds import Branch, CohortOutcome, Ledger, RoundRecord, Selection
 from oblivion.models.factors import only
 from oblivion.parts import run_fingerprint
 from oblivion.privacy.budget import charge
@@ -76,9 +79,18 @@ class Federation:
         )
         self.serves: dict[str, list[str]] = {}
         self.replay = replay_of(config, ledger, self.sizes)
-        self.rule, self.scheme = self.replay.rule, self.replay.scheme
         self._heads: dict[str, RoundState] = {}
         self._warned: set[str] = set()
+
+    @property
+    def rule(self) -> Rule:
+        """The server rule."""
+        return self.replay.aggregation.rule
+
+    @property
+    def scheme(self) -> LoraScheme:
+        """The LoRA scheme."""
+        return self.replay.aggregation.scheme
 
     def describe(self, known: Mapping[str, int] | None = None) -> None:
         """Ask every host which clients it serves; see `described`."""
@@ -150,7 +162,9 @@ class Federation:
         refused |= {client: quarantined[client] for client in selection.selected if client in quarantined}
         failed |= dict.fromkeys(set(selection.selected) - {*asked, *refused}, "was unavailable")
         check_quorum(self.config.federation.quorum, stored, asked, branch, info.round, failed | refused)
-        after = self.replay.step(head, stored, info, struck)
+        aggregation = self.replay.aggregation
+        after = aggregate_round(head, stored, info, aggregation, struck)
+        private = aggregation.noised_mean is not None
         record = RoundRecord(
             branch=name,
             round=info.round,
@@ -159,8 +173,8 @@ class Federation:
             refused=dict(sorted(refused.items())),
             failed={client: why for client, why in sorted(failed.items()) if client not in accepted},
             # With privacy of clients, what was computed from their updates without noise is not told.
-            loss=math.nan if self.replay.privacy else self._loss(stored),
-            scheme_error=math.nan if self.replay.privacy else scheme_error(self.replay, head, stored, after, info),
+            loss=math.nan if private else self._loss(stored),
+            scheme_error=math.nan if private else scheme_error(head, stored, info, aggregation, after),
             cost=cost_of(
                 stored,
                 head.state,
@@ -176,7 +190,7 @@ class Federation:
         return record
 
     def _loss(self, stored: Sequence[ClientUpdate]) -> float:
-        return mean_loss(limited(stored, self.replay.max_influence), self.config.federation.norm_factor)
+        return mean_loss(limited(stored, self.config.federation.max_influence), self.config.federation.norm_factor)
 
     def _commit(self, record: RoundRecord, after: RoundState, branch: Branch) -> None:
         due = record.round % self.config.ledger.checkpoint_every == 0 or record.round == branch.rounds
@@ -282,7 +296,7 @@ class Federation:
 
         gate = dataclasses.replace(self.gate, reference=expected)
         # With privacy no client may decide whether another's update is taken; each is clipped instead.
-        if self.replay.privacy or not self.config.federation.norm_factor:
+        if self.config.privacy.unit == "client" or not self.config.federation.norm_factor:
             return gate
         return dataclasses.replace(gate, max_norm=min(gate.max_norm, bound), reach=far)
 

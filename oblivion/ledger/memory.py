@@ -6,13 +6,13 @@ import secrets
 import sys
 from dataclasses import replace
 
+from oblivion.aggregation.round import RoundState
 from oblivion.errors import IntegrityError
 from oblivion.ledger.rounds import (
     Branch,
     Charged,
     CohortOutcome,
     RoundRecord,
-    RoundState,
     Selection,
     known_branch,
     line,

@@ -6,24 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
-from oblivion.aggregation.gate import GateState
-from oblivion.aggregation.rule import RuleState
+from oblivion.aggregation.round import RoundState
 from oblivion.errors import IntegrityError
-from oblivion.types import ClientUpdate, Cost, GlobalState
+from oblivion.types import ClientUpdate, Cost
 
 Charge: TypeAlias = Mapping[str, int]
 """Who pays for a round from the privacy budget, and for what: client id to its number of samples then, or (unit client)
 to the number of clipping bounds by which the round's sum can move without it; see `oblivion.privacy.budget.charge`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoundState:
-    """Everything the server carries from one round to the next."""
-
-    round: int
-    state: GlobalState
-    rule_state: RuleState
-    gate_state: GateState
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from typing import Any, Literal
 
 from oblivion.aggregation.gate import GateState
+from oblivion.aggregation.round import RoundState
 from oblivion.errors import IntegrityError
 from oblivion.ledger.blobs import Blobs, pack, seal, unpack, unseal
 from oblivion.ledger.book import Book, Record, Writer
@@ -24,7 +25,6 @@ from oblivion.ledger.rounds import (
     Charged,
     CohortOutcome,
     RoundRecord,
-    RoundState,
     Selection,
     known_branch,
     line,

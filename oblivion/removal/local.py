@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from oblivion.aggregation.gate import update_norm
+from oblivion.aggregation.round import RoundState
 from oblivion.errors import ConfigError, PlanRefusedError, plural
-from oblivion.ledger.rounds import RoundState
 from oblivion.objectives.terms import objective_from
 from oblivion.removal.plan import (
     LearnPhase,

@@ -13,13 +13,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from oblivion import run_format
 from oblivion.aggregation.gate import GateState
+from oblivion.aggregation.round import RoundState
 from oblivion.config import LedgerConfig, RunConfig
 from oblivion.ledger.book import Record
 from oblivion.ledger.erasure import commit_removal
 from oblivion.ledger.opening import open_ledger
 from oblivion.ledger.register import Asked, Register
 from oblivion.ledger.requests import issue
-from oblivion.ledger.rounds import Absence, Branch, CohortOutcome, RoundRecord, RoundState, Selection
+from oblivion.ledger.rounds import Absence, Branch, CohortOutcome, RoundRecord, Selection
 from oblivion.ledger.store import StoredLedger
 from oblivion.types import ClientUpdate, GlobalState
 

@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
 
 from oblivion import run_format
+from oblivion.aggregation.round import RoundState
 from oblivion.config import RunConfig, load_config
 from oblivion.data.federation import resolve
 from oblivion.errors import IntegrityError
@@ -36,7 +37,7 @@ from oblivion.federation.host import Host
 from oblivion.ledger.blobs import unseal
 from oblivion.ledger.opening import open_ledger
 from oblivion.ledger.register import SIMULATED
-from oblivion.ledger.rounds import Absence, Branch, RoundRecord, RoundState
+from oblivion.ledger.rounds import Absence, Branch, RoundRecord
 from oblivion.ledger.store import StoredLedger, blob_context, key_name_of
 from oblivion.ledger.verify import verify_ledger
 from oblivion.models.resident import load_resident

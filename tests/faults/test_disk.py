@@ -19,6 +19,7 @@ import torch
 
 from oblivion import files
 from oblivion.aggregation.gate import GateState
+from oblivion.aggregation.round import RoundState
 from oblivion.config import LedgerConfig, RunConfig
 from oblivion.errors import ConfigError, IntegrityError, OblivionError
 from oblivion.files import Step, make_folder, remove, remove_partial, watch_steps, write_atomically, write_folder
@@ -27,7 +28,7 @@ from oblivion.ledger.erasure import commit_removal
 from oblivion.ledger.opening import open_ledger
 from oblivion.ledger.register import Register
 from oblivion.ledger.requests import issue
-from oblivion.ledger.rounds import Absence, Branch, CohortOutcome, RoundRecord, RoundState, Selection
+from oblivion.ledger.rounds import Absence, Branch, CohortOutcome, RoundRecord, Selection
 from oblivion.ledger.store import StoredLedger
 from oblivion.run.directory import RunDirectory
 from oblivion.types import ClientUpdate, GlobalState

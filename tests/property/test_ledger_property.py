@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from oblivion.aggregation.gate import GateState
+from oblivion.aggregation.round import RoundState
 from oblivion.config import LedgerConfig
 from oblivion.errors import IntegrityError
 from oblivion.ledger import schema
 from oblivion.ledger.memory import MemoryLedger
 from oblivion.ledger.opening import open_ledger
-from oblivion.ledger.rounds import Absence, Branch, CohortOutcome, Ledger, RoundRecord, RoundState, Selection
+from oblivion.ledger.rounds import Absence, Branch, CohortOutcome, Ledger, RoundRecord, Selection
 from oblivion.ledger.store import StoredLedger
 from oblivion.types import ClientUpdate, Cost, GlobalState
 

@@ -14,13 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oblivion.aggregation.gate import GateState
+from oblivion.aggregation.round import RoundState
 from oblivion.config import LedgerConfig, load_config
 from oblivion.errors import IntegrityError, PlanRefusedError
 from oblivion.federation.planning import oracle_seeds
 from oblivion.federation.spending import check_removals
 from oblivion.ledger.memory import MemoryLedger
 from oblivion.ledger.opening import open_ledger
-from oblivion.ledger.rounds import Branch, Charged, Ledger, RoundRecord, RoundState, Selection
+from oblivion.ledger.rounds import Branch, Charged, Ledger, RoundRecord, Selection
 from oblivion.privacy.accountant import epsilon_of_rdp, gaussian_epsilon, group, sampled_gaussian_rdp
 from oblivion.privacy.budget import Budget, budget_of, charge, expected_rounds, forgetting_bounds, statement
 from oblivion.types import GlobalState

@@ -13,6 +13,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from oblivion.aggregation.gate import GateState
+from oblivion.aggregation.round import RoundState
 from oblivion.config import LedgerConfig
 from oblivion.errors import ConfigError, IntegrityError
 from oblivion.files import remove
@@ -20,7 +21,7 @@ from oblivion.ledger.erasure import commit_removal, finish_erasure
 from oblivion.ledger.opening import open_ledger
 from oblivion.ledger.register import EXCLUSIONS, MAIN, SIMULATED, Asked
 from oblivion.ledger.requests import issue
-from oblivion.ledger.rounds import Absence, Branch, CohortOutcome, RoundRecord, RoundState, Selection
+from oblivion.ledger.rounds import Absence, Branch, CohortOutcome, RoundRecord, Selection
 from oblivion.ledger.store import StoredLedger
 from oblivion.types import ClientUpdate, GlobalState
 

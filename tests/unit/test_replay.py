@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from oblivion.aggregation.gate import GateState, tensor_norms
+from oblivion.aggregation.round import RoundState, aggregate_round
 from oblivion.config import RunConfig, load_config
 from oblivion.errors import IntegrityError
 from oblivion.federation.replay import Replay, replay_of
 from oblivion.ledger.memory import MemoryLedger
-from oblivion.ledger.rounds import Absence, Branch, CohortOutcome, RoundRecord, RoundState
+from oblivion.ledger.rounds import Absence, Branch, CohortOutcome, RoundRecord
 from oblivion.seeding import torch_generator
 from oblivion.types import ClientUpdate, GlobalState
 
@@ -35,7 +36,7 @@ def update(client: str, round: int, branch: str = "main") -> ClientUpdate:
 
 def begin(replay: Replay) -> RoundState:
     state = GlobalState(adapter={name: torch.zeros(shape) for name, shape in SHAPES.items()})
-    return RoundState(round=0, state=state, rule_state=replay.rule.init(state), gate_state=GateState())
+    return RoundState(round=0, state=state, rule_state=replay.aggregation.rule.init(state), gate_state=GateState())
 
 
 def run(replay: Replay, ledger: MemoryLedger, name: str, last: int, head: RoundState, every: int) -> list[RoundState]:
@@ -49,7 +50,7 @@ def run(replay: Replay, ledger: MemoryLedger, name: str, last: int, head: RoundS
         info = replay.info(name, round)
         updates = tuple(update(client, round, name) for client in info.population)
         ledger.append(CohortOutcome(branch=name, round=round, cohort=0, updates=updates))
-        after = replay.step(states[-1], updates, info)
+        after = aggregate_round(states[-1], updates, info, replay.aggregation)
         record = RoundRecord(branch=name, round=round, selected=info.population, accepted=info.population)
         ledger.commit(record, after, keep=round % every == 0)
         states.append(after)
@@ -74,7 +75,7 @@ def test_a_step_by_hand() -> None:
     one = update("a", 1)
     ones = dataclasses.replace(one, delta={name: torch.ones(shape) for name, shape in SHAPES.items()}, num_examples=3)
     twos = dataclasses.replace(ones, client_id="b", delta={n: 5 * t for n, t in ones.delta.items()}, num_examples=1)
-    after = replay.step(begin(replay), (ones, twos), replay.info("main", 1))
+    after = aggregate_round(begin(replay), (ones, twos), replay.info("main", 1), replay.aggregation)
     # 3 of 4 ones and 1 of 4 fives
     assert all(torch.equal(t, torch.full_like(t, 2.0)) for t in after.state.adapter.values())
     assert after.round == 1 and [[c for c, _ in row] for row in after.gate_state.norms] == [["a", "b"]]
@@ -177,7 +178,7 @@ def test_rounds_that_cannot_be_checked_are_not_counted() -> None:
     info = dataclasses.replace(replay.info("main", 4))
     updates = tuple(update(client, 4) for client in info.population)
     ledger.append(CohortOutcome(branch="main", round=4, cohort=0, updates=updates))
-    end = replay.step(after, updates, info)
+    end = aggregate_round(after, updates, info, replay.aggregation)
     ledger.commit(
         RoundRecord(branch="main", round=4, selected=info.population, accepted=info.population), end, keep=True
     )

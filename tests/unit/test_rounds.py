@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from oblivion.aggregation.gate import GateState
+from oblivion.aggregation.round import RoundState
 from oblivion.config import RunConfig, load_config
 from oblivion.errors import FederationError, IntegrityError
 from oblivion.federation.absence import to_replay
 from oblivion.federation.rounds import Federation
 from oblivion.ledger.memory import MemoryLedger
-from oblivion.ledger.rounds import Absence, Branch, CohortOutcome, RoundRecord, RoundState
+from oblivion.ledger.rounds import Absence, Branch, CohortOutcome, RoundRecord
 from oblivion.privacy.noise import derive_key
 from oblivion.provenance import code_fingerprint
 from oblivion.removal.local import apply_unlearning

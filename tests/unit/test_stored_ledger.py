@@ -23,6 +23,7 @@ import pytest
 import torch
 
 from oblivion.aggregation.gate import GateState, tensor_norms
+from oblivion.aggregation.round import RoundState
 from oblivion.config import LedgerConfig
 from oblivion.errors import InputError, IntegrityError, OblivionError
 from oblivion.ledger.blobs import FolderBlobs, pack, seal, unpack, unseal
@@ -31,7 +32,7 @@ from oblivion.ledger.erasure import commit_removal
 from oblivion.ledger.keys import Keys, contribution_key, state_key
 from oblivion.ledger.opening import check_ledger_exists, open_ledger
 from oblivion.ledger.requests import issue
-from oblivion.ledger.rounds import Absence, Branch, CohortOutcome, RoundRecord, RoundState, Selection
+from oblivion.ledger.rounds import Absence, Branch, CohortOutcome, RoundRecord, Selection
 from oblivion.ledger.store import StoredLedger
 from oblivion.types import Adapter, ClientUpdate, Cost, GlobalState
 
