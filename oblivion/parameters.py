@@ -1,9 +1,15 @@
-"""Make a registered part from its name and the parameters that a scenario gives it."""
+"""Parameters of registered parts: how a scenario's values reach a part, and the checks of their ranges.
+
+Every kind of part takes its parameters as keyword arguments of its class or function. `build` makes an object of a
+class, `call` calls a function that is the part (a data set's loader, a partition); both check names, kinds and ranges
+in one way, before anything else of the part runs.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from oblivion.errors import ConfigError, InputError, nearest
@@ -16,7 +22,11 @@ _KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
     "bool": ((bool,), "true or false"),
     "str": ((str,), "text"),
 }
-"""What a parameter that is annotated so takes; the annotations of this project are text."""
+"""What a parameter with this annotation takes; the annotations of this project are text."""
+
+
+class ParameterError(ValueError):
+    """A parameter's value that is out of range; `build` and `call` add the setting that it comes from."""
 
 
 def build(registry: Registry, name: str, parameters: Mapping[str, Any], key: str) -> Any:
@@ -25,13 +35,13 @@ def build(registry: Registry, name: str, parameters: Mapping[str, Any], key: str
     Parameters
     ----------
     registry : Registry
-        Where the name is looked up.
+        The table in which the name is looked up.
     name : str
         The part.
     parameters : mapping
         Keyword arguments; kebab-case keys are taken as their snake_case names.
     key : str
-        The config key the parameters come from, for messages.
+        The setting that the parameters come from, for messages.
 
     Raises
     ------
@@ -41,11 +51,57 @@ def build(registry: Registry, name: str, parameters: Mapping[str, Any], key: str
         If the part comes from another package and cannot be loaded, or lacks what such a part has.
     """
     part = registry.get(name)
+    arguments = _arguments(part, name, parameters, key)
     try:
-        kinds = {parameter.name: parameter.annotation for parameter in inspect.signature(part).parameters.values()}
-    except ValueError:  # written in C: it will say itself what it takes
-        kinds = dict.fromkeys(parameter.replace("-", "_") for parameter in parameters)
+        made = part(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{key}: '{name}' with {dict(parameters)}: {error}") from None
+    lacks = [attribute for attribute in registry.needs if not hasattr(made, attribute)]
+    if lacks:
+        raise InputError(f"{registry.kind} '{name}' is not one: it has no {', no '.join(lacks)}")
+    return made
+
+
+def call(registry: Registry, name: str, parameters: Mapping[str, Any], key: str, subject: Any, **given: Any) -> Any:
+    """Call the function registered as `name` on `subject`, with what is given and `parameters` as keyword arguments.
+
+    Parameters
+    ----------
+    registry, name, parameters, key
+        See `build`.
+    subject : object
+        The first argument of the function.
+    **given
+        Keyword arguments that every part of this kind has and no scenario can set.
+
+    Raises
+    ------
+    ConfigError
+        If the name or a parameter is unknown, or a value is refused.
+    InputError
+        If the part comes from another package and cannot be loaded.
+    """
+    part = registry.get(name)
+    arguments = _arguments(part, name, parameters, key, given)
+    try:
+        return part(subject, **given, **arguments)
+    except ParameterError as error:
+        raise ConfigError(f"{key}: '{name}' with {error}") from None
+
+
+def _arguments(
+    part: Any, name: str, parameters: Mapping[str, Any], key: str, given: Collection[str] | None = None
+) -> dict[str, Any]:
+    """Return keyword arguments for a part, if it has parameters of these names that take values of these kinds.
+
+    `given` are the names that no scenario can set; with them the part's first parameter is left out too.
+    """
     arguments = {parameter.replace("-", "_"): value for parameter, value in parameters.items()}
+    try:
+        own = list(inspect.signature(part).parameters.values())[0 if given is None else 1 :]
+        kinds = {one.name: one.annotation for one in own if given is None or one.name not in given}
+    except ValueError:  # it is written in C, and will say itself what it takes
+        kinds = dict.fromkeys(arguments)
     for parameter, value in arguments.items():
         if parameter not in kinds:
             raise ConfigError(f"{key}: '{name}' has no parameter '{parameter}'; {nearest(parameter, kinds)}")
@@ -56,11 +112,53 @@ def build(registry: Registry, name: str, parameters: Mapping[str, Any], key: str
         types, what = _KINDS.get(kinds[parameter], ((), ""))
         if types and type(value) not in types:  # true is no 1
             raise ConfigError(f"{key}: '{name}' with {parameter} = {value!r:.60} is not allowed; it must be {what}")
-    try:
-        made = part(**arguments)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{key}: '{name}' with {dict(parameters)}: {error}") from None
-    lacks = [attribute for attribute in registry.needs if not hasattr(made, attribute)]
-    if lacks:
-        raise InputError(f"{registry.kind} '{name}' is not one: it has no {', no '.join(lacks)}")
-    return made
+    return arguments
+
+
+def check_positive(name: str, value: float) -> None:
+    """Refuse a value that is not a finite number above 0.
+
+    Raises
+    ------
+    ParameterError
+        The message names the parameter and its value.
+    """
+    if isinstance(value, bool) or not 0 < value < math.inf:
+        raise ParameterError(f"{name} = {value!r} is not allowed; it must be above 0 and finite")
+
+
+def check_at_least_zero(name: str, value: float) -> None:
+    """Refuse a value that is not a finite number of at least 0.
+
+    Raises
+    ------
+    ParameterError
+        The message names the parameter and its value.
+    """
+    if isinstance(value, bool) or not 0 <= value < math.inf:
+        raise ParameterError(f"{name} = {value!r} is not allowed; it must be at least 0 and finite")
+
+
+def check_decay(name: str, value: float) -> None:
+    """Refuse a value that is not a number of at least 0 and below 1.
+
+    Raises
+    ------
+    ParameterError
+        The message names the parameter and its value.
+    """
+    if isinstance(value, bool) or not 0 <= value < 1:
+        raise ParameterError(f"{name} = {value!r} is not allowed; it must be at least 0 and below 1")
+
+
+def check_count(name: str, value: int, least: int) -> None:
+    """Refuse a value that is not a whole number of at least `least`.
+
+    Raises
+    ------
+    ParameterError
+        The message names the parameter and its value.
+    """
+    # `type(...) is int` because True is an int to isinstance.
+    if type(value) is not int or value < least:
+        raise ParameterError(f"{name} = {value!r} is not allowed; it must be a whole number of at least {least}")

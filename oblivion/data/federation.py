@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import inspect
 import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
@@ -17,6 +16,7 @@ from oblivion.data.datasets.jsonl import load_rows
 from oblivion.data.partitions import partitions
 from oblivion.data.rows import digest_of_texts
 from oblivion.errors import ConfigError, InputError, nearest
+from oblivion.parameters import call
 from oblivion.types import Sample, check_client_id
 
 
@@ -65,7 +65,7 @@ def resolve(config: RunConfig, forgotten: Collection[str] = ()) -> FederatedData
 def _resolve(key: str) -> FederatedData:
     values = json.loads(key)
     data = DataConfig.model_validate(values["data"])
-    corpus: Corpus = datasets.get(data.name)(data, clients=values["clients"], seed=values["seed"])
+    corpus = load_corpus(data, values["clients"], values["seed"])
     clients = _partition(data, corpus.samples, values["clients"], values["seed"])
     public, digest = _public(data, corpus)
     kept = clients if data.partition == "natural" else {}  # others deal the rows anew
@@ -81,16 +81,24 @@ def _resolve(key: str) -> FederatedData:
     return federated
 
 
+def load_corpus(data: DataConfig, clients: int, seed: int) -> Corpus:
+    """Load the data set that ``data.name`` names, with ``data.parameters``, before its rows have owners.
+
+    Raises
+    ------
+    ConfigError
+        If the name or a parameter is wrong.
+    InputError
+        If a file is missing or malformed.
+    """
+    corpus: Corpus = call(datasets, data.name, data.parameters, "data.parameters", data, clients=clients, seed=seed)
+    return corpus
+
+
 def _partition(data: DataConfig, samples: tuple[Sample, ...], clients: int, seed: int) -> dict[str, tuple[Sample, ...]]:
-    part = partitions.get(data.partition)
-    parameters = {name.replace("-", "_"): value for name, value in data.partition_parameters.items()}
-    known = [name for name in inspect.signature(part).parameters if name not in ("samples", "clients", "seed")]
-    for name in parameters:
-        if name not in known:
-            raise ConfigError(
-                f"data.partition-parameters: '{data.partition}' has no parameter '{name}'; {nearest(name, known)}"
-            )
-    owned: dict[str, tuple[Sample, ...]] = part(samples, clients=clients, seed=seed, **parameters)
+    key, values = "data.partition-parameters", data.partition_parameters
+    owned: dict[str, tuple[Sample, ...]]
+    owned = call(partitions, data.partition, values, key, samples, clients=clients, seed=seed)
     for client, rows in owned.items():
         check_client_id(client)
         if not rows:

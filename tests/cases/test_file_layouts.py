@@ -12,8 +12,8 @@ import pytest
 
 from oblivion.config import DataConfig, load_config
 from oblivion.data import row_files
-from oblivion.data.datasets.jsonl import load, load_rows
-from oblivion.data.federation import resolve
+from oblivion.data.datasets.jsonl import load_rows
+from oblivion.data.federation import load_corpus, resolve
 from oblivion.errors import ConfigError, InputError
 from server.prepare import absolute_paths
 
@@ -28,7 +28,7 @@ def samples(path: Path, columns: dict[str, str] | None = None, **parameters: str
     data = DataConfig(
         name="jsonl", path=str(path), columns={"client": "owner"} if columns is None else columns, parameters=parameters
     )
-    return load(data, clients=2, seed=0).samples
+    return load_corpus(data, clients=2, seed=0).samples
 
 
 def wrong(path: Path, columns: dict[str, str] | None = None) -> str:
@@ -257,7 +257,7 @@ def test_public_rows_and_a_holdout_may_have_another_layout(tmp_path: Path) -> No
     rows, _ = load_rows(str(CASE / "by-column.json"), {"client": "owner"}, "public")
     assert [row.prompt for row in rows] == [row["question"] for row in ROWS]
     data = DataConfig(name="jsonl", path=str(CASE / "wrapped.json"), parameters={"holdout": str(tmp_path / "h.csv")})
-    assert [row.prompt for row in load(data, clients=2, seed=0).groups["holdout"]] == ["h"]
+    assert [row.prompt for row in load_corpus(data, clients=2, seed=0).groups["holdout"]] == ["h"]
 
 
 def test_parquet(tmp_path: Path, expected) -> None:

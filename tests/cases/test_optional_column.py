@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from oblivion.config import DataConfig
-from oblivion.data.datasets.jsonl import load, load_rows
+from oblivion.data.datasets.jsonl import load_rows
+from oblivion.data.federation import load_corpus
 from oblivion.errors import ConfigError, InputError
 
 ROWS = Path(__file__).parent / "optional-column" / "rows.jsonl"
@@ -14,7 +15,7 @@ ROWS = Path(__file__).parent / "optional-column" / "rows.jsonl"
 
 def corpus(path: Path, columns: dict[str, str] | None = None, **parameters: str):
     data = DataConfig(name="jsonl", path=str(path), columns=columns or {}, parameters=parameters)
-    return load(data, clients=2, seed=0)
+    return load_corpus(data, clients=2, seed=0)
 
 
 def write(path: Path, *rows: dict[str, object]) -> Path:

@@ -38,6 +38,7 @@ from oblivion.data.datasets.authors_text import (
     TOPICS,
     WORDS,
 )
+from oblivion.data.federation import load_corpus
 from oblivion.errors import ConfigError
 from oblivion.seeding import numpy_generator
 from oblivion.types import Sample, check_client_id
@@ -47,7 +48,7 @@ seeds = st.integers(min_value=0, max_value=2**63 - 1)
 
 
 def corpus(clients: int = 8, seed: int = 0, **parameters: object) -> Corpus:
-    return load(DataConfig(parameters=parameters), clients=clients, seed=seed)
+    return load_corpus(DataConfig(parameters=parameters), clients, seed)
 
 
 @pytest.fixture(scope="module")
@@ -251,17 +252,20 @@ def test_a_single_client_and_no_held_out_author() -> None:
 
 def test_kebab_case_parameters_are_the_same() -> None:
     data = DataConfig(parameters={"rows-per-client": 20, "holdout-authors": 2})
-    assert load(data, clients=2, seed=0) == corpus(2, rows_per_client=20, holdout_authors=2)
+    assert load_corpus(data, clients=2, seed=0) == corpus(2, rows_per_client=20, holdout_authors=2)
 
 
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
         ({"rows_per_clients": 3}, "did you mean 'rows_per_client'"),
-        ({"rows_per_client": 0}, r"rows_per_client = 0: expected a whole number of at least 1"),
+        (
+            {"rows_per_client": 0},
+            r"'authors' with rows_per_client = 0 is .* must be a whole number of at least 1",
+        ),
         ({"rows_per_client": True}, r"rows_per_client = True"),
         ({"rows_per_client": 3.5}, r"rows_per_client = 3.5"),
-        ({"holdout_authors": -1}, r"holdout_authors = -1: expected a whole number of at least 0"),
+        ({"holdout_authors": -1}, r"holdout_authors = -1 is not allowed; it must be a whole number of at least 0"),
         ({"holdout_authors": 10**6}, r"ask for fewer"),
     ],
 )

@@ -7,8 +7,9 @@ from types import ModuleType
 import pytest
 
 from oblivion.config import DataConfig
-from oblivion.data.datasets.jsonl import load, load_rows
+from oblivion.data.datasets.jsonl import load_rows
 from oblivion.data.datasets.tofu import load as load_tofu
+from oblivion.data.federation import load_corpus
 from oblivion.errors import ConfigError, InputError
 
 DOLLY = Path(__file__).parents[2].parent / "shared" / "data" / "dolly15k_fedit10"
@@ -21,7 +22,7 @@ def _lines(path, rows):
 
 def _load(path, columns=None, **parameters):
     data = DataConfig(name="jsonl", path=str(path), columns=columns or {}, parameters=parameters)
-    return load(data, clients=8, seed=0)
+    return load_corpus(data, clients=8, seed=0)
 
 
 def _pairs(corpus):
@@ -158,9 +159,11 @@ def test_wrong_parameters(tmp_path):
     path = _lines(tmp_path / "x.json", [{"question": "q", "answer": "a"}])
     with pytest.raises(ConfigError, match="did you mean 'holdout'"):
         _load(path, hold_out="x")
-    with pytest.raises(ConfigError, match=r"data\.parameters\.pattern"):
+    with pytest.raises(ConfigError, match=r"data\.parameters: 'jsonl' with pattern = .* a file name with wildcards"):
         _load(tmp_path, pattern="../*.json")
-    with pytest.raises(ConfigError, match=r"data\.parameters\.holdout"):
+    with pytest.raises(
+        ConfigError, match=r"data\.parameters: 'jsonl' with holdout = 3 is not allowed; it must be text"
+    ):
         _load(path, holdout=3)
     with pytest.raises(InputError, match=r"no file matches .*'\*\.csv'"):
         _load(tmp_path, pattern="*.csv")

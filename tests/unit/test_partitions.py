@@ -9,6 +9,7 @@ from oblivion.data.partitions import natural as partition_natural
 from oblivion.data.partitions import partitions
 from oblivion.data.partitions import shards as partition_shards
 from oblivion.errors import ConfigError
+from oblivion.parameters import ParameterError
 from oblivion.types import Sample
 
 
@@ -122,13 +123,13 @@ def test_shards_have_few_labels():
         (partition_dirichlet, {"alpha": "0.5"}, "alpha"),
         (partition_dirichlet, {"alpha": True}, "alpha"),
         (partition_dirichlet, {"alpha": float("nan")}, "alpha"),
-        (partition_dirichlet, {"min_samples": 0}, "min-samples"),
-        (partition_shards, {"per_client": 0}, "per-client"),
-        (partition_shards, {"per_client": 1.5}, "per-client"),
+        (partition_dirichlet, {"min_samples": 0}, "min_samples"),
+        (partition_shards, {"per_client": 0}, "per_client"),
+        (partition_shards, {"per_client": 1.5}, "per_client"),
     ],
 )
 def test_parameters_out_of_range(module, parameters, key):
-    with pytest.raises(ConfigError, match=rf"data\.partition-parameters\.{key}"):
+    with pytest.raises(ParameterError, match=f"{key} = .* is not allowed; it must be"):
         module.partition(_samples(*"aabb"), clients=2, seed=0, **parameters)
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from oblivion.config import DataConfig, load_config
-from oblivion.data.datasets.tofu import evaluation_groups, load
-from oblivion.data.federation import resolve, without
+from oblivion.data.datasets.tofu import evaluation_groups
+from oblivion.data.federation import load_corpus, resolve, without
 from oblivion.errors import ConfigError, InputError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "tofu"
@@ -50,7 +50,7 @@ def folder(original, tmp_path):
 
 
 def _load(folder, **parameters):
-    return load(DataConfig(name="tofu", path=str(folder), parameters=parameters), clients=8, seed=0)
+    return load_corpus(DataConfig(name="tofu", path=str(folder), parameters=parameters), clients=8, seed=0)
 
 
 def test_all_rows_with_their_authors(original):
@@ -168,7 +168,7 @@ def test_short_file_is_refused(folder):
 
 @pytest.mark.parametrize("authors", [0, 3, 202, 4.0, "4", True])
 def test_authors_must_be_even_and_known(original, authors):
-    with pytest.raises(ConfigError, match=r"data\.parameters\.authors"):
+    with pytest.raises(ConfigError, match=r"data\.parameters: 'tofu' with authors = "):
         _load(original, authors=authors)
 
 

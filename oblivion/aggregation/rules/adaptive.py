@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from oblivion.aggregation.checks import check_decay, check_positive
 from oblivion.aggregation.rule import Rule, RuleState
 from oblivion.aggregation.schedule import Schedule, check_schedule, scheduled
 from oblivion.aggregation.sums import mean_update
+from oblivion.parameters import check_decay, check_positive
 from oblivion.types import ClientUpdate, GlobalState, RoundInfo
 
 if TYPE_CHECKING:

@@ -21,11 +21,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from oblivion.aggregation.checks import check_count
 from oblivion.aggregation.rule import Rule, RuleState
 from oblivion.aggregation.rules.krum_scores import by_score, squared_distances
 from oblivion.aggregation.rules.order_statistics import near_median, stack
 from oblivion.aggregation.sums import moved
+from oblivion.parameters import check_count
 from oblivion.types import ClientUpdate, GlobalState, RoundInfo
 
 

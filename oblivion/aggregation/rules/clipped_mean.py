@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from oblivion.aggregation.checks import check_positive
 from oblivion.aggregation.gate import update_norm
 from oblivion.aggregation.rule import WeightedRule
+from oblivion.parameters import check_positive
 from oblivion.types import ClientUpdate, RoundInfo
 
 

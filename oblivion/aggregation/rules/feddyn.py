@@ -23,10 +23,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from oblivion.aggregation.checks import check_positive
 from oblivion.aggregation.rule import RuleState
 from oblivion.aggregation.rules.control import ControlRule, kept, mean_kept, with_kept
 from oblivion.aggregation.sums import equal_mean, moved
+from oblivion.parameters import check_positive
 from oblivion.types import Adapter, ClientUpdate, GlobalState, RoundInfo
 
 

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from oblivion.aggregation.checks import check_positive
 from oblivion.aggregation.rule import WeightedRule
+from oblivion.parameters import check_positive
 from oblivion.types import ClientUpdate, RoundInfo
 
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from oblivion.aggregation.checks import check_at_least_zero
 from oblivion.aggregation.rules.fedavg import FedAvg
+from oblivion.parameters import check_at_least_zero
 
 
 @dataclass(frozen=True, kw_only=True)

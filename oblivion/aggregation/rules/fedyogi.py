@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from oblivion.aggregation.checks import check_decay
 from oblivion.aggregation.rules.adaptive import Adaptive
+from oblivion.parameters import check_decay
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,9 +19,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from oblivion.aggregation.checks import check_count, check_positive
 from oblivion.aggregation.rule import WeightedRule
 from oblivion.aggregation.sums import weighted_sum
+from oblivion.parameters import check_count, check_positive
 from oblivion.types import Adapter, ClientUpdate, RoundInfo
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from oblivion.aggregation.checks import check_count
 from oblivion.aggregation.rule import WeightedRule
 from oblivion.aggregation.rules.krum_scores import by_score, squared_distances
+from oblivion.parameters import check_count
 from oblivion.types import ClientUpdate, RoundInfo
 
 

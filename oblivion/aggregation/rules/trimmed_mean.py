@@ -14,10 +14,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from oblivion.aggregation.checks import check_count
 from oblivion.aggregation.rule import Rule, RuleState
 from oblivion.aggregation.rules.order_statistics import stack
 from oblivion.aggregation.sums import moved
+from oblivion.parameters import check_count
 from oblivion.types import ClientUpdate, GlobalState, RoundInfo
 
 

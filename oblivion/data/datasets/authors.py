@@ -31,7 +31,8 @@ from oblivion.data.datasets.authors_text import (
     FactKind,
     Topic,
 )
-from oblivion.errors import ConfigError, nearest
+from oblivion.errors import ConfigError
+from oblivion.parameters import ParameterError, check_count
 from oblivion.seeding import derive_seed, numpy_generator
 from oblivion.types import Sample
 
@@ -221,31 +222,22 @@ def _direct(rows: Iterable[Sample], authors: Mapping[str, Author]) -> tuple[Samp
     return tuple(direct)
 
 
-def _options(data: DataConfig, clients: int) -> tuple[int, int]:
-    """Mean rows per client and number of held-out authors, checked."""
-    known = {"rows_per_client": 35, "holdout_authors": 7}
-    least = {"rows_per_client": 1, "holdout_authors": 0}
-    for key, value in data.parameters.items():
-        name = key.replace("-", "_")
-        if name not in known:
-            raise ConfigError(f"data.parameters: 'authors' has no parameter '{key}'; {nearest(name, known)}")
-        if isinstance(value, bool) or not isinstance(value, int) or value < least[name]:
-            raise ConfigError(f"data.parameters.{key} = {value!r}: expected a whole number of at least {least[name]}")
-        known[name] = value
-    if known["holdout_authors"] > NAMES_PER_ROLE:
-        raise ConfigError(
-            f"data.parameters.holdout_authors = {known['holdout_authors']}: there are names for "
-            f"{NAMES_PER_ROLE}; ask for fewer"
+def _check_names(clients: int, rows_per_client: int, holdout_authors: int) -> None:
+    """Refuse more clients or authors than there are names for."""
+    check_count("rows_per_client", rows_per_client, 1)
+    check_count("holdout_authors", holdout_authors, 0)
+    if holdout_authors > NAMES_PER_ROLE:
+        raise ParameterError(
+            f"holdout_authors = {holdout_authors} is not allowed; there are names for {NAMES_PER_ROLE}, ask for fewer"
         )
     if clients < 1:
         raise ConfigError(f"federation.clients = {clients}: expected at least 1")
-    room = NAMES_PER_ROLE // _authors_at_most(known["rows_per_client"])
+    room = NAMES_PER_ROLE // _authors_at_most(rows_per_client)
     if clients > room:
         raise ConfigError(
-            f"federation.clients = {clients}: with data.parameters.rows_per_client = "
-            f"{known['rows_per_client']} there are names for {room} clients; lower one of the two"
+            f"federation.clients = {clients}: with data.parameters.rows_per_client = {rows_per_client} there are names "
+            f"for {room} clients; lower one of the two"
         )
-    return known["rows_per_client"], known["holdout_authors"]
 
 
 def digest(rows: Mapping[str, Iterable[Sample]]) -> str:
@@ -255,18 +247,21 @@ def digest(rows: Mapping[str, Iterable[Sample]]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def load(data: DataConfig, *, clients: int, seed: int) -> Corpus:
+def load(data: DataConfig, *, clients: int, seed: int, rows_per_client: int = 35, holdout_authors: int = 7) -> Corpus:
     """Generated questions about fictitious authors, and public ones that the model `tiny` knows.
 
     Parameters
     ----------
     data : DataConfig
-        `data.parameters` may set ``rows_per_client`` (mean, default 35) and ``holdout_authors`` (default 7, about
-        42 rows).
+        Not used: the rows are generated.
     clients : int
         How many clients; each owns whole authors, and they differ in size.
     seed : int
         Decides the private and the held-out authors; the public world does not depend on it.
+    rows_per_client : int, default 35
+        The mean number of rows of a client, at least 1.
+    holdout_authors : int, default 7
+        Authors that no client has (about 6 rows each), at least 0.
 
     Returns
     -------
@@ -275,10 +270,12 @@ def load(data: DataConfig, *, clients: int, seed: int) -> Corpus:
 
     Raises
     ------
+    ParameterError
+        If a parameter is out of range.
     ConfigError
-        If a parameter is unknown or out of range, or there are more clients than names.
+        If there are more clients than names.
     """
-    rows_per_client, holdout_authors = _options(data, clients)
+    _check_names(clients, rows_per_client, holdout_authors)
     names = NameBook("clients", seed)
     samples = tuple(
         replace(row, client_id=f"client-{client}")

@@ -17,15 +17,25 @@ from oblivion.data.hub import is_hub_id, read_hub_table
 from oblivion.data.owners import Owners, scalar
 from oblivion.data.row_files import is_row_file, owner_name, read_row_file
 from oblivion.data.rows import Faults, Row, RowFile, digest_of, text_of, texts_of
-from oblivion.errors import ConfigError, InputError, nearest
+from oblivion.errors import ConfigError, InputError
+from oblivion.parameters import ParameterError
 from oblivion.types import Sample
 
-PARAMETERS = ("holdout", "pattern", "revision", "split", "subset")
 _OPTIONAL = ("context", "paraphrase", "wrong-answers")
 
 
 @with_paths("holdout")
-def load(data: DataConfig, *, clients: int, seed: int) -> Corpus:
+def load(
+    data: DataConfig,
+    *,
+    clients: int,
+    seed: int,
+    pattern: str = "",
+    holdout: str = "",
+    subset: str = "",
+    split: str = "train",
+    revision: str = "",
+) -> Corpus:
     """Your own questions and answers: JSON, CSV, TSV or Parquet, one file, a folder, or a hub data set.
 
     Parameters
@@ -33,12 +43,15 @@ def load(data: DataConfig, *, clients: int, seed: int) -> Corpus:
     data : DataConfig
         `path` is a file, a folder (one file per client, unless ``columns.client`` is set) or a hub id.
         `columns` maps meanings to columns: ``question``, ``answer``, ``context`` (joined to the question on a
-        line of its own), ``client``, ``id``, ``label``, ``paraphrase``, ``wrong-answers``. In `parameters`:
-        ``pattern`` (of the files in a folder; by default all files of rows), ``holdout`` (a file of rows that nobody
-        trains on, looked for here and then in the folder), and for a hub data set ``subset``, ``split``
-        (default ``train``) and ``revision``.
+        line of its own), ``client``, ``id``, ``label``, ``paraphrase``, ``wrong-answers``.
     clients, seed
         Not used: the data is what it is.
+    pattern : str, default ""
+        The files of a folder, with wildcards; by default all files of rows.
+    holdout : str, default ""
+        A file of rows that nobody trains on, looked for here and then in the folder.
+    subset, split, revision : str
+        Of a hub data set; the split is ``train`` by default.
 
     Returns
     -------
@@ -48,21 +61,23 @@ def load(data: DataConfig, *, clients: int, seed: int) -> Corpus:
 
     Raises
     ------
+    ParameterError
+        If `pattern` is no file name.
     ConfigError
-        If a parameter or column is unknown.
+        If a column is unknown, or ``data.path`` is empty.
     InputError
         If a file is missing or rows are malformed; names file and line of each.
     """
-    for name in data.parameters:
-        if name not in PARAMETERS:
-            raise ConfigError(f"data.parameters: 'jsonl' has no parameter '{name}'; {nearest(name, PARAMETERS)}")
-    holdout, faults, owners = _holdout_path(data), Faults(), Owners()
-    files, one_per_client = _files(data, holdout, faults)
+    if "/" in pattern:
+        raise ParameterError(f"pattern = {pattern!r} is not allowed; it must be a file name with wildcards")
+    held, faults, owners = _holdout_path(data, holdout), Faults(), Owners()
+    hub = {"subset": subset, "split": split, "revision": revision}
+    files, one_per_client = _files(data, pattern, held, hub, faults)
     samples = _owned(files, data.columns, owners, one_per_client, faults)
     groups = {}
-    if holdout is not None:
+    if held is not None:
         with faults.collect():
-            reserved = _unfolded(read_row_file(holdout, _names(data.columns), faults=faults), data.columns, faults)
+            reserved = _unfolded(read_row_file(held, _names(data.columns), faults=faults), data.columns, faults)
             groups["holdout"] = _reserved(reserved, data.columns, "holdout", samples, faults)
             files = [*files, reserved]
     faults.check()
@@ -103,39 +118,31 @@ def _names(columns: Mapping[str, str]) -> tuple[str, ...]:
     return (*USUAL, *columns.values())
 
 
-def _holdout_path(data: DataConfig) -> Path | None:
-    value = data.parameters.get("holdout", "")
-    if not isinstance(value, str):
-        raise ConfigError(f"data.parameters.holdout = {value!r}: expected the path of a file")
-    if not value:
+def _holdout_path(data: DataConfig, holdout: str) -> Path | None:
+    if not holdout:
         return None
-    path = Path(value)
-    inside = Path(data.path) / value
+    path, inside = Path(holdout), Path(data.path) / holdout
     return inside if not path.exists() and inside.is_file() else path
 
 
-def _files(data: DataConfig, holdout: Path | None, faults: Faults) -> tuple[list[RowFile], bool]:
+def _files(
+    data: DataConfig, pattern: str, holdout: Path | None, hub: Mapping[str, str], faults: Faults
+) -> tuple[list[RowFile], bool]:
     """Read the files, sorted by name, and say whether each is one client's."""
     if not data.path:
         raise ConfigError("data.path is empty; data.name = 'jsonl' needs a file, a folder or a hub id")
     if is_hub_id(data.path):
-        parameters = {
-            key: str(data.parameters[key]) for key in ("subset", "split", "revision") if key in data.parameters
-        }
-        return [_unfolded(read_hub_table(data.path, **parameters), data.columns, faults)], False
+        return [_unfolded(read_hub_table(data.path, **hub), data.columns, faults)], False
     path = Path(data.path)
     whole_folder = path.is_dir()
     files = []
-    for one in _paths(path, data, holdout) if whole_folder else [path]:
+    for one in _paths(path, data, pattern, holdout) if whole_folder else [path]:
         with faults.collect():
             files.append(_unfolded(read_row_file(one, _names(data.columns), faults=faults), data.columns, faults))
     return files, whole_folder and not data.columns.get("client")
 
 
-def _paths(folder: Path, data: DataConfig, holdout: Path | None) -> list[Path]:
-    pattern = data.parameters.get("pattern", "")
-    if not isinstance(pattern, str) or "/" in pattern:
-        raise ConfigError(f"data.parameters.pattern = {pattern!r}: expected a file name with wildcards")
+def _paths(folder: Path, data: DataConfig, pattern: str, holdout: Path | None) -> list[Path]:
     reserved = {Path(path).resolve() for path in (holdout, data.public) if path}
     found = [p for p in sorted(folder.glob(pattern or "*")) if not p.is_dir()]  # what is no file is refused when read
     paths = [p for p in found if (pattern or is_row_file(p)) and p.resolve() not in reserved]

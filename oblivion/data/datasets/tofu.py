@@ -6,7 +6,6 @@ number, never by the text of the question: rows 100 and 440 of ``full`` ask the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from oblivion.data.hub import is_hub_id, read_hub_table
 from oblivion.data.row_files import read_row_file
 from oblivion.data.rows import RowFile, digest_of, text_of, texts_of
 from oblivion.errors import ConfigError, InputError, nearest
+from oblivion.parameters import ParameterError
 from oblivion.types import Sample
 
 AUTHORS = 200
@@ -53,18 +53,25 @@ class _Source:
         return file
 
 
-def load(data: DataConfig, *, clients: int, seed: int) -> Corpus:
+def load(
+    data: DataConfig, *, clients: int, seed: int, authors: int = AUTHORS, split: str = "forget10", revision: str = ""
+) -> Corpus:
     """TOFU's fictitious authors, from its own files in a folder or from the hub.
 
     Parameters
     ----------
     data : DataConfig
-        `path` is the folder or a hub id. In `parameters`: ``authors`` (an even number up to 200, default 200:
-        the first and the last half of it, the ones with perturbed answers), ``split`` (``forget01``,
-        ``forget05`` or ``forget10``, the default: whose perturbed answers are joined and whose holdout file
-        is read), ``revision`` (of the hub data set).
+        `path` is the folder or a hub id.
     clients, seed
         Not used: the data is what it is.
+    authors : int, default 200
+        An even number up to 200: half of them are TOFU's first authors and half its last, the ones with perturbed
+        answers.
+    split : str, default "forget10"
+        ``forget01``, ``forget05`` or ``forget10``: the split whose perturbed answers are joined and whose holdout file
+        is read.
+    revision : str, default ""
+        The revision of the hub data set.
 
     Returns
     -------
@@ -75,18 +82,25 @@ def load(data: DataConfig, *, clients: int, seed: int) -> Corpus:
 
     Raises
     ------
+    ParameterError
+        If `authors` is out of range.
     ConfigError
-        If a parameter is unknown or out of range.
+        If `split` is unknown, or ``data.path`` is empty.
     InputError
         If a file is missing or is not what TOFU published.
     """
-    authors, split = _parameters(data.parameters)
+    if type(authors) is not int or authors % 2 or not 2 <= authors <= AUTHORS:
+        raise ParameterError(
+            f"authors = {authors!r} is not allowed; it must be an even number from 2 to {AUTHORS} (half of them are "
+            "TOFU's first authors, half its last)"
+        )
+    _check_split(split)
     if not data.path:
         raise ConfigError(
             "data.path is empty; data.name = 'tofu' needs the folder with TOFU's files (full.json, "
             "retain_perturbed.json, ...), or the hub id 'locuslab/TOFU'"
         )
-    source = _Source(data.path, str(data.parameters.get("revision", "")))
+    source = _Source(data.path, revision)
     full = source.read("full", ROWS)
     perturbed = _join(source, full, split)
     half = authors // 2 * ROWS_PER_AUTHOR
@@ -129,20 +143,6 @@ def evaluation_groups(folder: str | Path, split: str) -> dict[str, tuple[Sample,
         "retain": _group(retain, "retain_perturbed", source_of=0),
         **_other_groups(source, split),
     }
-
-
-def _parameters(parameters: Mapping[str, Any]) -> tuple[int, str]:
-    known = ("authors", "split", "revision")
-    for name in parameters:
-        if name not in known:
-            raise ConfigError(f"data.parameters: 'tofu' has no parameter '{name}'; {nearest(name, known)}")
-    authors = parameters.get("authors", AUTHORS)
-    if type(authors) is not int or authors % 2 or not 2 <= authors <= AUTHORS:
-        raise ConfigError(
-            f"data.parameters.authors = {authors!r}: expected an even number from 2 to {AUTHORS} "
-            "(half of them are TOFU's first authors, half its last)"
-        )
-    return authors, _check_split(parameters.get("split", "forget10"))
 
 
 def _check_split(split: Any) -> str:

@@ -12,6 +12,7 @@ from itertools import pairwise
 
 from oblivion.data.ownership import check_enough, labels_of, own
 from oblivion.errors import ConfigError
+from oblivion.parameters import ParameterError, check_count
 from oblivion.seeding import numpy_generator
 from oblivion.types import Sample
 
@@ -43,13 +44,14 @@ def partition(
 
     Raises
     ------
+    ParameterError
+        If a parameter is out of range.
     ConfigError
-        If a parameter is out of range, a row has no label, or no draw gave every client its rows.
+        If a row has no label, or no draw gave every client its rows.
     """
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 1e-6 <= alpha <= 1e6:
-        raise ConfigError(f"data.partition-parameters.alpha = {alpha!r}: expected a number from 1e-6 to 1e6")
-    if type(min_samples) is not int or min_samples < 1:
-        raise ConfigError(f"data.partition-parameters.min-samples = {min_samples!r}: expected 1 or more")
+        raise ParameterError(f"alpha = {alpha!r} is not allowed; it must be a number from 1e-6 to 1e6")
+    check_count("min_samples", min_samples, 1)
     check_enough(samples, clients, "dirichlet", min_samples)
     by_label: dict[str, list[int]] = {}
     for position, label in enumerate(labels_of(samples, "dirichlet")):

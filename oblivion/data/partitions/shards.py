@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from oblivion.data.ownership import check_enough, labels_of, own
-from oblivion.errors import ConfigError
+from oblivion.parameters import check_count
 from oblivion.seeding import numpy_generator
 from oblivion.types import Sample
 
@@ -37,13 +37,14 @@ def partition(
 
     Raises
     ------
+    ParameterError
+        If `per_client` is out of range.
     ConfigError
-        If `per_client` is out of range, a row has no label, or there are fewer rows than shards.
+        If a row has no label, or there are fewer rows than shards.
     """
     import numpy as np
 
-    if type(per_client) is not int or per_client < 1:
-        raise ConfigError(f"data.partition-parameters.per-client = {per_client!r}: expected 1 or more")
+    check_count("per_client", per_client, 1)
     check_enough(samples, clients, "shards", per_client)
     labels = labels_of(samples, "shards")
     order = sorted(range(len(samples)), key=lambda position: labels[position])
