@@ -52,7 +52,7 @@ def test_partition_parameters(folder):
     assert [len(rows) for rows in resolve(_config(folder, **shards)).clients.values()] == [8, 8, 8]
     with pytest.raises(ConfigError, match="'shards' has no parameter 'per_clients'; did you mean 'per_client'"):
         resolve(_config(folder, **shards, **{"data.partition-parameters.per-clients": 4}))
-    with pytest.raises(ConfigError, match="data.partition-parameters: 'shards' with per_client = 0 is not allowed"):
+    with pytest.raises(ConfigError, match=r"data.partition-parameters: 'shards' with per_client = 0 is not allowed"):
         resolve(_config(folder, **shards | {"data.partition-parameters.per-client": 0}))
     with pytest.raises(ConfigError, match="'shards' with per_client = '4' is not allowed; it must be a whole number"):
         resolve(_config(folder, **shards | {"data.partition-parameters.per-client": "4"}))
