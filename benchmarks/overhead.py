@@ -20,10 +20,9 @@ from typing import Any
 from benchmarks.measure import Result
 from oblivion.config import RunConfig, config_from_mapping
 from oblivion.data.federation import resolve
-from oblivion.data.templates import templates
-from oblivion.models.resident import load_resident
+from oblivion.learners import learner_of
 from oblivion.objectives.terms import objective_from
-from oblivion.training.batches import tokenize
+from oblivion.training.batches import encode_rows
 from oblivion.training.cohort import train_cohort
 from oblivion.training.local import LocalTask
 from oblivion.types import RoundInfo
@@ -77,12 +76,11 @@ def _bare_loop() -> float:
 
     config = _config("inline")
     torch.set_num_threads(config.train.threads)
-    data, resident = resolve(config), load_resident(config.model, config.lora, config.train.max_length)
-    template = templates.get(config.data.template)()
+    data, resident = resolve(config), learner_of(config)
     tasks = [
         LocalTask(
             client_id=client,
-            rows={"retain": [row for _, row in tokenize(rows, resident.tokenizer, template, resident.max_length).rows]},
+            rows={"retain": [row for _, row in encode_rows(resident.task, rows).rows]},
         )
         for client, rows in data.clients.items()
     ]

@@ -29,6 +29,7 @@ from oblivion.outside import read_json
 from oblivion.parameters import build
 from oblivion.provenance import code_fingerprint, packages_of
 from oblivion.run_format import open_run
+from oblivion.tasks.causal_lm import CausalLM
 from oblivion.types import Adapter, ForgetRequest, Sample
 
 _WRITTEN = "the file that the run wrote: restore it"
@@ -127,21 +128,21 @@ def find_target(target: Any, base: str = "", revision: str = "") -> Target:
 
 
 @contextlib.contextmanager
-def _opened(target: Target) -> Iterator[tuple[Any, Any, int]]:
-    """The plain model with any adapter merged, its tokenizer and its context."""
+def _opened(target: Target, template: str = "plain") -> Iterator[tuple[Any, CausalLM]]:
+    """The plain model with any adapter merged, and its task."""
     if target.adapter is None:
         base = load_base(target.model)
-        yield base.model, base.tokenizer, base.max_length
+        yield base.model, CausalLM(base.tokenizer, base.max_length, build(templates, template, {}, "--template"))
         return
     try:
-        resident = load_resident(target.model, target.adapter.settings)
+        resident = load_resident(target.model, target.adapter.settings, template=template)
         resident.write(_without_base_weights(target.adapter.tensors, resident, target.name))
     except (ConfigError, IntegrityError) as error:
         if target.run is not None:
             raise
         raise InputError(f"{target.name} does not fit its base model {target.model.name!r}: {error}") from None
     with resident.merged() as model:
-        yield model, resident.tokenizer, resident.max_length
+        yield model, resident.task
 
 
 def _without_base_weights(adapter: Adapter, resident: ResidentModel, name: str) -> Adapter:
@@ -309,13 +310,11 @@ def _run(
     import torch
 
     torch.set_num_threads(target.run.train.threads if target.run else 1)
-    with _opened(target) as (model, tokenizer, max_length):
+    with _opened(target, template) as (model, task):
         evaluation = evaluate_model(
             model,
-            tokenizer,
+            task,
             groups,
-            template=build(templates, template, {}, "--template"),
-            max_length=max_length,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             reference=reference,

@@ -11,15 +11,14 @@ from oblivion.aggregation import rule_of, scheme_of
 from oblivion.config import RunConfig
 from oblivion.data.corpus import FederatedData
 from oblivion.data.groups import asked_rows
-from oblivion.data.templates import templates
 from oblivion.errors import OblivionError
 from oblivion.federation.fitting import unfit
 from oblivion.federation.planning import make_plan, make_request, make_situation, usable, visits
-from oblivion.models.resident import load_resident
+from oblivion.learners import learner_of
 from oblivion.objectives.terms import objective_from
 from oblivion.removal.plan import in_short
 from oblivion.selection import client_steps
-from oblivion.training.batches import tokenize
+from oblivion.training.batches import encode_rows
 from oblivion.training.local import LocalTask, train_client
 from oblivion.types import RoundInfo
 
@@ -74,7 +73,7 @@ def estimate(config: RunConfig, data: FederatedData) -> dict[str, Any]:
 
 def ledger_bytes(config: RunConfig, data: FederatedData) -> int:
     """About how much the ledger of a run will hold: its contributions and states, and those of its removals."""
-    resident = load_resident(config.model, config.lora, config.train.max_length)
+    resident = learner_of(config)
     values = sum(p.numel() for p in resident.parameters.values())
     federation, settings = config.federation, config.ledger
     update = values * (_BYTES_PER_FP32 if settings.precision == "float32" else _BYTES_PER_BF16)
@@ -112,7 +111,7 @@ def check_disk(config: RunConfig, data: FederatedData, folder: Path) -> None:
 
 
 def _megabytes(config: RunConfig, processes: int) -> int:
-    resident = load_resident(config.model, config.lora, config.train.max_length)
+    resident = learner_of(config)
     base: int = sum(p.numel() * p.element_size() for p in resident.base.model.parameters())
     adapter = sum(p.numel() for p in resident.parameters.values()) * _BYTES_PER_FP32
     return round(processes * (_PROCESS_MEGABYTES + (base + _ADAM_COPIES * adapter) / 2**20))
@@ -122,11 +121,10 @@ def _seconds_per_step(config: RunConfig, data: FederatedData) -> float:
     import torch
 
     torch.set_num_threads(config.train.threads)
-    resident = load_resident(config.model, config.lora, config.train.max_length)
+    resident = learner_of(config)
     client, samples = max(data.clients.items(), key=lambda item: len(item[1]))
-    template = templates.get(config.data.template)()
     count = config.train.batch_size * _PROBE_STEPS
-    rows = [row for _, row in tokenize(samples[:count], resident.tokenizer, template, resident.max_length).rows]
+    rows = [row for _, row in encode_rows(resident.task, samples[:count]).rows]
     if not rows:
         return 0.0
     info = RoundInfo(branch="estimate", round=1, rounds=1, population=(client,), seed=config.seed)

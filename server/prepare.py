@@ -16,16 +16,15 @@ from oblivion.data.federation import client_digests, data_digest, for_source, re
 from oblivion.data.keyed_ids import key_files, keyed_data, new_keys, row_ids, run_data
 from oblivion.data.requests import AUTHORS
 from oblivion.data.templates import templates
-from oblivion.data.tokens import encode_prompt
 from oblivion.errors import ConfigError, InputError, IntegrityError, PlanRefusedError, nearest
 from oblivion.federation.fitting import check_fits
 from oblivion.federation.planning import make_plan, make_request, make_situation, oracle_seeds, present
 from oblivion.federation.spending import check_learning, check_removals
+from oblivion.learners import learner_of
 from oblivion.ledger.register import EXCLUSIONS, absences
 from oblivion.ledger.rounds import Absence
 from oblivion.ledger.schema import refuse_network
 from oblivion.models.loading import gpu_count, locate, model_digest, resolve_dtype
-from oblivion.models.resident import load_resident
 from oblivion.objectives.terms import objective_from
 from oblivion.parameters import build
 from oblivion.parts import parts_of
@@ -185,7 +184,7 @@ def load(config: RunConfig) -> RunConfig:
         If the model cannot be loaded, or does not go with the config.
     """
     config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": _dtype(config)})})
-    resident = load_resident(config.model, config.lora, config.train.max_length)
+    resident = learner_of(config)
     if scheme_of(config).state_fields and resident.shared:
         layer = resident.shared[0].removeprefix("base_model.model.")
         raise ConfigError(
@@ -197,7 +196,7 @@ def load(config: RunConfig) -> RunConfig:
         asked = config.federation.clients_per_round
         cohort = slots_for(resident.width, config.train.batch_size, resident.device, asked) if fused else 1
         config = config.model_copy(update={"train": config.train.model_copy(update={"cohort": cohort})})
-    encode_prompt(resident.tokenizer, templates.get(config.data.template)(), "?")
+    resident.task.check()
     return config
 
 

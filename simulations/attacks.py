@@ -127,12 +127,11 @@ def attacked(updates: Sequence[ClientUpdate], attack: str, attackers: Sequence[s
 
 def run_cell(cell: Cell) -> float:
     """The loss on rows of authors that nobody trained on, after the last round, in nats per token."""
-    from oblivion.data.templates import templates
     from oblivion.federation.rounds import Federation
+    from oblivion.learners import learner_of
     from oblivion.ledger.memory import MemoryLedger
     from oblivion.ledger.rounds import Branch
     from oblivion.metrics.engine.one_pass import evaluate_client
-    from oblivion.models.resident import load_resident
     from oblivion.run.events import Observer
     from server.prepare import prepare
     from simulations.engines.inline import InlineHosts
@@ -146,7 +145,7 @@ def run_cell(cell: Cell) -> float:
                 bad = attacked(reply.updates, attack, hostile(seed), seed) if reply.updates else []
                 yield dataclasses.replace(reply, updates=tuple(bad))
 
-    resident = load_resident(config.model, config.lora, config.train.max_length)
+    resident = learner_of(config)
     initial = resident.initial_adapter(config.seed)
     federation = Federation(config, Hosts(1), MemoryLedger(), initial, Observer())  # one host sees a whole round
     federation.describe()
@@ -155,13 +154,7 @@ def run_cell(cell: Cell) -> float:
         federation.run_round("main")
     resident.write(federation.head("main").state.adapter)
     with resident.merged() as model:
-        measured = evaluate_client(
-            model,
-            resident.tokenizer,
-            data.groups["holdout"],
-            template=templates.get(config.data.template)(),
-            max_length=resident.max_length,
-        )
+        measured = evaluate_client(model, resident.task, data.groups["holdout"])
     total, weight = measured["loss"]
     return total / weight
 

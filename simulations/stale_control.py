@@ -137,7 +137,7 @@ def language_model(name: str) -> Iterator[dict[str, Any]]:
     """Measure on the built-in model: distance of the products, and the mean answer probability on the client's rows."""
     from oblivion.federation.measure import measure_clients
     from oblivion.federation.rounds import Federation
-    from oblivion.models.resident import load_resident
+    from oblivion.learners import learner_of
     from oblivion.run.events import Observer
     from server.prepare import prepare
     from simulations.engines.inline import InlineHosts
@@ -145,7 +145,7 @@ def language_model(name: str) -> Iterator[dict[str, Any]]:
 
     parameters = {f"federation.parameters.{key}": value for key, value in RULES[name].items()}
     config, _ = prepare(load_config(None, {**SCENARIO, "federation.aggregator": name, **parameters}))
-    resident = load_resident(config.model, config.lora, config.train.max_length)
+    resident = learner_of(config)
     ledger, initial = MemoryLedger(), resident.initial_adapter(config.seed)
     federation = Federation(config, InlineHosts(1), ledger, initial, Observer())
     federation.describe()

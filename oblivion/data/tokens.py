@@ -50,6 +50,11 @@ class TokenRow:
     prompt_length: int
 
     @property
+    def size(self) -> int:
+        """Its number of tokens."""
+        return len(self.ids)
+
+    @property
     def labels(self) -> tuple[int, ...]:
         """The answer's token ids and the end token."""
         return self.ids[self.prompt_length :]

@@ -7,11 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from oblivion.config import RunConfig
 from oblivion.data.corpus import FederatedData
 from oblivion.data.groups import asked_rows
-from oblivion.data.templates import templates
 from oblivion.errors import PlanRefusedError, plural
+from oblivion.learners import learner_of
 from oblivion.models.randomness import base_draws
-from oblivion.models.resident import load_resident
-from oblivion.training.batches import tokenize
 from oblivion.types import ForgetRequest, Sample
 
 Unfit = Mapping[str, frozenset[str]]
@@ -20,16 +18,14 @@ _NAMED = 5
 
 
 def _lengths(config: RunConfig, samples: Iterable[Sample]) -> Iterable[tuple[str, int]]:
-    """Sample ids with the row's number of tokens; samples whose answer has no token of its own are left out."""
-    resident, template = load_resident(config.model, config.lora, config.train.max_length), config.data.template
-    for sample in samples:
-        tokens = tokenize([sample], resident.tokenizer, templates.get(template)(), 1 << 30)
-        yield from ((name, len(row.ids)) for name, row in tokens.rows)
+    """Sample ids with the size of the row."""
+    task = learner_of(config).task
+    return ((sample.id, task.size(sample)) for sample in samples)
 
 
 def context_of(config: RunConfig) -> int:
     """The context in tokens."""
-    return load_resident(config.model, config.lora, config.train.max_length).max_length
+    return learner_of(config).max_length
 
 
 def unfit(config: RunConfig, data: FederatedData, client: str = "") -> Unfit:
@@ -82,7 +78,7 @@ def check_fits(config: RunConfig, data: FederatedData, request: ForgetRequest) -
 
 def beforehand(config: RunConfig, data: FederatedData) -> list[str]:
     """What the user should know before anything is trained: warnings."""
-    draws = base_draws(load_resident(config.model, config.lora, config.train.max_length).base.model)
+    draws = base_draws(learner_of(config).base.model)
     told = (
         f"the base model draws at random in training ({', '.join(draws)}): this is switched off while clients train, "
         "so that a run can be repeated bit for bit; for dropout on the adapter, set lora.dropout"

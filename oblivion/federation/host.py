@@ -1,6 +1,6 @@
 """A host: answers training and evaluation messages for the clients whose data it can see. Free of Flower.
 
-A host keeps only caches between messages (the base model, a client's tokens). Every message is complete, so any
+A host keeps only caches between messages (the base model, a client's encoded rows). Every message is complete, so any
 host that sees a client's data gives the same answer, and a repeated message gives the same answer again.
 """
 
@@ -16,15 +16,15 @@ from oblivion.config import RunConfig, TrainConfig, config_from_mapping
 from oblivion.data.corpus import FederatedData
 from oblivion.data.federation import resolve
 from oblivion.data.keyed_ids import keyed_rows
-from oblivion.data.templates import templates
-from oblivion.data.tokens import Template, TokenRow
 from oblivion.errors import InputError
+from oblivion.learners import learner_of
 from oblivion.models.factors import Factor, start_of
-from oblivion.models.resident import ResidentModel, load_resident
+from oblivion.models.resident import ResidentModel
 from oblivion.objectives.terms import Role, objective_from
 from oblivion.parts import run_fingerprint
 from oblivion.privacy.noise import KEY_BYTES, derive_key
-from oblivion.training.batches import Tokens, tokenize
+from oblivion.tasks.task import Row
+from oblivion.training.batches import Encoded, encode_rows
 from oblivion.training.cohort import reason, train_cohort
 from oblivion.training.local import LocalTask
 from oblivion.types import ClientTask, ClientUpdate, HostReply, HostRequest, Sample
@@ -46,7 +46,7 @@ class Host:
     """Serves clients from data that a run config names."""
 
     def __init__(self) -> None:
-        self._tokens: dict[tuple[str, ...], Tokens] = {}
+        self._rows: dict[tuple[str, ...], Encoded] = {}
 
     def answer(self, request: HostRequest) -> HostReply:
         """Answer one message."""
@@ -96,9 +96,9 @@ class Host:
         terms: _Terms,
     ) -> LocalTask:
         assert request.state is not None
-        tokens = self._client_tokens(task, data, resident, config)
-        own, excluded = tokens.rows, set(task.excluded)
-        skipped = sum(1 for sample in tokens.skipped if sample not in excluded)
+        encoded = self._encoded(task, data, resident, config)
+        own, excluded = encoded.rows, set(task.excluded)
+        skipped = sum(1 for sample in encoded.skipped if sample not in excluded)
         kept = [row for sample, row in own if sample not in excluded]
         own_rank = task.client_id in config.federation.ranks
         start = start_of(request.state.adapter, config.federation.ranks, task.client_id) if own_rank else None
@@ -114,13 +114,13 @@ class Host:
                 noise_key=_noise_key(task),
             )
         if task.forget is None:
-            forget, anchor = kept, self._public_rows(request.public, resident, config)
+            forget, anchor = kept, [row for _, row in encode_rows(resident.task, request.public).rows]
         else:
             asked = set(task.forget)
             forget = [row for sample, row in own if sample in asked]
             same = set(forget)  # rows under other ids; nobody unlearns and keeps one row at once
             anchor = [row for sample, row in own if sample not in asked and sample not in excluded and row not in same]
-        rows: dict[Role, Sequence[TokenRow]] = {"forget": forget}
+        rows: dict[Role, Sequence[Row]] = {"forget": forget}
         if anchor and objective_from(request.objective, request.parameters).accepts_retain:
             rows["retain"] = anchor
         return LocalTask(client_id=task.client_id, rows=rows, skipped=skipped, start=start, factors=terms.factors)
@@ -129,26 +129,22 @@ class Host:
         from oblivion.metrics.engine.one_pass import evaluate_client
 
         assert request.state is not None
-        data, resident, template = resolve(config), self._resident(config), _template(config)
+        data, resident = resolve(config), self._resident(config)
         resident.write(request.state.adapter)
         metrics: Metrics = {}
         with resident.over(request.state.residual), resident.merged() as model:
             for task in (task for cohort in request.cohorts for task in cohort):
                 for name, samples in _portions(task, data):
-                    metrics[name] = evaluate_client(
-                        model, resident.tokenizer, samples, template=template, max_length=resident.max_length
-                    )
+                    metrics[name] = evaluate_client(model, resident.task, samples)
         return HostReply(host=request.host, metrics=metrics)
 
     def _resident(self, config: RunConfig) -> ResidentModel:
         import torch
 
         torch.set_num_threads(config.train.threads)
-        return load_resident(config.model, config.lora, config.train.max_length)
+        return learner_of(config)
 
-    def _client_tokens(
-        self, task: ClientTask, data: FederatedData, resident: ResidentModel, config: RunConfig
-    ) -> Tokens:
+    def _encoded(self, task: ClientTask, data: FederatedData, resident: ResidentModel, config: RunConfig) -> Encoded:
         key = (
             task.client_id,
             task.id_key,
@@ -159,14 +155,9 @@ class Host:
             str(config.train.max_length),
             str(config.seed),
         )
-        if key not in self._tokens:
-            rows = _own_rows(task, data)
-            self._tokens[key] = tokenize(rows, resident.tokenizer, _template(config), resident.max_length)
-        return self._tokens[key]
-
-    def _public_rows(self, public: Sequence[Sample], resident: ResidentModel, config: RunConfig) -> list[TokenRow]:
-        tokens = tokenize(public, resident.tokenizer, _template(config), resident.max_length)
-        return [row for _, row in tokens.rows]
+        if key not in self._rows:
+            self._rows[key] = encode_rows(resident.task, _own_rows(task, data))
+        return self._rows[key]
 
 
 def _noise_key(task: ClientTask) -> bytes:
@@ -179,11 +170,6 @@ def _noise_key(task: ClientTask) -> bytes:
         return derive_key(own, task.noise_key)
     except (OSError, InputError):
         raise InputError(f"{NOISE_SECRET} = {path}: not a file of at least {KEY_BYTES} secret bytes") from None
-
-
-def _template(config: RunConfig) -> Template:
-    template: Template = templates.get(config.data.template)()
-    return template
 
 
 def _own_rows(task: ClientTask, data: FederatedData) -> Sequence[Sample]:

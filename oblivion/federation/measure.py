@@ -9,7 +9,6 @@ from typing import Any
 from oblivion.config import RunConfig
 from oblivion.data.corpus import FederatedData
 from oblivion.data.groups import central_groups, shared_rows
-from oblivion.data.templates import templates
 from oblivion.errors import plural
 from oblivion.federation.rounds import Federation
 from oblivion.ledger.rounds import Absence, Branch
@@ -123,10 +122,8 @@ def measure_centrally(
     with resident.over(state.residual), resident.merged() as model:
         return evaluate_model(
             model,
-            resident.tokenizer,
+            resident.task,
             groups,
-            template=templates.get(config.data.template)(),
-            max_length=resident.max_length,
             max_new_tokens=config.evaluate.max_new_tokens,
             batch_size=config.evaluate.batch_size,
             reference=reference if reference and reference.keys() - {"manifest"} else None,

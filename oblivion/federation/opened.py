@@ -11,10 +11,11 @@ from oblivion.data.keyed_ids import run_data
 from oblivion.federation.hosts import Hosts
 from oblivion.federation.planning import present
 from oblivion.federation.rounds import Federation
+from oblivion.learners import learner_of
 from oblivion.ledger.opening import open_ledger
 from oblivion.ledger.register import MAIN
 from oblivion.ledger.rounds import Absence, Branch
-from oblivion.models.resident import ResidentModel, load_resident
+from oblivion.models.resident import ResidentModel
 from oblivion.run.directory import RunDirectory
 from oblivion.run.events import Observer
 from oblivion.types import Adapter, ForgetRequest
@@ -59,7 +60,7 @@ class OpenRun:
     @cached_property
     def resident(self) -> ResidentModel:
         """The base model, loaded when it is first asked for."""
-        return load_resident(self.config.model, self.config.lora, self.config.train.max_length)
+        return learner_of(self.config)
 
     @cached_property
     def initial(self) -> Adapter:

@@ -16,14 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oblivion.config import LoraConfig, ModelConfig
+from oblivion.data.templates import templates
+from oblivion.data.templates.plain import PlainTemplate
+from oblivion.data.tokens import Template
 from oblivion.errors import ConfigError, IntegrityError
 from oblivion.files import write_folder
 from oblivion.models.adapter_folder import CONFIG, WEIGHTS, PeftSettings
 from oblivion.models.factors import factor_of, initial_values
-from oblivion.models.forward import answer_logits, head_is_linear
 from oblivion.models.loading import Base, gpu_count, load_base, width_of
 from oblivion.models.randomness import ask_for_deterministic_kernels, repeats_bits
 from oblivion.models.targets import ALL_LINEAR, check_layers, settings_for, without_adapter
+from oblivion.parameters import build
+from oblivion.tasks.causal_lm import CausalLM
+from oblivion.tasks.forward import head_is_linear, outputs_at
 from oblivion.types import Adapter
 
 if TYPE_CHECKING:
@@ -43,11 +48,15 @@ class ResidentModel:
         The loaded model; it is changed by attaching the adapter.
     lora : LoraConfig or PeftSettings
         Rank, alpha, dropout and targets; or those of an adapter that PEFT wrote.
+    template : Template, optional
+        How a question and an answer become text; plain lines by default.
 
     Attributes
     ----------
     left_out : tuple of str
         Kinds of layers that ``all-linear`` leaves out: experts, and what PEFT would not tell from them.
+    task : CausalLM
+        How samples become rows, and rows outputs of this model.
 
     Raises
     ------
@@ -55,10 +64,11 @@ class ResidentModel:
         If no layer of the model matches the targets, or one that does is not linear.
     """
 
-    def __init__(self, base: Base, lora: LoraConfig | PeftSettings) -> None:
+    def __init__(self, base: Base, lora: LoraConfig | PeftSettings, template: Template | None = None) -> None:
         import peft
 
         self.base = base
+        self.task = CausalLM(base.tokenizer, base.max_length, template or PlainTemplate())
         targets = json.loads(lora.text).get("target_modules") if isinstance(lora, PeftSettings) else lora.targets
         warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing", category=FutureWarning)
         try:
@@ -206,8 +216,8 @@ class ResidentModel:
         positions = torch.arange(ids.numel(), device=self.device)
 
         def step() -> None:
-            logits = answer_logits(self.model, ids, positions // ids.shape[1], positions % ids.shape[1])
-            torch.autograd.grad(logits.logsumexp(1).sum(), list(self.parameters.values()))
+            found = outputs_at(self.model, ids, positions // ids.shape[1], positions % ids.shape[1])
+            torch.autograd.grad(found["logits"].logsumexp(1).sum(), list(self.parameters.values()))
 
         return repeats_bits(step)
 
@@ -332,10 +342,12 @@ def check_adapter(adapter: Adapter, like: Mapping[str, Tensor]) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def load_resident(model: ModelConfig, lora: LoraConfig | PeftSettings, max_length: int = 0) -> ResidentModel:
+def load_resident(
+    model: ModelConfig, lora: LoraConfig | PeftSettings, max_length: int = 0, template: str = "plain"
+) -> ResidentModel:
     """Load a base model and attach a LoRA adapter; a process keeps the last one, so that nobody holds a second copy."""
     if gpu_count():
         ask_for_deterministic_kernels()
-    resident = ResidentModel(load_base(model, max_length), lora)
+    resident = ResidentModel(load_base(model, max_length), lora, build(templates, template, {}, "data.template"))
     _ = resident.repeats_bits  # settled before anybody is trained: it may set what kernels this process takes
     return resident

@@ -13,8 +13,8 @@ from typing import Any
 from oblivion.config import RunConfig
 from oblivion.data.corpus import FederatedData
 from oblivion.data.federation import client_digests, data_digest
+from oblivion.learners import learner_of
 from oblivion.models.loading import model_digest
-from oblivion.models.resident import load_resident
 from oblivion.parts import outside_packages, run_fingerprint
 from oblivion.provenance import Package, code_fingerprint
 from oblivion.run.directory import RunDirectory
@@ -105,6 +105,6 @@ def make_manifest(config: RunConfig, data: FederatedData) -> dict[str, Any]:
             "cores": os.cpu_count(),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             "threads": config.train.threads,
-            "deterministic": load_resident(config.model, config.lora, config.train.max_length).repeats_bits,
+            "deterministic": learner_of(config).repeats_bits,
         },
     }

@@ -1,103 +1,59 @@
-"""Token rows, batches of them, and the order in which a client sees its rows."""
+"""A client's rows, and the order in which it sees them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from oblivion.data.tokens import Template, TokenRow, encode
-from oblivion.errors import InputError
-from oblivion.objectives.terms import Answers
+from oblivion.tasks.task import Row, Task
 from oblivion.types import Sample
 from oblivion.visits import WINDOW
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
 
 NO_ROWS = "no rows to train on"
 """Why a client fails that has none, or none that fits into the context: it will fail in every other round, too."""
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """A client's rows as tokens, and the ids of the samples that were too long for the model's context."""
+class Encoded:
+    """A client's rows with their sample ids, and the ids of the samples that are too long for the model."""
 
-    rows: tuple[tuple[str, TokenRow], ...]
+    rows: tuple[tuple[str, Any], ...]
     skipped: tuple[str, ...]
 
 
-def tokenize(samples: Sequence[Sample], tokenizer: Any, template: Template, max_length: int) -> Tokens:
-    """Encode samples; a row that is longer than `max_length` is left out whole and named, never cut."""
+def encode_rows(task: Task, samples: Sequence[Sample]) -> Encoded:
+    """Encode samples; one whose row is too long is left out whole and named, for a row is never cut."""
     rows, skipped = [], []
     for sample in samples:
-        try:
-            row = encode(tokenizer, template, sample.prompt, sample.answer, max_length)
-        except InputError as error:
-            raise InputError(f"{sample.id}: {error}") from None
+        row = task.encode(sample)
         if row is None:
             skipped.append(sample.id)
         else:
             rows.append((sample.id, row))
-    return Tokens(tuple(rows), tuple(skipped))
+    return Encoded(tuple(rows), tuple(skipped))
 
 
-@dataclass(frozen=True)
-class PaddedBatch:
-    """A right-padded batch, and where its labels are predicted from.
-
-    Attributes
-    ----------
-    ids : Tensor (B, L) int64
-        Token ids. There is no mask: padding is on the right, where a causal model never looks.
-    positions : Tensor (T,) int64
-        Position from which each label is predicted (label position - 1).
-    answers : Answers
-        The T labels and their rows.
-    tokens : int
-        Tokens without padding.
-    """
-
-    ids: Tensor
-    positions: Tensor
-    answers: Answers
-    tokens: int
-
-
-def collate(rows: Sequence[TokenRow], pad_id: int, device: Any = "cpu") -> PaddedBatch:
-    """Pad rows to the longest of them."""
-    import torch
-
-    length = max(len(row.ids) for row in rows)
-    ids = torch.full((len(rows), length), pad_id)
-    positions: list[int] = []
-    labels: list[int] = []
-    owners: list[int] = []
-    for index, row in enumerate(rows):
-        ids[index, : len(row.ids)] = torch.tensor(row.ids)
-        positions += range(row.prompt_length - 1, len(row.ids) - 1)
-        labels += row.labels
-        owners += [index] * len(row.labels)
-    answers = Answers(torch.tensor(labels, device=device), torch.tensor(owners, device=device), len(rows))
-    tokens = sum(len(row.ids) for row in rows)
-    return PaddedBatch(ids.to(device), torch.tensor(positions, device=device), answers, tokens)
+AnyRow = TypeVar("AnyRow", bound=Row)
 
 
 def epochs(
-    rows: Sequence[TokenRow], batch_size: int, count: int, own: np.random.Generator, shared: np.random.Generator
-) -> Iterator[list[TokenRow]]:
+    rows: Sequence[AnyRow], batch_size: int, count: int, own: np.random.Generator, shared: np.random.Generator
+) -> Iterator[list[AnyRow]]:
     """Yield the batches of `count` passes over `rows`.
 
-    In every pass rows are shuffled, and sorted by length within windows of eight batches, so that a batch holds rows of
-    similar length. The batches come in an order that is uniformly random, and the same for every client in this sense:
+    In every pass rows are shuffled, and sorted by size within windows of eight batches, so that a batch holds rows of
+    similar size. The batches come in an order that is uniformly random, and the same for every client in this sense:
     each step takes the batch at a drawn place among those that are left, sorted by length. Clients that are trained
     together so have short rows at the same time and long ones at the same time, and little is padded, although no
     client's order depends on another's rows. The last batch of a window may be smaller.
 
     Parameters
     ----------
-    rows : sequence of TokenRow
+    rows : sequence of Row
         A client's.
     batch_size, count : int
         Rows of a batch; passes.
@@ -106,10 +62,10 @@ def epochs(
     """
     for _ in range(count):
         order = own.permutation(len(rows)).tolist()
-        batches: list[list[TokenRow]] = []
+        batches: list[list[AnyRow]] = []
         for start in range(0, len(order), batch_size * WINDOW):
-            window = sorted(order[start : start + batch_size * WINDOW], key=lambda i: len(rows[i].ids))
+            window = sorted(order[start : start + batch_size * WINDOW], key=lambda i: rows[i].size)
             batches += [[rows[i] for i in window[j : j + batch_size]] for j in range(0, len(window), batch_size)]
-        batches.sort(key=lambda batch: max(len(row.ids) for row in batch))
+        batches.sort(key=lambda batch: max(row.size for row in batch))
         while batches:
             yield batches.pop(int(shared.random() * len(batches)))

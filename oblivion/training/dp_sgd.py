@@ -23,12 +23,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from oblivion.config import PrivacyConfig, TrainConfig
-from oblivion.data.tokens import TokenRow
-from oblivion.models.forward import answer_logits, head_is_linear
 from oblivion.models.resident import ResidentModel
 from oblivion.objectives.terms import Objective
 from oblivion.privacy.noise import NoiseStream, derive_key
-from oblivion.training.batches import collate
+from oblivion.tasks.task import Row, Task
 from oblivion.training.fused import fusible
 from oblivion.training.local import LocalTask, LocalVisit
 from oblivion.training.lora_linear import through
@@ -39,14 +37,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def poisson_batches(
-    rows: Sequence[TokenRow], samples: int, rate: float, steps: int, key: bytes
-) -> Iterator[list[TokenRow]]:
+def poisson_batches(rows: Sequence[Row], samples: int, rate: float, steps: int, key: bytes) -> Iterator[list[Row]]:
     """Yield a batch for each step; every sample is in it with probability `rate`, independently of all else.
 
     Parameters
     ----------
-    rows : sequence of TokenRow
+    rows : sequence of Row
         The rows that can be trained on.
     samples : int
         All of the client's samples; those without a row are drawn as well, and change nothing.
@@ -115,7 +111,7 @@ def train_client_privately(
 def clipped_sum(
     resident: ResidentModel,
     trained: dict[str, Any],
-    rows: Sequence[TokenRow],
+    rows: Sequence[Row],
     objective: Objective,
     settings: TrainConfig,
     bound: float,
@@ -128,7 +124,7 @@ def clipped_sum(
         The model with its present adapter, and the loss.
     trained : dict of str to Parameter
         The tensors that gradients are taken of; the norm is over all of them together.
-    rows : sequence of TokenRow
+    rows : sequence of Row
         The samples; there may be none.
     settings : TrainConfig
         At most ``batch_size / accumulation`` samples are in memory at a time, however many were drawn.
@@ -155,17 +151,17 @@ def clipped_sum(
 
 
 def _per_sample(
-    resident: ResidentModel, trained: dict[str, Any], rows: Sequence[TokenRow], objective: Objective
+    resident: ResidentModel, trained: dict[str, Any], rows: Sequence[Row], objective: Objective
 ) -> dict[str, Tensor]:
     """The gradient of each sample's own mean loss, by tensor: (samples, *shape)."""
     import torch
 
-    batch = collate(rows, resident.tokenizer.pad_token_id, next(iter(trained.values())).device)
-    head_is_linear(resident.model)  # asked before the layers are split: the one sequence that it tries is nobody's
+    task: Task = resident.task
+    batch = task.collate(rows, next(iter(trained.values())).device)
     split = _split(resident, trained, len(rows)) if len(rows) > 1 else contextlib.nullcontext(trained)
     with split as leaves:
-        logits = answer_logits(resident.model, batch.ids, batch.answers.rows, batch.positions)
-        terms = objective.loss({"retain": logits}, {"retain": batch.answers}, {})
+        outputs = task.forward(resident.model, batch, ("logits",))
+        terms = objective.loss({"retain": outputs["logits"]}, {"retain": batch.answers}, {})
         loss = torch.stack([(term.weight * term.sums / term.counts).sum() for term in terms.values()]).sum()
         gradients = torch.autograd.grad(loss, list(leaves.values()))
     if leaves is trained:

@@ -16,14 +16,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from oblivion.config import TrainConfig
-from oblivion.data.tokens import TokenRow
 from oblivion.models.attention import changes_with_length
 from oblivion.models.factors import factor_of
-from oblivion.models.forward import answer_logits
 from oblivion.models.resident import ResidentModel
 from oblivion.objectives.terms import Objective, Role, Term
+from oblivion.tasks.task import Batch, Row, Task
 from oblivion.training.arena import Arena
-from oblivion.training.batches import PaddedBatch, collate
 from oblivion.training.local import LocalTask, Rows, denominators, micro_batches, visit_update
 from oblivion.training.lora_linear import through
 from oblivion.types import Adapter, ClientUpdate, RoundInfo
@@ -129,14 +127,13 @@ def _step(
     rows = sorted(running)
     counts = {row: denominators(running[row], objective) for row in rows}
     totals = dict.fromkeys(rows, 0.0)
-    pad = resident.tokenizer.pad_token_id
     device = adapters.device
     needs_reference = "reference" in objective.needs
     for index in range(max(len(micros) for micros in running.values())):
         own = {row: micros[index] for row, micros in running.items() if index < len(micros)}
         roles = sorted({role for by_role in own.values() for role in by_role})
         for group, chosen in _alike(own, roles):
-            batches = {role: _Stacked.of([own[row][role] for row in group], pad, device) for role in chosen}
+            batches = {role: _Stacked.of([own[row][role] for row in group], resident.task, device) for role in chosen}
             reference = {}
             if needs_reference:
                 adapters.use_reference()
@@ -150,7 +147,7 @@ def _step(
             losses.sum().backward()  # type: ignore[no-untyped-call]
             for row, loss in zip(group, losses.tolist(), strict=True):
                 totals[row] += loss
-                count = sum(len(line.ids) for role in chosen for line in own[row][role])
+                count = sum(line.size for role in chosen for line in own[row][role])
                 there[row].tokens += count * (2 if needs_reference else 1)
     for row in rows:
         there[row].losses.append(totals[row])
@@ -168,22 +165,21 @@ def _alike(own: Mapping[int, Rows], roles: Sequence[Role]) -> list[tuple[list[in
 class _Stacked:
     """The batches of several clients as one, client after client, each padded to the same number of sequences."""
 
-    batch: PaddedBatch
+    batch: Batch
     clients: int
     width: int
 
     @classmethod
-    def of(cls, by_client: Sequence[Sequence[TokenRow]], pad: int, device: Any) -> _Stacked:
+    def of(cls, by_client: Sequence[Sequence[Row]], task: Task, device: Any) -> _Stacked:
         width = max(len(rows) for rows in by_client)
-        # One token without a label; not padding, whose embedding is zero in some models, where a norm has no gradient.
-        nothing = TokenRow(by_client[0][0].ids[:1], 1)
-        padded = [[*rows, *[nothing] * (width - len(rows))] for rows in by_client]
-        return cls(collate([row for rows in padded for row in rows], pad, device), len(by_client), width)
+        blank = task.blank(by_client[0][0])
+        padded = [[*rows, *[blank] * (width - len(rows))] for rows in by_client]
+        return cls(task.collate([row for rows in padded for row in rows], device), len(by_client), width)
 
 
 def _logits(resident: ResidentModel, stacked: _Stacked) -> Tensor:
-    batch = stacked.batch
-    return answer_logits(resident.model, batch.ids, batch.answers.rows, batch.positions)
+    task: Task = resident.task
+    return task.forward(resident.model, stacked.batch, ("logits",))["logits"]
 
 
 def _losses(

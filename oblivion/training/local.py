@@ -15,13 +15,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from oblivion.config import TrainConfig
-from oblivion.data.tokens import TokenRow
 from oblivion.models.factors import Factor, factor_of
-from oblivion.models.forward import answer_logits
 from oblivion.models.resident import ResidentModel
 from oblivion.objectives.terms import Objective, Role
 from oblivion.seeding import derive_seed, numpy_generator
-from oblivion.training.batches import PaddedBatch, collate, epochs
+from oblivion.tasks.task import Batch, Row, Task
+from oblivion.training.batches import epochs
 from oblivion.types import Adapter, ClientUpdate, RoundInfo
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ class LocalTask:
     ----------
     client_id : str
         The client.
-    rows : mapping of role to TokenRow sequence
+    rows : mapping of role to sequence of Row
         Learning has the one role ``retain``; unlearning has ``forget`` and, where there is an anchor, ``retain``.
     skipped : int
         Rows of the client that are too long for the model's context.
@@ -53,7 +52,7 @@ class LocalTask:
     """
 
     client_id: str
-    rows: Mapping[Role, Sequence[TokenRow]]
+    rows: Mapping[Role, Sequence[Row]]
     skipped: int = 0
     proximal_mu: float = 0.0
     correction: Adapter = field(default_factory=dict)
@@ -62,19 +61,19 @@ class LocalTask:
     noise_key: bytes = field(default=b"", repr=False)
 
     @property
-    def leading(self) -> Sequence[TokenRow]:
+    def leading(self) -> Sequence[Row]:
         """The rows whose passes are counted: those to forget, or else those to learn."""
         return self.rows["forget"] if "forget" in self.rows else self.rows["retain"]
 
 
-Rows = dict[Role, list[TokenRow]]
-Micro = dict[Role, PaddedBatch]
+Rows = dict[Role, list[Row]]
+Micro = dict[Role, Batch]
 
 
 def micro_batches(task: LocalTask, settings: TrainConfig, info: RoundInfo) -> Iterator[list[Rows]]:
     """Yield, per optimizer step, its micro-batches by role; anchors are cycled through beside the leading rows."""
 
-    def batches(role: Role, count: int) -> Iterator[list[TokenRow]]:
+    def batches(role: Role, count: int) -> Iterator[list[Row]]:
         own = numpy_generator(info.seed, f"batches/{role}", info.round, task.client_id)
         shared = numpy_generator(info.seed, f"places/{role}", info.round)
         return epochs(task.rows[role], settings.batch_size, count, own, shared)
@@ -82,7 +81,7 @@ def micro_batches(task: LocalTask, settings: TrainConfig, info: RoundInfo) -> It
     leading: Role = "forget" if "forget" in task.rows else "retain"
     anchors = batches("retain", 1 << 30) if leading == "forget" and task.rows.get("retain") else None
     for rows in batches(leading, settings.local_epochs):
-        by_role: dict[Role, list[TokenRow]] = {leading: rows}
+        by_role: dict[Role, list[Row]] = {leading: rows}
         if anchors is not None:
             by_role["retain"] = next(anchors)
         count = min(settings.accumulation, *(len(chosen) for chosen in by_role.values()))
@@ -90,10 +89,8 @@ def micro_batches(task: LocalTask, settings: TrainConfig, info: RoundInfo) -> It
 
 
 def _logits(resident: ResidentModel, micro: Micro) -> dict[Role, Tensor]:
-    return {
-        role: answer_logits(resident.model, batch.ids, batch.answers.rows, batch.positions)
-        for role, batch in micro.items()
-    }
+    task: Task = resident.task
+    return {role: task.forward(resident.model, batch, ("logits",))["logits"] for role, batch in micro.items()}
 
 
 def denominators(step: Sequence[Rows], objective: Objective) -> dict[Role, float]:
@@ -206,14 +203,15 @@ def train_client(
     import torch
 
     visit = LocalVisit(resident, start, task, settings)
-    device, pad_id = next(iter(visit.trained.values())).device, resident.tokenizer.pad_token_id
+    modality: Task = resident.task
+    device = next(iter(visit.trained.values())).device
     needs_reference = "reference" in objective.needs
     losses: list[float] = []
     tokens = 0
     with torch.random.fork_rng(), resident.training(settings.gradient_checkpointing, visit.trained):
         torch.manual_seed(derive_seed(info.seed, "dropout", info.round, task.client_id))
         for step in micro_batches(task, settings, info):
-            micros = [{role: collate(rows, pad_id, device) for role, rows in micro.items()} for micro in step]
+            micros = [{role: modality.collate(rows, device) for role, rows in micro.items()} for micro in step]
             counts = denominators(step, objective)
             visit.zero_gradients()
             total = 0.0
@@ -224,7 +222,7 @@ def train_client(
                 loss = torch.stack([t.weight * t.sums.sum() / counts[role] for role, t in terms.items()]).sum()
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += float(loss.detach())
-                tokens += sum(batch.tokens for batch in micro.values()) * (2 if needs_reference else 1)
+                tokens += sum(batch.size for batch in micro.values()) * (2 if needs_reference else 1)
             visit.step(settings.clip_norm)
             losses.append(total)
     return visit_update(task, info, visit.delta(), losses, tokens)

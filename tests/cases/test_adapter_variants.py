@@ -95,7 +95,7 @@ def by_peft(folder: Path, model: Path, dtype: torch.dtype = torch.float32) -> to
 
 
 def by_us(folder: Path, model: Path) -> torch.Tensor:
-    with _opened(find_target(folder, base=str(model))) as (opened, _, _), torch.no_grad():
+    with _opened(find_target(folder, base=str(model))) as (opened, _), torch.no_grad():
         return opened(input_ids=IDS).logits
 
 

@@ -17,10 +17,10 @@ from oblivion.metrics.engine.generation import generate
 from oblivion.metrics.engine.scoring import score_rows
 from oblivion.metrics.engine.trees import plant, takes_trees
 from oblivion.models.attention import sees_all_before
-from oblivion.models.forward import answer_logits, head_is_linear
 from oblivion.models.loading import Base, load_base
 from oblivion.models.resident import ResidentModel
 from oblivion.seeding import numpy_generator
+from oblivion.tasks.forward import head_is_linear, outputs_at
 from oblivion.training.fused import fusible
 
 WINDOWS = ("mistral", "gemma3", "qwen2-window", "gpt-neo", "gpt-oss", "llama4", "modernbert-decoder")
@@ -147,7 +147,7 @@ def test_a_cap_that_small_logits_do_not_reach_is_seen(tmp_path: Path) -> None:
     ids = torch.tensor([[1, 10, 20, 30]])
     with torch.no_grad():
         model.lm_head.weight.mul_(1000)
-        chosen = answer_logits(capped, ids, torch.tensor([0]), torch.tensor([2]))
+        chosen = outputs_at(capped, ids, torch.tensor([0]), torch.tensor([2]))["logits"]
     assert float(chosen.abs().max()) == 100
 
 

@@ -12,6 +12,7 @@ from oblivion.data.templates import templates
 from oblivion.data.tokens import encode, encode_prompt
 from oblivion.metrics.engine.one_pass import evaluate_model
 from oblivion.models.loading import TINY, load_base
+from oblivion.tasks.causal_lm import CausalLM
 from oblivion.types import Sample
 
 STORIES = Path(__file__).parents[2].parent / "shared/models/stories260k"
@@ -46,10 +47,8 @@ def test_what_the_format_writes_before_an_answer_is_prompt(model: Path) -> None:
     results = []
     for chat_template in (FORMAT, ASKING):
         tokenizer.chat_template = chat_template
-        template = templates.get("chat")()
-        found = evaluate_model(
-            base.model, tokenizer, {"forget": ROWS}, template=template, max_length=256, max_new_tokens=8, batch_size=4
-        )
+        task = CausalLM(tokenizer, 256, templates.get("chat")())
+        found = evaluate_model(base.model, task, {"forget": ROWS}, max_new_tokens=8, batch_size=4)
         results.append(found.results)
         assert not any("think" in text["generation"] for text in found.texts["forget"].values())
     assert results[0] == results[1]

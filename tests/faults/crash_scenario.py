@@ -132,6 +132,7 @@ def adapters_alone() -> ResidentModel:
     settings = types.SimpleNamespace(to_dict=lambda: said, lora_dropout=0.0)
     resident.model = types.SimpleNamespace(peft_config={"default": settings}, named_modules=lambda: [])
     resident.base = types.SimpleNamespace(tokenizer=None, max_length=64)
+    resident.task = types.SimpleNamespace(check=lambda: None)
     resident.left_out = ()
     return resident
 
@@ -141,7 +142,7 @@ def configure(work: Path) -> RunConfig:
     torch.set_num_threads(1)
     resident = adapters_alone()
     for module in (server.prepare, oblivion.federation.opened):
-        module.load_resident = lambda *_: resident
+        module.learner_of = lambda _: resident
     for module in (server.prepare, oblivion.federation.results):
         module.locate = lambda _: "a model"
     for module in (server.prepare, oblivion.federation.learning):
@@ -151,7 +152,6 @@ def configure(work: Path) -> RunConfig:
     for module in (server.main, oblivion.federation.commits):
         module.write_report = report
     oblivion.federation.commits.build_report = lambda _: ""
-    server.prepare.encode_prompt = lambda *_: []
     server.prepare.resolve_dtype = lambda _: "float32"
     server.prepare.check_disk = server.prepare.check_fits = lambda *_: None
     oblivion.federation.learning.beforehand = lambda *_: []

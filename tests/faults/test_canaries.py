@@ -34,13 +34,13 @@ from oblivion.config import RunConfig, load_config
 from oblivion.data.federation import resolve
 from oblivion.errors import IntegrityError
 from oblivion.federation.host import Host
+from oblivion.learners import learner_of
 from oblivion.ledger.blobs import unseal
 from oblivion.ledger.opening import open_ledger
 from oblivion.ledger.register import SIMULATED
 from oblivion.ledger.rounds import Absence, Branch, RoundRecord
 from oblivion.ledger.store import StoredLedger, blob_context, key_name_of
 from oblivion.ledger.verify import verify_ledger
-from oblivion.models.resident import load_resident
 from oblivion.types import ClientUpdate, HostReply, HostRequest
 from simulations import RunResult, simulate
 
@@ -227,7 +227,7 @@ def spelled(planted: list[bytes], places: Mapping[str, bytes]) -> list[tuple[str
 
 def spellings(config: RunConfig, planted: list[str]) -> list[bytes]:
     """Words as text, in UTF-16, and as token ids of every size."""
-    tokenizer = load_resident(config.model, config.lora, config.train.max_length).tokenizer
+    tokenizer = learner_of(config).tokenizer
     ids = [np.array(tokenizer(word, add_special_tokens=False)["input_ids"]) for word in planted]
     tokens = [row.astype(kind).tobytes() for row in ids for kind in (np.int64, np.int32, np.int16)]
     return [word.encode() for word in planted] + [word.encode("utf-16-le") for word in planted] + tokens

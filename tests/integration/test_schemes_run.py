@@ -11,11 +11,12 @@ import torch
 
 import oblivion as ob
 from oblivion.errors import ConfigError
+from oblivion.learners import learner_of
 from oblivion.ledger.opening import open_ledger
 from oblivion.models.adapter_folder import read_adapter_folder
 from oblivion.models.factors import factor_of
 from oblivion.models.loading import load_base
-from oblivion.models.resident import ResidentModel, load_resident
+from oblivion.models.resident import ResidentModel
 from oblivion.run.directory import RunDirectory
 from oblivion.run.events import Event
 from server.prepare import prepare
@@ -62,7 +63,7 @@ def test_rollback_is_the_oracle_bit_for_bit_and_can_be_committed(run: RunResult)
 
 def test_what_was_frozen_is_as_it_began_and_half_as_much_travels(run: RunResult) -> None:
     scheme, config = run.config.lora.scheme, run.config
-    resident = load_resident(config.model, config.lora, config.train.max_length)
+    resident = learner_of(config)
     initial = resident.initial_adapter(config.seed)
     if scheme == "ffa":
         final = run.adapter

@@ -35,15 +35,14 @@ def ours(shared: Path) -> dict[str, Any]:
     from oblivion.data.templates.plain import PlainTemplate
     from oblivion.metrics.engine.one_pass import evaluate_model, to_open_unlearning
     from oblivion.models.loading import load_base
+    from oblivion.tasks.causal_lm import CausalLM
 
     base = load_base(ModelConfig(name=str(shared / "models" / "stories260k"), dtype="float32"))
     groups = {name: rows[:ROWS] for name, rows in evaluation_groups(shared / "data" / "tofu", "forget10").items()}
     evaluation = evaluate_model(
         base.model,
-        base.tokenizer,
+        CausalLM(base.tokenizer, base.max_length, PlainTemplate()),
         groups,
-        template=PlainTemplate(),
-        max_length=base.max_length,
         max_new_tokens=64,
         batch_size=64,
     )

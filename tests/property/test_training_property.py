@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from oblivion.data.tokens import TokenRow
 from oblivion.seeding import numpy_generator
-from oblivion.training.batches import collate, epochs
+from oblivion.tasks.causal_lm import collate
+from oblivion.training.batches import epochs
 from oblivion.visits import steps_per_visit
 
 lengths = st.lists(st.integers(2, 12), min_size=1, max_size=60)

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from oblivion.config import ModelConfig
-from oblivion.data.templates import templates
 from oblivion.data.tokens import TokenRow
 from oblivion.models.loading import load_tokenizer
 from oblivion.seeding import numpy_generator
-from oblivion.training.batches import collate, epochs, tokenize
+from oblivion.tasks.causal_lm import CausalLM, collate
+from oblivion.training.batches import encode_rows, epochs
 from oblivion.types import Sample
 from oblivion.visits import steps_per_visit
 
@@ -31,11 +31,11 @@ def test_collate_by_hand() -> None:
     # Row 0: prompt 5 6, answer 7 8 (predicted at positions 1 and 2). Row 1: prompt 5, answer 9 (at position 0).
     batch = collate([TokenRow((5, 6, 7, 8), 2), TokenRow((5, 9), 1)], pad_id=0)
     assert batch.ids.tolist() == [[5, 6, 7, 8], [5, 9, 0, 0]]
-    assert batch.tokens == 6
+    assert batch.size == 6
     assert batch.positions.tolist() == [1, 2, 0]
     assert batch.answers.labels.tolist() == [7, 8, 9]
     assert batch.answers.rows.tolist() == [0, 0, 1]
-    assert batch.answers.size == 2 and batch.tokens == 6
+    assert batch.answers.size == 2 and batch.size == 6
     assert {t.dtype for t in (batch.ids, batch.positions, batch.answers.labels)} == {torch.int64}
 
 
@@ -48,7 +48,7 @@ def test_labels_are_the_token_after_their_position() -> None:
 
 def test_padding_that_is_eos_is_still_masked() -> None:
     batch = collate([TokenRow((5, 6, 2), 1), TokenRow((5, 2), 1)], pad_id=2)
-    assert batch.tokens == 5 and batch.answers.labels.tolist() == [6, 2, 2]
+    assert batch.size == 5 and batch.answers.labels.tolist() == [6, 2, 2]
 
 
 def test_every_pass_sees_every_row_once() -> None:
@@ -105,18 +105,17 @@ def test_steps_by_hand(rows: int, size: int, count: int, steps: int) -> None:
 
 def test_too_long_rows_are_left_out_whole_and_named(micro_model: Path) -> None:
     tokenizer = load_tokenizer(ModelConfig(name=str(micro_model)))
-    template = templates.get("plain")()
     samples = [
         Sample(id="short", prompt="q", answer="a"),
         Sample(id="long", prompt="q", answer="a" * 300),
         Sample(id="also short", prompt="q", answer="b"),
     ]
-    tokens = tokenize(samples, tokenizer, template, 100)
+    tokens = encode_rows(CausalLM(tokenizer, 100), samples)
     assert [name for name, _ in tokens.rows] == ["short", "also short"] and tokens.skipped == ("long",)
     # the boundary: exactly as long as the context is kept, one less is not
     exact = len(tokens.rows[0][1].ids)
-    assert tokenize(samples[:1], tokenizer, template, exact).skipped == ()
-    assert tokenize(samples[:1], tokenizer, template, exact - 1).skipped == ("short",)
+    assert encode_rows(CausalLM(tokenizer, exact), samples[:1]).skipped == ()
+    assert encode_rows(CausalLM(tokenizer, exact - 1), samples[:1]).skipped == ("short",)
     whole = tokens.rows[0][1]
     assert whole.ids[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(list(whole.labels), skip_special_tokens=True).strip() == "a"

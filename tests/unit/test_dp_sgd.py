@@ -16,13 +16,13 @@ from opacus import GradSampleModule
 from oblivion.config import LoraConfig, ModelConfig, PrivacyConfig, TrainConfig
 from oblivion.data.tokens import TokenRow
 from oblivion.errors import InputError
-from oblivion.models.forward import answer_logits
 from oblivion.models.loading import load_base
 from oblivion.models.resident import ResidentModel
 from oblivion.objectives.lm import LanguageModel
 from oblivion.privacy.noise import NoiseStream, derive_key
+from oblivion.tasks.causal_lm import collate
+from oblivion.tasks.forward import outputs_at
 from oblivion.training import dp_sgd
-from oblivion.training.batches import collate
 from oblivion.training.cohort import train_cohort
 from oblivion.training.dp_sgd import clipped_sum, poisson_batches, train_client_privately
 from oblivion.training.local import LocalTask, train_client
@@ -206,7 +206,7 @@ class TestClippedSum:
         resident.model.train()  # Opacus looks on in training mode alone
         try:
             batch = collate(ROWS, resident.tokenizer.pad_token_id)
-            logits = answer_logits(resident.model, batch.ids, batch.answers.rows, batch.positions)
+            logits = outputs_at(resident.model, batch.ids, batch.answers.rows, batch.positions)["logits"]
             (term,) = LanguageModel().loss({"retain": logits}, {"retain": batch.answers}, {}).values()
             (term.sums / term.counts).sum().backward()
             assert_close({n: p.grad_sample for n, p in trained.items()}, own, 1e-6)

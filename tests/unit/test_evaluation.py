@@ -24,6 +24,7 @@ from oblivion.metrics.engine.one_pass import (
     read_reference,
     to_open_unlearning,
 )
+from oblivion.tasks.causal_lm import CausalLM
 from oblivion.types import MetricResult, Sample
 
 NAMES = {"forget": "Ada", "retain": "Ben", "ra": "Cy", "wf": "Dee", "holdout": "Eve"}
@@ -57,8 +58,9 @@ class Loaded:
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
     def evaluate(self, groups: Any = GROUPS, **options: Any) -> Evaluation:
-        settings = {"max_length": 128, "max_new_tokens": 8, "batch_size": 4, **options}
-        return evaluate_model(self.model, self.tokenizer, groups, template=PlainTemplate(), **settings)
+        settings = {"max_new_tokens": 8, "batch_size": 4, **options}
+        task = CausalLM(self.tokenizer, settings.pop("max_length", 128))
+        return evaluate_model(self.model, task, groups, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -301,7 +303,7 @@ class TestLayout:
 
 class TestClient:
     def measure(self, loaded: Loaded, rows: Sequence[Sample]) -> dict[str, tuple[float, float]]:
-        return evaluate_client(loaded.model, loaded.tokenizer, rows, template=PlainTemplate(), max_length=128)
+        return evaluate_client(loaded.model, CausalLM(loaded.tokenizer, 128), rows)
 
     def test_sums_and_weights(self, loaded: Loaded) -> None:
         rows = GROUPS["forget"]

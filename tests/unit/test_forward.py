@@ -11,9 +11,9 @@ from tiny_models import build
 from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from oblivion.config import LoraConfig, ModelConfig
-from oblivion.models.forward import answer_logits, head_is_linear
 from oblivion.models.loading import load_base
 from oblivion.models.resident import ResidentModel
+from oblivion.tasks.forward import head_is_linear, outputs_at
 
 IDS = torch.tensor([[1, 10, 20, 30, 40, 50], [1, 7, 8, 0, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
@@ -32,8 +32,8 @@ def resident(micro_model: Path) -> ResidentModel:
 def test_equals_full_logits_with_padding_and_adapter(resident: ResidentModel) -> None:
     with torch.no_grad():
         full = resident.model(input_ids=IDS, attention_mask=MASK).logits
-        chosen = answer_logits(resident.model, IDS, ROWS, POSITIONS)
-        short = answer_logits(resident.model, IDS[1:, :3], ROWS[3:] * 0, POSITIONS[3:])
+        chosen = outputs_at(resident.model, IDS, ROWS, POSITIONS)["logits"]
+        short = outputs_at(resident.model, IDS[1:, :3], ROWS[3:] * 0, POSITIONS[3:])["logits"]
     assert resident.model.get_base_model()._oblivion_linear_head is True
     torch.testing.assert_close(chosen, full[ROWS, POSITIONS], rtol=0, atol=1e-6)
     torch.testing.assert_close(short, chosen[3:], rtol=0, atol=1e-5)  # padding changes nothing
@@ -44,7 +44,7 @@ def test_gradients_reach_the_adapter_and_equal_those_of_the_full_logits(resident
     def gradients(logits: torch.Tensor) -> list[torch.Tensor]:
         return list(torch.autograd.grad(logits.square().sum(), list(resident.parameters.values())))
 
-    chosen = gradients(answer_logits(resident.model, IDS, ROWS, POSITIONS))
+    chosen = gradients(outputs_at(resident.model, IDS, ROWS, POSITIONS)["logits"])
     full = gradients(resident.model(input_ids=IDS, attention_mask=MASK).logits[ROWS, POSITIONS])
     for one, other in zip(chosen, full, strict=True):
         assert one.any()
@@ -76,7 +76,7 @@ def test_scaled_or_capped_logits_fall_back(kind: str) -> None:
             model = Gemma2ForCausalLM(Gemma2Config(**SIZES, final_logit_softcapping=0.5)).eval()
     with torch.no_grad():
         full = model(input_ids=IDS, attention_mask=MASK).logits
-        chosen = answer_logits(model, IDS, ROWS, POSITIONS)
+        chosen = outputs_at(model, IDS, ROWS, POSITIONS)["logits"]
         bare = model.get_output_embeddings()(model.get_decoder()(input_ids=IDS, attention_mask=MASK)[0])
     assert not torch.allclose(bare[ROWS, POSITIONS], full[ROWS, POSITIONS]), "the case is a real one"
     assert model._oblivion_linear_head is False
@@ -88,9 +88,9 @@ def test_the_probe_draws_no_randomness_and_keeps_the_mode(resident: ResidentMode
     resident.model.train()
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        first = answer_logits(resident.model, IDS, ROWS, POSITIONS)
+        first = outputs_at(resident.model, IDS, ROWS, POSITIONS)["logits"]
         torch.manual_seed(5)
-        second = answer_logits(resident.model, IDS, ROWS, POSITIONS)
+        second = outputs_at(resident.model, IDS, ROWS, POSITIONS)["logits"]
     assert resident.model.get_base_model()._oblivion_linear_head is True
     assert torch.equal(first, second) and all(m.training for m in resident.model.modules())
 
@@ -98,7 +98,7 @@ def test_the_probe_draws_no_randomness_and_keeps_the_mode(resident: ResidentMode
 def test_low_precision_logits_come_out_in_fp32(micro_model: Path) -> None:
     model = load_base(ModelConfig(name=str(micro_model), dtype="bfloat16")).model
     with torch.no_grad():
-        chosen = answer_logits(model, IDS, ROWS, POSITIONS)
+        chosen = outputs_at(model, IDS, ROWS, POSITIONS)["logits"]
         full = model(input_ids=IDS, attention_mask=MASK).logits
     assert full.dtype == torch.bfloat16 and chosen.dtype == torch.float32
     torch.testing.assert_close(chosen, full[ROWS, POSITIONS].float(), rtol=0, atol=0.02)
@@ -107,7 +107,7 @@ def test_low_precision_logits_come_out_in_fp32(micro_model: Path) -> None:
 def test_fp64_stays_fp64(micro_model: Path) -> None:
     model = load_base(ModelConfig(name=str(micro_model))).model.double()
     with torch.no_grad():
-        assert answer_logits(model, IDS, ROWS, POSITIONS).dtype == torch.float64
+        assert outputs_at(model, IDS, ROWS, POSITIONS)["logits"].dtype == torch.float64
 
 
 def test_a_model_without_a_decoder_of_its_own_falls_back() -> None:
@@ -126,7 +126,7 @@ def test_a_model_without_a_decoder_of_its_own_falls_back() -> None:
         def __call__(self, input_ids: torch.Tensor, **_: object) -> SimpleNamespace:
             return SimpleNamespace(logits=torch.nn.functional.one_hot(input_ids, 64).float())
 
-    chosen = answer_logits(Whole(), IDS, ROWS, POSITIONS)
+    chosen = outputs_at(Whole(), IDS, ROWS, POSITIONS)["logits"]
     assert chosen.argmax(-1).tolist() == [20, 30, 40, 1, 7]
 
 
@@ -148,6 +148,6 @@ def test_a_cap_that_no_small_logit_meets_is_seen(tmp_path: Path) -> None:
 def test_what_modernbert_calls_its_decoder_is_its_head(tmp_path: Path) -> None:
     model = load_base(ModelConfig(name=str(build("modernbert-decoder", tmp_path)))).model
     with torch.no_grad():
-        chosen = answer_logits(model, IDS, ROWS, POSITIONS)
+        chosen = outputs_at(model, IDS, ROWS, POSITIONS)["logits"]
         full = model(input_ids=IDS).logits
     torch.testing.assert_close(chosen, full[ROWS, POSITIONS], rtol=0, atol=1e-6)

@@ -18,7 +18,7 @@ from oblivion.data.federation import resolve
 from oblivion.errors import ConfigError
 from oblivion.federation import host as host_module
 from oblivion.federation.host import Host, unlearning_settings
-from oblivion.models.resident import load_resident
+from oblivion.learners import learner_of
 from oblivion.provenance import code_fingerprint
 from oblivion.training.local import LocalTask
 from oblivion.types import ClientTask, GlobalState, HostReply, HostRequest, RoundInfo, Sample
@@ -52,7 +52,7 @@ def config(micro_model: Path, tmp_path: Path) -> RunConfig:
 
 
 def state(config: RunConfig, seed: int = 0) -> GlobalState:
-    resident = load_resident(config.model, config.lora, config.train.max_length)
+    resident = learner_of(config)
     generator = torch.Generator().manual_seed(seed)
     adapter = {n: 0.1 * torch.randn(p.shape, generator=generator) for n, p in resident.parameters.items()}
     return GlobalState(adapter=adapter)
@@ -77,7 +77,7 @@ def same(one: HostReply, other: HostReply) -> bool:
 
 
 def test_describe_counts_rows_without_a_model(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_module, "load_resident", pytest.fail)
+    monkeypatch.setattr(host_module, "learner_of", pytest.fail)
     reply = Host().answer(HostRequest(kind="query.describe", host="h", config=config.to_json()))
     assert reply == HostReply(host="h", clients={"ann": {"samples": 5}, "bob": {"samples": 4}})
 
@@ -250,7 +250,7 @@ def test_a_config_that_is_not_one_is_named(config: RunConfig) -> None:
 def test_evaluation_answers_for_a_client_and_leaves_the_base_alone(config: RunConfig) -> None:
     pytest.importorskip("oblivion.metrics.engine.one_pass")
     ids = [row.id for row in resolve(config).clients["ann"]]
-    resident = load_resident(config.model, config.lora, config.train.max_length)
+    resident = learner_of(config)
     before = {n: p.detach().clone() for n, p in resident.model.named_parameters() if "lora" not in n}
     tasks = (BOB, ClientTask(client_id="ann", forget=(ids[0],)))
     replies = [Host().answer(request(config, *tasks, kind="evaluate")) for _ in range(2)]

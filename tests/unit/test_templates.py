@@ -8,7 +8,8 @@ from oblivion.data.templates.plain import PlainTemplate
 from oblivion.data.tokens import encode, encode_prompt
 from oblivion.errors import InputError
 from oblivion.metrics.engine.encoding import AnswerRows
-from oblivion.training.batches import tokenize
+from oblivion.tasks.causal_lm import CausalLM
+from oblivion.training.batches import encode_rows
 from oblivion.types import Sample
 
 CHATML = (
@@ -124,9 +125,9 @@ def test_the_name_of_a_row_is_in_the_message(byte_tokenizer):
     tokenizer = _with(byte_tokenizer, CHATML.replace("{{ m.content }}", REWRITING["a part is dropped"]))
     samples = [Sample(id="row-7", prompt="q", answer="Hm.</think>Ada.")]
     with pytest.raises(InputError, match=r"row-7: the template 'chat'"):
-        tokenize(samples, tokenizer, ChatTemplate(), 100)
+        encode_rows(CausalLM(tokenizer, 100, ChatTemplate()), samples)
     with pytest.raises(InputError, match=r"row-7: the template 'chat'"):
-        AnswerRows(tokenizer, ChatTemplate(), 100).encode(samples, {"answer"})
+        AnswerRows(CausalLM(tokenizer, 100, ChatTemplate())).encode(samples, {"answer"})
 
 
 def test_no_chat_format_is_an_input_error(byte_tokenizer):

@@ -21,7 +21,7 @@ from oblivion.models.resident import ResidentModel
 from oblivion.objectives.lm import LanguageModel
 from oblivion.objectives.npo import NPO
 from oblivion.objectives.terms import Term
-from oblivion.training import local
+from oblivion.tasks.causal_lm import CausalLM
 from oblivion.training.cohort import train_cohort
 from oblivion.training.local import LocalTask, train_client
 from oblivion.types import ClientUpdate, RoundInfo
@@ -270,13 +270,13 @@ def test_anchors_are_cycled_beside_the_forget_rows(
     resident: ResidentModel, start: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, ...]] = []
-    original = local.collate
+    original = CausalLM.collate
 
-    def spy(rows: Sequence[TokenRow], *rest: Any) -> Any:
+    def spy(task: CausalLM, rows: Sequence[TokenRow], *rest: Any) -> Any:
         seen.append(tuple(sorted(row.ids[1] for row in rows)))
-        return original(rows, *rest)
+        return original(task, rows, *rest)
 
-    monkeypatch.setattr(local, "collate", spy)
+    monkeypatch.setattr(CausalLM, "collate", spy)
     task = LocalTask(client_id="c", rows={"forget": ROWS, "retain": OTHERS[:3]})
     settings = SGD.model_copy(update={"batch_size": 2, "local_epochs": 3})
     update = train_client(resident, start, task, NPO(), settings, INFO)

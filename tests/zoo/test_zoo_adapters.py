@@ -128,7 +128,7 @@ def test_it_is_measured_as_peft_computes_it_or_refused_by_name(name: str, folder
         assert case.refused in text and str(folder) in text and "\n" not in text
         return
     other = peft.PeftModel.from_pretrained(plain.plain_model(base), folder).eval()
-    with _opened(find_target(folder, str(base))) as (model, _, _):
+    with _opened(find_target(folder, str(base))) as (model, _):
         assert plain.farthest_score(model, other, rows) < 1e-4
     assert plain.farthest_score(plain.plain_model(base), other, rows) > 1e-2, "the adapter changes something"
 

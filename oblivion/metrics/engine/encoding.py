@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
-from oblivion.data.tokens import Template, TokenRow, encode_answers
-from oblivion.errors import InputError
+from oblivion.data.tokens import TokenRow
+from oblivion.tasks.causal_lm import CausalLM
 from oblivion.types import Sample
 
 
@@ -35,8 +34,8 @@ class AnswerRows:
         Ids of the samples that were left out.
     """
 
-    def __init__(self, tokenizer: Any, template: Template, max_length: int) -> None:
-        self._tokenizer, self._template, self._max_length = tokenizer, template, max_length
+    def __init__(self, task: CausalLM) -> None:
+        self._task = task
         self._positions: dict[TokenRow, int] = {}
         self.with_moments: set[int] = set()
         self.with_text: set[int] = set()
@@ -65,10 +64,7 @@ class AnswerRows:
         if "wrong" in kinds:
             answers["wrong"] = list(sample.wrong_answers)
         texts = [text for kind in answers for text in answers[kind]]
-        try:
-            rows = encode_answers(self._tokenizer, self._template, sample.prompt, texts, self._max_length)
-        except InputError as error:
-            raise InputError(f"{sample.id}: {error}") from None
+        rows = self._task.encode_answers(sample, texts)
         fitting = [row for row in rows if row is not None]
         if len(fitting) < len(rows):
             return None

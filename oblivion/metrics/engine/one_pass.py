@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from oblivion.data.tokens import Template
 from oblivion.errors import ConfigError
 from oblivion.metrics.engine.context import REFERENCE, AnswerScore, EvaluationContext, Metric, ScoredRow
 from oblivion.metrics.engine.encoding import AnswerRows, EncodedSample
@@ -20,6 +19,7 @@ from oblivion.metrics.exact_memorization import exact_memorization
 from oblivion.metrics.extraction_strength import extraction_strength
 from oblivion.metrics.rouge import start_rouge
 from oblivion.metrics.suites import suites
+from oblivion.tasks.causal_lm import CausalLM
 from oblivion.types import MetricResult, Sample
 
 __all__ = ["Evaluation", "evaluate_client", "evaluate_model", "from_json", "read_reference", "to_open_unlearning"]
@@ -73,11 +73,9 @@ def to_open_unlearning(evaluation: Evaluation, manifest: Mapping[str, Any], *, t
 
 def evaluate_model(
     model: Any,
-    tokenizer: Any,
+    task: CausalLM,
     groups: Mapping[str, Sequence[Sample]],
     *,
-    template: Template,
-    max_length: int,
     max_new_tokens: int,
     batch_size: int,
     reference: Mapping[str, Any] | None = None,
@@ -88,14 +86,12 @@ def evaluate_model(
 
     Parameters
     ----------
-    model, tokenizer
-        Any causal LM (merge its adapter first, that is faster), and its tokenizer with EOS and padding tokens.
+    model : transformers or peft model
+        Any causal LM (merge its adapter first, that is faster).
+    task : CausalLM
+        Its tokenizer, template and context; a sample with a row longer than the context is skipped and named.
     groups : mapping of str to sequence of Sample
         ``forget``, ``retain``, ``ra``, ``wf``, ``holdout``, or some of them.
-    template : Template
-        How a question and an answer become text.
-    max_length : int
-        The context in tokens; a sample with a longer row is skipped and named.
     max_new_tokens : int
         The most tokens of a generated answer.
     batch_size : int
@@ -114,18 +110,19 @@ def evaluate_model(
     InputError
         If the reference is malformed or belongs to other rows, or the model's outputs are not finite.
     """
-    for name, size in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens), ("max_length", max_length)):
+    for name, size in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens), ("max_length", task.max_length)):
         if size < 1:
             raise ConfigError(f"{name} = {size}: expected at least 1")
     metrics: Mapping[str, Metric] = suites.get(suite)()
     known = None if reference is None else from_json(reference)
     wanted = _wanted(metrics.values(), generate)
-    rows = AnswerRows(tokenizer, template, max_length)
+    rows = AnswerRows(task)
     encoded = {group: rows.encode(samples, wanted[group]) for group, samples in groups.items() if group in wanted}
     prompted = [(one, one.prompt) for ones in encoded.values() for one in ones if one.prompt is not None]
     prompts = [prompt for _, prompt in prompted]
     ends = {row.ids[-1] for row in rows.rows}
-    limits = {"max_new_tokens": max_new_tokens, "max_length": max_length, "batch_size": batch_size}
+    limits = {"max_new_tokens": max_new_tokens, "max_length": task.max_length, "batch_size": batch_size}
+    tokenizer = task.tokenizer
     tokens, pad = batch_size * _TOKENS_PER_ROW, tokenizer.pad_token_id
     with _evaluating(model):
         written = dict(zip(prompts, generate_answers(model, tokenizer, prompts, ends=ends, **limits), strict=True))
@@ -136,7 +133,7 @@ def evaluate_model(
     context = EvaluationContext(
         {group: [_scored(one, scores, written, agreement) for one in ones] for group, ones in encoded.items()}, known
     )
-    texts = {group: _texts(ones, written, tokenizer, template) for group, ones in encoded.items()}
+    texts = {group: _texts(ones, written, task) for group, ones in encoded.items()}
     return Evaluation(results=_compute(metrics, context), skipped=tuple(rows.skipped), texts=texts)
 
 
@@ -199,12 +196,10 @@ def _compute(metrics: Mapping[str, Metric], context: EvaluationContext) -> dict[
     return results
 
 
-def _texts(
-    ones: Sequence[EncodedSample], written: Mapping[Prompt, str], tokenizer: Any, template: Template
-) -> dict[str, dict[str, str]]:
+def _texts(ones: Sequence[EncodedSample], written: Mapping[Prompt, str], task: CausalLM) -> dict[str, dict[str, str]]:
     return {
         str(one.index): {
-            "input": template.prompt(tokenizer, one.sample.prompt),
+            "input": task.template.prompt(task.tokenizer, one.sample.prompt),
             "ground_truth": one.sample.answer,
             "generation": written[one.prompt],
         }
@@ -213,9 +208,7 @@ def _texts(
     }
 
 
-def evaluate_client(
-    model: Any, tokenizer: Any, samples: Sequence[Sample], *, template: Template, max_length: int
-) -> dict[str, tuple[float, float]]:
+def evaluate_client(model: Any, task: CausalLM, samples: Sequence[Sample]) -> dict[str, tuple[float, float]]:
     """Measure a client's own rows, without generation.
 
     Returns
@@ -225,10 +218,10 @@ def evaluate_client(
         ``exact_memorization``, ``extraction_strength`` (over rows), and ``skipped`` (rows longer than the context,
         over all rows).
     """
-    rows = AnswerRows(tokenizer, template, max_length)
+    rows = AnswerRows(task)
     encoded = rows.encode(samples, {"answer"})
     with _evaluating(model):
-        distinct = score_rows(model, rows.rows, pad_id=tokenizer.pad_token_id)
+        distinct = score_rows(model, rows.rows, pad_id=task.tokenizer.pad_token_id)
     scores = [distinct[one.answer] for one in encoded if one.answer is not None]
     measured = {
         "loss": (

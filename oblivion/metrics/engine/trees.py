@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from oblivion.data.tokens import TokenRow
 from oblivion.models.attention import sees_all_before
-from oblivion.models.forward import answer_logits
+from oblivion.tasks.forward import outputs_at
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,9 +119,9 @@ def tree_logits(model: Any, trees: Sequence[Tree], pad_id: int, room: int = 0) -
     ids, target = ids.to(device), torch.tensor(labels, device=device)
     asked = (torch.tensor(rows, device=device), torch.tensor(positions, device=device))
     if all(len(tree.answers) == 1 for tree in trees):
-        return answer_logits(model, ids, *asked), target
+        return outputs_at(model, ids, *asked)["logits"], target
     mask = _mask(branch.to(device), model.dtype)
-    return answer_logits(model, ids, *asked, mask, places.to(device)), target
+    return outputs_at(model, ids, *asked, mask=mask, places=places.to(device))["logits"], target
 
 
 def _mask(branch: Tensor, dtype: Any) -> Tensor:

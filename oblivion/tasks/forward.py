@@ -1,4 +1,4 @@
-"""The forward pass with logits at chosen positions only.
+"""The forward pass with outputs at chosen positions only.
 
 Most positions of a training row are prompt or padding; on a large vocabulary their logits would cost more
 than the whole network. The decoder runs once over the batch and the head only where a label is predicted.
@@ -6,11 +6,14 @@ than the whole network. The decoder runs once over the batch and the head only w
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+HIDDEN = "hidden:"
+"""With the number of a block after it, the kind of output that is that block's hidden state."""
 _PROBE_IDS = (1, 2, 3, 4)
 
 
@@ -60,15 +63,16 @@ def head_is_linear(model: Any) -> bool:
     return bool(known)
 
 
-def answer_logits(
+def outputs_at(
     model: Any,
     ids: Tensor,
     rows: Tensor,
     positions: Tensor,
+    wants: Collection[str] = ("logits",),
     mask: Tensor | None = None,
     places: Tensor | None = None,
-) -> Tensor:
-    """Logits of a causal LM at chosen positions.
+) -> dict[str, Tensor]:
+    """Outputs of a causal LM at chosen positions; what `wants` does not name is not computed.
 
     Parameters
     ----------
@@ -77,7 +81,9 @@ def answer_logits(
     ids : Tensor (B, L) int64
         Right-padded token ids.
     rows, positions : Tensor (T,) int64
-        Where logits are wanted: row and position in the row.
+        Where outputs are wanted: row and position in the row.
+    wants : collection of str
+        ``"logits"``, and ``"hidden:<n>"`` for the hidden state after block n (0 is the embedding).
     mask : Tensor (B, 1, L, L), optional
         What is added to the attention scores; by default every token sees those before it, which is right for
         padding on the right, and cheaper.
@@ -86,16 +92,28 @@ def answer_logits(
 
     Returns
     -------
-    Tensor (T, V)
-        At least fp32.
+    dict of str to Tensor
+        Logits (T, V) and hidden states (T, d), in at least fp32.
     """
+    plain = _plain(model)
+    layers = {want: int(want.removeprefix(HIDDEN)) for want in wants if want.startswith(HIDDEN)}
+    inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+    inputs |= {} if places is None else {"position_ids": places}
+    inputs |= {"output_hidden_states": True} if layers else {}
+    outputs: dict[str, Tensor] = {}
+    if head_is_linear(plain):
+        found = plain.get_decoder()(**inputs)
+        if "logits" in wants:
+            outputs["logits"] = plain.get_output_embeddings()(found.last_hidden_state[rows, positions])
+    else:
+        found = plain(**inputs)
+        if "logits" in wants:
+            outputs["logits"] = found.logits[rows, positions]
+    outputs |= {want: found.hidden_states[layer][rows, positions] for want, layer in layers.items()}
+    return {want: _at_least_single(tensor) for want, tensor in outputs.items()}
+
+
+def _at_least_single(tensor: Tensor) -> Tensor:
     import torch
 
-    plain = _plain(model)
-    inputs = {"input_ids": ids, "attention_mask": mask} | ({} if places is None else {"position_ids": places})
-    if head_is_linear(plain):
-        hidden = plain.get_decoder()(**inputs, use_cache=False).last_hidden_state
-        logits: Tensor = plain.get_output_embeddings()(hidden[rows, positions])
-    else:
-        logits = plain(**inputs, use_cache=False).logits[rows, positions]
-    return logits if logits.dtype == torch.float64 else logits.float()
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
