@@ -141,6 +141,11 @@ class TrainConfig(_Section):
     threads: int = Field(1, ge=1, le=256, strict=True)
     cohort: Annotated[int, Field(ge=1, le=4096, strict=True)] | Literal["auto"] = "auto"
 
+    @property
+    def cohort_size(self) -> int:
+        """The number of clients that are trained together; 1 until ``auto`` is resolved with the base model."""
+        return 1 if self.cohort == "auto" else self.cohort
+
 
 class PrivacyConfig(_Section):
     """Differential privacy: whose, how much noise, and how much may be spent."""
@@ -195,6 +200,21 @@ class SimulationConfig(_Section):
 
     hosts: Annotated[int, Field(ge=1, le=1024, strict=True)] | Literal["auto"] = "auto"
     deadline: float = Field(1800.0, gt=0, le=1e7, strict=True)
+
+    @property
+    def host_count(self) -> int:
+        """The number of hosts of a config in which ``auto`` is resolved.
+
+        Raises
+        ------
+        ConfigError
+            If it is not resolved yet.
+        """
+        if self.hosts == "auto":
+            raise ConfigError(
+                "simulation.hosts = 'auto' is resolved when a config is checked against its data; do that"
+            )
+        return self.hosts
 
 
 class RunConfig(_Section):

@@ -61,8 +61,7 @@ def estimate(config: RunConfig, data: FederatedData) -> dict[str, Any]:
         ]
         total += oracles * situation.rounds_cost(1, federation.rounds)
         total += sum(plan.client_steps for plan in plans)
-    hosts = config.simulation.hosts
-    assert hosts != "auto"
+    hosts = config.simulation.host_count
     workers = 1 if config.engine == "inline" else hosts
     expected["seconds"] = round(_seconds_per_step(config, data) * total / workers)
     expected["memory_mb"] = _megabytes(config, processes=1 if config.engine == "inline" else hosts + 1)

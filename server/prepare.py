@@ -28,7 +28,7 @@ from oblivion.models.loading import gpu_count, locate, model_digest, resolve_dty
 from oblivion.objectives.terms import objective_from
 from oblivion.parameters import build
 from oblivion.parts import parts_of
-from oblivion.privacy.client_noise import check_privacy
+from oblivion.privacy.settings import check_privacy
 from oblivion.removal.plan import Situation
 from oblivion.run.directory import RunDirectory
 from oblivion.run.manifest import make_manifest

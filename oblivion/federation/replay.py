@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from oblivion.aggregation import rule_of, scheme_of
 from oblivion.aggregation.gate import QUARANTINE
-from oblivion.aggregation.round import Aggregation, RoundState, aggregate_round
+from oblivion.aggregation.round import Aggregation, NoisedMean, RoundState, aggregate_round
 from oblivion.aggregation.rules.control import ControlRule
 from oblivion.aggregation.schemes.products import as_adapter
 from oblivion.config import RunConfig
@@ -17,7 +17,7 @@ from oblivion.ledger.rounds import Branch, Ledger, RoundRecord, line
 from oblivion.privacy.client_noise import client_privacy_of
 from oblivion.run_format import open_run
 from oblivion.selection import population
-from oblivion.types import Adapter, ClientUpdate, RoundInfo
+from oblivion.types import RoundInfo
 
 
 class Replay:
@@ -178,7 +178,6 @@ def verify_head(root: Path, request: str = "") -> str:
 
 def replay_of(config: RunConfig, ledger: Ledger, clients: Iterable[str]) -> Replay:
     """Return the replay of a run; `clients` are looked at anew for every round, as they may still be coming in."""
-    privacy = client_privacy_of(config)
 
     def info(name: str, number: int) -> RoundInfo:
         branch = ledger.branch(name)
@@ -191,14 +190,18 @@ def replay_of(config: RunConfig, ledger: Ledger, clients: Iterable[str]) -> Repl
             seed=branch.seed,
         )
 
-    def noised_mean(updates: Sequence[ClientUpdate], trained: Adapter, info: RoundInfo) -> ClientUpdate:
-        assert privacy is not None
-        return privacy.mean(updates, trained, ledger.noise_secret(info.branch), info)
-
     aggregation = Aggregation(
         rule=rule_of(config),
         scheme=scheme_of(config),
         max_influence=config.federation.max_influence,
-        noised_mean=noised_mean if privacy else None,
+        noised_mean=_noised_mean(config, ledger),
     )
     return Replay(ledger, aggregation, info)
+
+
+def _noised_mean(config: RunConfig, ledger: Ledger) -> NoisedMean | None:
+    """Return the stage of client-level privacy, with the secret of the branch that a round is on; None without."""
+    privacy = client_privacy_of(config)
+    if privacy is None:
+        return None
+    return lambda updates, trained, info: privacy.mean(updates, trained, ledger.noise_secret(info.branch), info)

@@ -205,9 +205,8 @@ class Federation:
         }
         selected = select_clients(info.population, self.config.federation.clients_per_round, info.seed, info.round)
         asked = [client for client in selected if client not in unavailable]
-        size = self.config.train.cohort
         # Of all that were selected, whoever is there: a replay knows beforehand who fails, and the first run did not.
-        cohorts = form_cohorts(selected, self.sizes, 1 if size == "auto" else size)  # a run's config is resolved
+        cohorts = form_cohorts(selected, self.sizes, self.config.train.cohort_size)
         charged: dict[str, int] = {}
         if self.config.privacy.unit != "none":
             branch = self.ledger.branch(info.branch)

@@ -13,5 +13,3 @@ objectives = Registry(
     },
     needs=("loss", "needs", "accepts_retain", "reduction"),
 )
-get = objectives.get
-names = objectives.names

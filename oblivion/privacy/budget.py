@@ -183,9 +183,7 @@ def statement(config: RunConfig, charged: Sequence[Charged], line: Sequence[tupl
         after each, over everything that was done before it) and, for unit client, ``forgetting``; see
         `forgetting_bounds`.
     """
-    budget = budget_of(config)
-    assert budget is not None
-    epsilons = budget.trail([one.clients for one in charged])
+    epsilons = Budget(config.privacy, config.train).trail([one.clients for one in charged])
     said: dict[str, Any] = {
         "unit": config.privacy.unit,
         "noise_multiplier": config.privacy.noise_multiplier,

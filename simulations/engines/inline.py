@@ -31,5 +31,4 @@ class InlineHosts:
 
 def run(config: RunConfig, work: Callable[[Hosts], T]) -> T:
     """Run `work` with inline hosts."""
-    assert config.simulation.hosts != "auto"
-    return work(InlineHosts(config.simulation.hosts))
+    return work(InlineHosts(config.simulation.host_count))

@@ -96,8 +96,7 @@ def run(config: RunConfig, work: Callable[[Hosts], T]) -> T:
     _keep_signals()
     _kill_actors()
     _quiet()  # importing Flower sets its logger up again
-    assert config.simulation.hosts != "auto"
-    hosts = config.simulation.hosts
+    hosts = config.simulation.host_count
     stop = threading.Event()
     results: list[T] = []
     errors: list[BaseException] = []

@@ -16,8 +16,9 @@ from oblivion.aggregation.rules import aggregators
 from oblivion.aggregation.rules.fedavg import FedAvg
 from oblivion.config import load_config
 from oblivion.errors import ConfigError
-from oblivion.privacy.client_noise import ClientPrivacy, check_privacy, client_privacy_of
+from oblivion.privacy.client_noise import ClientPrivacy, client_privacy_of
 from oblivion.privacy.noise import NoiseStream, derive_key
+from oblivion.privacy.settings import check_privacy
 
 MEAN_RULES = ["fedadagrad", "fedadam", "fedavg", "fedavgm", "fedprox", "fedyogi"]
 SECRET, OTHER = bytes(range(32)), bytes(range(1, 33))

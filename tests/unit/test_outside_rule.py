@@ -13,7 +13,7 @@ from oblivion.aggregation.fit import check_scheme, check_training
 from oblivion.aggregation.rules import aggregators
 from oblivion.config import load_config
 from oblivion.errors import ConfigError
-from oblivion.privacy.client_noise import check_privacy
+from oblivion.privacy.settings import check_privacy
 
 RULES = '''
 """Rules of another package."""
