@@ -203,8 +203,8 @@ def _show_plan(plan: dict[str, Any], as_json: bool) -> None:
     say(f"{plan['label']}: guarantee {plan['guarantee']}, {plural(plan['client_steps'], 'client-step')}")
     say(f"cost: {plan['fraction']:.2f} of retraining in client-steps (tokens are counted when it is run)")
     say(f"first round with the data: {plan['from_round'] or 'none'}")
-    for touch in plan["touches"]:
-        say(f"  {touch['status']:<12} {touch['item']}: {touch['why']}")
+    for item in plan["checklist"]:
+        say(f"  {item['status']:<12} {item['item']}: {item['why']}")
     for what in plan["invalidates"]:
         say(f"  a commit erases: {what}")
 

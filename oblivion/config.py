@@ -106,6 +106,7 @@ class FederationConfig(_Section):
     clients: int = Field(8, ge=1, le=MOST_CLIENTS, strict=True)
     rounds: int = Field(10, ge=1, le=MOST_ROUNDS, strict=True)
     clients_per_round: int = Field(8, ge=1, le=MOST_CLIENTS, strict=True)
+    learning: str = "rounds"
     aggregator: str = "fedavg"
     parameters: Parameters = {}
     joins: dict[str, Annotated[int, Field(ge=1, le=MOST_ROUNDS, strict=True)]] = {}

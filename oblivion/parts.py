@@ -8,6 +8,7 @@ from oblivion.config import RunConfig
 from oblivion.data.datasets import datasets
 from oblivion.data.partitions import partitions
 from oblivion.data.templates import templates
+from oblivion.learning import learnings
 from oblivion.metrics import metrics
 from oblivion.metrics.suites import entries_of, suites
 from oblivion.objectives import objectives
@@ -15,7 +16,7 @@ from oblivion.provenance import Package, code_fingerprint, packages_of
 from oblivion.registry import Registry
 from oblivion.removal import removals
 
-REGISTRIES = (aggregators, schemes, datasets, partitions, templates, metrics, suites, objectives, removals)
+REGISTRIES = (aggregators, schemes, datasets, partitions, templates, metrics, suites, objectives, removals, learnings)
 """Every table of parts."""
 
 
@@ -26,6 +27,7 @@ def parts_of(config: RunConfig) -> list[tuple[str, str, Registry]]:
         ("data.partition", config.data.partition, partitions),
         ("data.template", config.data.template, templates),
         ("lora.scheme", config.lora.scheme, schemes),
+        ("federation.learning", config.federation.learning, learnings),
         ("federation.aggregator", config.federation.aggregator, aggregators),
         ("forget.objective", config.forget.objective, objectives),
         ("evaluate.suite", config.evaluate.suite, suites),

@@ -189,7 +189,7 @@ class ClientTask:
     excluded : tuple of str
         Sample ids that must not be trained on, because they were forgotten.
     forget : tuple of str or None
-        In unlearning, the sample ids to forget; None means all that the client has.
+        In a visit, the sample ids to forget; None means all that the client has, and an empty tuple none of them.
     correction : Adapter
         What the client adds to its gradient at every step, because the rule asks for it; empty for nothing.
     noise_key : str
@@ -206,7 +206,7 @@ class ClientTask:
     id_key: str = field(default="", repr=False)
 
 
-MessageKind: TypeAlias = Literal["train", "train.unlearn", "evaluate", "query.describe"]
+MessageKind: TypeAlias = Literal["train", "train.visit", "evaluate", "query.describe"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +216,7 @@ class HostRequest:
     Attributes
     ----------
     kind : str
-        ``train``, ``train.unlearn``, ``evaluate`` or ``query.describe``.
+        ``train``, ``train.visit``, ``evaluate`` or ``query.describe``.
     host : str
         The host that is asked.
     config : mapping
@@ -231,6 +231,8 @@ class HostRequest:
         Registered name of the local loss.
     parameters : mapping
         The objective's parameters.
+    local_epochs, learning_rate
+        Passes over the rows and learning rate of a visit; a learning round has those of the config.
     public : tuple of Sample
         The server's public rows, for anchors.
     """
@@ -243,6 +245,8 @@ class HostRequest:
     cohorts: tuple[tuple[ClientTask, ...], ...] = ()
     objective: str = "lm"
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    local_epochs: int = 1
+    learning_rate: float = 1e-3
     public: tuple[Sample, ...] = ()
 
 
@@ -255,7 +259,7 @@ class HostReply:
     host : str
         Who answers.
     updates : tuple of ClientUpdate
-        For ``train`` and ``train.unlearn``.
+        For ``train`` and ``train.visit``.
     failures : mapping of str to str
         Client id to the reason, for clients that could not be served.
     metrics : mapping

@@ -106,6 +106,8 @@ def _pack_request(request: HostRequest, state: Arrays) -> RecordDict:
         "cohorts": [[_task_values(task) for task in cohort] for cohort in request.cohorts],
         "objective": request.objective,
         "parameters": dict(request.parameters),
+        "local_epochs": request.local_epochs,
+        "learning_rate": request.learning_rate,
         "public": [dataclasses.asdict(sample) for sample in request.public],
     }
     return _records(message, arrays)
@@ -137,6 +139,8 @@ def unpack_request(records: RecordDict) -> HostRequest:
             cohorts=tuple(tuple(_task(task, arrays) for task in cohort) for cohort in message["cohorts"]),
             objective=message["objective"],
             parameters=message["parameters"],
+            local_epochs=message["local_epochs"],
+            learning_rate=message["learning_rate"],
             public=tuple(_sample(sample) for sample in message["public"]),
         )
     except _MALFORMED as error:

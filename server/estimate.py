@@ -13,7 +13,7 @@ from oblivion.data.corpus import FederatedData
 from oblivion.data.groups import asked_rows
 from oblivion.errors import OblivionError
 from oblivion.federation.fitting import unfit
-from oblivion.federation.planning import make_plan, make_request, make_situation, usable, visits
+from oblivion.federation.planning import make_context, make_plan, make_request, usable, visits
 from oblivion.learners import learner_of
 from oblivion.objectives.terms import objective_from
 from oblivion.removal.plan import in_short
@@ -48,18 +48,18 @@ def estimate(config: RunConfig, data: FederatedData) -> dict[str, Any]:
     total = learning
     if config.forget.client:
         request = make_request(data, config.forget.client, config.forget.samples)
-        situation = make_situation(config, data, request, unfit=idle)
-        plans = [make_plan(config, request, situation, method) for method in config.forget.methods]
+        context = make_context(config, data, request, unfit=idle)
+        plans = [make_plan(config, request, context, method) for method in config.forget.methods]
         oracles = config.evaluate.oracle_seeds
         rows = len(asked_rows(data.clients[request.client_id], request))
         expected["forget"] = f"{rows} of {sizes[request.client_id]} rows of {request.client_id}"
-        if situation.shared:
-            expected["forget"] += f"; others also hold {in_short(situation.shared)} of these, which no removal forgets"
+        if context.shared:
+            expected["forget"] += f"; others also hold {in_short(context.shared)} of these, which no removal forgets"
         expected["oracles"] = oracles
         expected["removals"] = [
             f"{plan.label}: guarantee {plan.guarantee}, {plan.fraction:.2f} of retraining" for plan in plans
         ]
-        total += oracles * situation.rounds_cost(1, federation.rounds)
+        total += oracles * context.rounds_cost(1, federation.rounds)
         total += sum(plan.client_steps for plan in plans)
     hosts = config.simulation.host_count
     workers = 1 if config.engine == "inline" else hosts

@@ -11,8 +11,9 @@ from oblivion.federation.commits import commit_trial, finish_commits, unfinished
 from oblivion.federation.hosts import Hosts
 from oblivion.federation.learning import Learning
 from oblivion.federation.opened import OpenRun
-from oblivion.federation.planning import make_request, plan_values
+from oblivion.federation.planning import make_request
 from oblivion.federation.trials import Trials
+from oblivion.removal.plan import plan_values
 from oblivion.report import write_report
 from oblivion.run.directory import RunDirectory
 from oblivion.run.events import Observer

@@ -18,7 +18,7 @@ from oblivion.data.requests import AUTHORS
 from oblivion.data.templates import templates
 from oblivion.errors import ConfigError, InputError, IntegrityError, PlanRefusedError, nearest
 from oblivion.federation.fitting import check_fits
-from oblivion.federation.planning import make_plan, make_request, make_situation, oracle_seeds, present
+from oblivion.federation.planning import make_context, make_plan, make_request, oracle_seeds, present
 from oblivion.federation.spending import check_learning, check_removals
 from oblivion.learners import learner_of
 from oblivion.ledger.register import EXCLUSIONS, absences
@@ -29,7 +29,7 @@ from oblivion.objectives.terms import objective_from
 from oblivion.parameters import build
 from oblivion.parts import parts_of
 from oblivion.privacy.settings import check_privacy
-from oblivion.removal.plan import Situation
+from oblivion.removal.context import PlanningContext
 from oblivion.run.directory import RunDirectory
 from oblivion.run.manifest import make_manifest
 from oblivion.training.fused import fusible
@@ -153,12 +153,12 @@ def check(
     if config.forget.client:
         left = present(data, forgotten)
         request = make_request(left, config.forget.client, config.forget.samples)
-        situation = make_situation(config, left, request)
+        context = make_context(config, left, request)
         # A refusal must not come after hours of learning.
-        plans = [make_plan(config, request, situation, method) for method in config.forget.methods]
-        check_removals(budget, config, situation.samples, list(oracle_seeds(config)), plans)
+        plans = [make_plan(config, request, context, method) for method in config.forget.methods]
+        check_removals(budget, config, context.samples, list(oracle_seeds(config)), plans)
         if config.evaluate.oracle_seeds:
-            _check_oracle(config, request, situation)
+            _check_oracle(config, request, context)
     if config.simulation.hosts == "auto":
         simulation = config.simulation.model_copy(update={"hosts": _hosts(len(data.clients))})
         config = config.model_copy(update={"simulation": simulation})
@@ -208,9 +208,9 @@ def prepare(config: RunConfig) -> tuple[RunConfig, FederatedData]:
     return config, data
 
 
-def _check_oracle(config: RunConfig, request: ForgetRequest, situation: Situation) -> None:
+def _check_oracle(config: RunConfig, request: ForgetRequest, context: PlanningContext) -> None:
     try:
-        make_plan(config, request, situation, "retrain")
+        make_plan(config, request, context, "retrain")
     except PlanRefusedError as error:
         raise PlanRefusedError(
             f"the oracle cannot be trained, so nothing could be compared with it: {error}. "

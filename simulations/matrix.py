@@ -156,7 +156,7 @@ def _measure(result: RunResult, method: str) -> dict[str, Any]:
         "exact": list(adapter) == list(oracle) and all(torch.equal(adapter[n], oracle[n]) for n in oracle),
         "guarantee": models[method]["guarantee"],
         "cost": models[method]["cost"]["fraction"],
-        "not_covered": [touch["item"] for touch in plan["touches"] if touch["status"] == "not covered"],
+        "not_covered": [item["item"] for item in plan["checklist"] if item["status"] == "not covered"],
         "forget": beside_oracle("forget_Q_A_Prob"),
         "retain": beside_oracle("retain_Q_A_Prob"),
     }

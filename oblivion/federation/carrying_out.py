@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from oblivion.federation.absence import to_replay
 from oblivion.federation.accounting import in_units
 from oblivion.federation.measure import Trained
 from oblivion.federation.opened import OpenRun
-from oblivion.federation.planning import plan_values
+from oblivion.federation.phase_runner import PhaseRunner
 from oblivion.federation.results import Results
-from oblivion.ledger.rounds import Branch, RoundRecord
-from oblivion.removal.plan import LearnPhase, RemovalPlan
+from oblivion.ledger.rounds import Branch
+from oblivion.removal.phases import run_phases
+from oblivion.removal.plan import RemovalPlan, plan_values
 from oblivion.run.directory import to_json
 from oblivion.types import ForgetRequest
 
@@ -41,34 +41,21 @@ def carry_out(opened: OpenRun, name: str, plan: RemovalPlan, request: ForgetRequ
 
 
 def _run_phases(opened: OpenRun, name: str, request: ForgetRequest, plan: RemovalPlan) -> None:
-    federation = opened.federation
-    head, replayed = federation.head(opened.head).round, records_to_replay(opened, plan.from_round)
-    first = plan.phases[0] if plan.phases else None
-    fork = first.first - 1 if isinstance(first, LearnPhase) and first.start == "restore" else head
+    federation, fork = opened.federation, plan.fork
     branch = Branch(
         name=name,
         seed=opened.config.seed,
-        rounds=plan.last_round(head),
+        rounds=plan.last_round,
         # Not always the head: a branch that has none of the rounds up to there need not be kept for them.
         parent=federation.replay.owner(opened.head, fork).name if fork else None,
         fork=fork,
         absent=opened.absent(request),
     )
     federation.begin(branch, None if fork else opened.initial)
-    for phase in plan.phases:
-        if isinstance(phase, LearnPhase):
-            run_rounds(opened, name, phase.last, replayed if phase.replay else {})
-        elif federation.head(name).round < phase.round:
-            federation.unlearn(name, request, phase, opened.data.public)
+    run_phases(plan.phases, runner(opened, plan.from_round), name, request, plan.head)
 
 
-def records_to_replay(opened: OpenRun, t_u: int) -> dict[int, RoundRecord]:
-    """The rounds of the run's head from `t_u` on that a replay goes by; see `to_replay`."""
-    return to_replay(opened.ledger.records(opened.head), t_u)
-
-
-def run_rounds(opened: OpenRun, branch: str, last: int, replayed: Mapping[int, RoundRecord]) -> None:
-    """Run the rounds of a branch up to the round `last`."""
-    federation = opened.federation
-    while federation.head(branch).round < last:
-        federation.run_round(branch, replayed.get(federation.head(branch).round + 1))
+def runner(opened: OpenRun, t_u: int) -> PhaseRunner:
+    """Return what runs the phases of a removal, or of an oracle, of data that came in at round `t_u`."""
+    replayed = to_replay(opened.ledger.records(opened.head), t_u)
+    return PhaseRunner(opened.federation, opened.head, replayed, opened.data.public)

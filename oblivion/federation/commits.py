@@ -236,7 +236,7 @@ def _evidence_beforehand(
                 "from_round": plan["from_round"],
                 "restored_round": _restored(plan),
                 "phases": plan["phases"],
-                "checklist": plan["touches"],
+                "checklist": plan["checklist"],
                 "cost": {key: models[name]["cost"].get(key) for key in _COST},
                 "rounds_checked_by_replay": replayed,
             },
@@ -296,7 +296,7 @@ def _numbers(central: Mapping[str, Any]) -> dict[str, Any]:
 
 def _restored(plan: Mapping[str, Any]) -> int | None:
     first = plan["phases"][0] if plan["phases"] else {}
-    return first["first"] - 1 if first.get("start") == "restore" else None
+    return first["round"] if first.get("kind") == "restore" else None
 
 
 def _log_proof(opened: OpenRun, removal: Record) -> dict[str, Any]:

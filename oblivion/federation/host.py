@@ -65,7 +65,7 @@ class Host:
         assert request.info is not None and request.state is not None
         data, resident = resolve(config), self._resident(config)
         objective = objective_from(request.objective, request.parameters)
-        settings = unlearning_settings(config) if request.kind == "train.unlearn" else config.train
+        settings = visit_settings(request, config) if request.kind == "train.visit" else config.train
         terms = _Terms(rule_of(config).proximal_mu, scheme_of(config).trained(request.info.round))
         private = config.privacy if config.privacy.unit == "sample" and request.kind == "train" else None
         fingerprint = run_fingerprint(config)
@@ -102,7 +102,7 @@ class Host:
         kept = [row for sample, row in own if sample not in excluded]
         own_rank = task.client_id in config.federation.ranks
         start = start_of(request.state.adapter, config.federation.ranks, task.client_id) if own_rank else None
-        if request.kind != "train.unlearn":
+        if request.kind != "train.visit" or task.forget == ():
             return LocalTask(
                 client_id=task.client_id,
                 rows={"retain": kept},
@@ -192,8 +192,8 @@ def _portions(task: ClientTask, data: FederatedData) -> list[tuple[str, list[Sam
     return [(name, own) for name, own in portions if own]
 
 
-def unlearning_settings(config: RunConfig) -> TrainConfig:
-    """Local training settings of an unlearning visit: those of ``forget`` in place of those of ``train``."""
+def visit_settings(request: HostRequest, config: RunConfig) -> TrainConfig:
+    """Return the training settings of a visit: those of the config, with the passes and the rate of the message."""
     return config.train.model_copy(
-        update={"local_epochs": config.forget.local_epochs, "learning_rate": config.forget.learning_rate}
+        update={"local_epochs": request.local_epochs, "learning_rate": request.learning_rate}
     )

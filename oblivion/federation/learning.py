@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from oblivion.config import RunConfig
 from oblivion.errors import InputError
 from oblivion.federation.fitting import beforehand
 from oblivion.federation.opened import ORIGINAL, OpenRun
+from oblivion.federation.phase_runner import PhaseRunner
 from oblivion.federation.results import Results
+from oblivion.learning import learning_from
 from oblivion.ledger.register import MAIN
 from oblivion.ledger.rounds import Branch
+from oblivion.removal.phases import Phase, run_phases
 from oblivion.training.fused import fusible
+
+
+def learning_phases(config: RunConfig, replay: bool) -> tuple[Phase, ...]:
+    """Return the phases of a whole training; with `replay`, of one that is run again without the forgotten data."""
+    return learning_from(config.federation.learning).phases(config.federation.rounds, replay)
 
 
 class Learning:
@@ -52,8 +61,7 @@ class Learning:
         if run.resident.left_out:
             layers = ", ".join(run.resident.left_out)
             run.observer.event("warning", text=f"these layers carry no adapter, see docs/models.md: {layers}")
-        while run.federation.head(MAIN).round < config.federation.rounds:
-            run.federation.run_round(MAIN)
+        run_phases(learning_phases(config, replay=False), PhaseRunner(run.federation, MAIN), MAIN, None, 0)
         self.keep_original()
         self.results.write_metrics(self.results.metrics())
 
@@ -72,7 +80,7 @@ class Learning:
             Saying how to finish it.
         """
         done, rounds, root = self._rounds_done(), self.opened.config.federation.rounds, self.opened.run.root
-        if done < rounds:
+        if self.opened.head == MAIN and done < rounds:  # a removal that was committed has ended the learning
             raise InputError(
                 f"{root} has {done} of {rounds} rounds, so there is nothing to forget yet; finish it with: "
                 f"oblivion run --resume --out {root}"

@@ -100,7 +100,7 @@ def measure_model(
             model.state, federation, client_tasks(data, request, exclusions), resident.max_length
         ),
         "cost": model.cost,
-        "touches": [asdict(touch) for touch in model.plan.touches] if model.plan else [],
+        "touches": [asdict(item) for item in model.plan.checklist] if model.plan else [],
     }
 
 

@@ -14,11 +14,14 @@ from oblivion.data.groups import asked_rows, shared_rows
 from oblivion.data.requests import select_samples
 from oblivion.errors import PlanRefusedError
 from oblivion.federation.fitting import Unfit
+from oblivion.learning import learning_from
 from oblivion.ledger.rounds import Absence, RoundRecord
 from oblivion.privacy.budget import budget_of
 from oblivion.removal import removal_from
-from oblivion.removal.plan import LearnPhase, RemovalPlan, Situation, first_asked, plan_removal
+from oblivion.removal.context import PlanningContext, first_asked, from_round
+from oblivion.removal.plan import RemovalPlan, plan_removal
 from oblivion.seeding import derive_seed
+from oblivion.selection import population, select_clients
 from oblivion.types import ForgetRequest
 from oblivion.visits import steps_per_visit
 
@@ -58,19 +61,19 @@ def visits(config: RunConfig, usable: Mapping[str, int]) -> dict[str, int]:
     return {c: steps_per_visit(rows, train.batch_size, train.local_epochs) for c, rows in usable.items()}
 
 
-def request_entry(data: FederatedData, request: ForgetRequest, situation: Situation, never: str) -> dict[str, Any]:
+def request_entry(data: FederatedData, request: ForgetRequest, context: PlanningContext, never: str) -> dict[str, Any]:
     """What ``metrics.json`` says about a request before any removal was run.
 
     Parameters
     ----------
-    data, request, situation
-        As in `make_situation`.
+    data, request, context
+        As in `make_context`.
     never : str
         Why the model learned nothing of it; empty if it did.
     """
     rows = asked_rows(data.clients[request.client_id], request)
     shared = [row.id for row in shared_rows(data, request)]
-    accepted = (record.round for record in situation.records if request.client_id in record.accepted)
+    accepted = (record.round for record in context.records if request.client_id in record.accepted)
     return {
         "id": request.id,
         "client": request.client_id,
@@ -78,22 +81,23 @@ def request_entry(data: FederatedData, request: ForgetRequest, situation: Situat
         "sample_ids": request.sample_ids,
         "rows": len(rows),
         **({"shared": shared} if shared else {}),
-        "t_u": first_asked(request, situation),
+        "t_u": first_asked(request, context),
         "first_update": next(accepted, None),
         **({"never": never} if never else {}),
         "models": {},
     }
 
 
-def make_situation(
+def make_context(
     config: RunConfig,
     data: FederatedData,
     request: ForgetRequest,
     records: Sequence[RoundRecord] = (),
     restorable: Sequence[int] | None = None,
+    stored: Mapping[int, frozenset[str]] | None = None,
     unfit: Unfit | None = None,
     rounding: str = "",
-) -> Situation:
+) -> PlanningContext:
     """What a removal may know when it plans.
 
     Parameters
@@ -108,10 +112,12 @@ def make_situation(
         The rounds that led to the head of the run; empty before it was run.
     restorable : sequence of int, optional
         The rounds whose state can be had again; before a run, those that it will keep.
+    stored : mapping of int to frozenset of str, optional
+        Round to the clients whose contribution is stored; before a run, those that it will have stored.
     unfit : mapping, optional
         See `oblivion.federation.fitting.unfit`; None where that is not known yet, so that every row counts.
     rounding : str, default ""
-        See `Situation`.
+        See `PlanningContext`.
 
     Raises
     ------
@@ -129,8 +135,8 @@ def make_situation(
     if not any(steps.values()):
         why = "the only client" + (" with rows that fit" if steps else "")
         raise PlanRefusedError(f"{request.client_id} is {why}; without it there is nothing to learn from")
-    federation = config.federation
-    return Situation(
+    federation, train = config.federation, config.train
+    context = PlanningContext(
         rounds=federation.rounds,
         head=records[-1].round if records else federation.rounds,
         records=records,
@@ -141,14 +147,43 @@ def make_situation(
         clients_per_round=federation.clients_per_round,
         joins=federation.joins,
         steps=steps,
-        unlearn_steps=steps_per_visit(forgotten, config.train.batch_size, config.forget.local_epochs),
+        usable={client: fit[client] for client in steps},
+        forgotten=forgotten,
+        batch_size=train.batch_size,
+        local_epochs=train.local_epochs,
+        learning_rate=train.learning_rate,
+        learning=learning_from(federation.learning).phases(federation.rounds, replay=True),
         shared=shared,
-        # In a simulation every client can be asked at any time.
-        available=frozenset({"target_online", "checkpoints", *(("public_data",) if data.public else ())}),
         samples={client: rows for client, rows in sizes.items() if rows},
         budget=budget_of(config),
         rounding=rounding,
+        stored=_stored(config, data) if stored is None else stored,
     )
+    return dataclasses.replace(context, available=_available(request, context, bool(data.public)))
+
+
+def _available(request: ForgetRequest, context: PlanningContext, public: bool) -> frozenset[str]:
+    """Return what of `Removal.requires` there is, for this request and by what is really kept."""
+    t_u = from_round(request, context)
+    there = {
+        "target_online": True,  # in a simulation every client can be asked at any time
+        "public_data": public,
+        "checkpoints": not t_u or any(round < t_u for round in context.restorable),
+        "updates": bool(context.stored_rounds(request.client_id)),
+        "norms": bool(context.stored_rounds(request.client_id)),  # they are kept with the updates
+    }
+    return frozenset(name for name, is_there in there.items() if is_there)
+
+
+def _stored(config: RunConfig, data: FederatedData) -> dict[int, frozenset[str]]:
+    """Return the contributions that a run will have stored at its end, if everybody answers."""
+    federation, keep = config.federation, config.ledger.retention
+    first = max(1, federation.rounds - keep + 1) if keep else 1
+    stored = {}
+    for number in range(first, federation.rounds + 1):
+        there = population(tuple(data.clients), federation.joins, number)
+        stored[number] = frozenset(select_clients(there, federation.clients_per_round, config.seed, number))
+    return stored
 
 
 def _kept(config: RunConfig) -> range | list[int]:
@@ -159,7 +194,7 @@ def _kept(config: RunConfig) -> range | list[int]:
     return [r for r in range(rounds + 1) if r > rounds - keep or r % config.ledger.checkpoint_every == 0]
 
 
-def make_plan(config: RunConfig, request: ForgetRequest, situation: Situation, method: str) -> RemovalPlan:
+def make_plan(config: RunConfig, request: ForgetRequest, context: PlanningContext, method: str) -> RemovalPlan:
     """Plan one of the scenario's removals.
 
     Raises
@@ -167,14 +202,4 @@ def make_plan(config: RunConfig, request: ForgetRequest, situation: Situation, m
     PlanRefusedError
         If it cannot be done.
     """
-    return plan_removal(removal_from(method, config.forget), method, request, situation)
-
-
-def plan_values(plan: RemovalPlan) -> dict[str, Any]:
-    """A plan as plain JSON values; every phase names its kind, and ``shared`` is left out if there are no such rows."""
-    content = dataclasses.asdict(plan)
-    if not plan.shared:
-        del content["shared"]
-    for phase, values in zip(plan.phases, content["phases"], strict=True):
-        values["kind"] = "learn" if isinstance(phase, LearnPhase) else "unlearn"
-    return content
+    return plan_removal(removal_from(method, config.forget), method, request, context)

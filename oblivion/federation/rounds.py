@@ -27,8 +27,6 @@ from oblivion.models.factors import only
 from oblivion.parts import run_fingerprint
 from oblivion.privacy.budget import charge
 from oblivion.privacy.noise import derive_key
-from oblivion.removal.local import apply_unlearning
-from oblivion.removal.plan import UnlearnPhase
 from oblivion.run.events import Observer
 from oblivion.selection import form_cohorts, select_clients, servable, without
 from oblivion.training.reach import reach
@@ -36,17 +34,15 @@ from oblivion.types import (
     Adapter,
     ClientTask,
     ClientUpdate,
-    ForgetRequest,
     GlobalState,
     HostRequest,
     RoundInfo,
-    Sample,
 )
 from oblivion.visits import steps_per_visit
 
 
 class Federation:
-    """Clients, hosts, the rule and the ledger; it runs rounds and unlearning visits on branches.
+    """Clients, hosts, the rule and the ledger; it runs rounds on branches.
 
     Parameters
     ----------
@@ -186,13 +182,14 @@ class Federation:
             halved=halved(selection.cohorts, stored, struck),
         )
         self._warn_of_skipped(stored)
-        self._commit(record, after, branch)
+        self.commit(record, after, branch)
         return record
 
     def _loss(self, stored: Sequence[ClientUpdate]) -> float:
         return mean_loss(limited(stored, self.config.federation.max_influence), self.config.federation.norm_factor)
 
-    def _commit(self, record: RoundRecord, after: RoundState, branch: Branch) -> None:
+    def commit(self, record: RoundRecord, after: RoundState, branch: Branch) -> None:
+        """End a round of a branch; the state of one that cannot be aggregated again is kept."""
         due = record.round % self.config.ledger.checkpoint_every == 0 or record.round == branch.rounds
         self.ledger.commit(record, after, keep=due or record.unlearned)
         self._heads[branch.name] = after
@@ -210,7 +207,7 @@ class Federation:
         charged: dict[str, int] = {}
         if self.config.privacy.unit != "none":
             branch = self.ledger.branch(info.branch)
-            samples = {client: max(1, self._left(branch, client)) for client in asked}
+            samples = {client: max(1, self.left(branch, client)) for client in asked}
             others = len(selected) < len(info.population)
             charged = charge(self.config.privacy.unit, samples, selected, asked, others)
         unserved = [client for client in selected if client not in self.serves]
@@ -219,13 +216,13 @@ class Federation:
         self.ledger.begin(selection)
         return selection
 
-    def _rows(self, client: str, samples: Iterable[str]) -> int:
+    def rows(self, client: str, samples: Iterable[str]) -> int:
         """How many rows some of a client's samples are."""
         return sum(self.copies.get(client, {}).get(sample, 1) for sample in samples)
 
-    def _left(self, branch: Branch, client: str) -> int:
+    def left(self, branch: Branch, client: str) -> int:
         """How many rows a client trains on: those that it described, without what was forgotten on the branch."""
-        return self.sizes[client] - self._rows(client, branch.excluded(client))
+        return self.sizes[client] - self.rows(client, branch.excluded(client))
 
     def _train(
         self, branch: Branch, selection: Selection, info: RoundInfo, head: RoundState, replayed: RoundRecord | None
@@ -242,7 +239,7 @@ class Federation:
             wanted = {i: c for i, c in enumerate(selection.cohorts) if i not in outcomes}
             tasks = self._tasks(branch, wanted, info, head)
             gate = self._gate(info, head, tasks)
-            most = {task.client_id: self._left(branch, task.client_id) for cohort in tasks.values() for task in cohort}
+            most = {task.client_id: self.left(branch, task.client_id) for cohort in tasks.values() for task in cohort}
             answers = dispatch(self.hosts, common, tasks, gate, self.sizes, self.serves, most)
             for outcome in refused_again(answers, replayed):
                 must_not[outcome.cohort] = missing(outcome, branch, replayed)
@@ -270,14 +267,15 @@ class Federation:
             rate = self.config.train.learning_rate
             of_round = only(head.rule_state, self.scheme.trained(info.round))  # a scheme keeps a state for each factor
             corrections = self.rule.corrections(of_round, clients, info, rate)
-        tasks = {c: dataclasses.replace(self._task(branch, c), correction=corrections.get(c, {})) for c in clients}
+        tasks = {c: dataclasses.replace(self.task(branch, c), correction=corrections.get(c, {})) for c in clients}
         if self.config.privacy.unit == "sample":
             secret = self.ledger.noise_secret(branch.name)  # it stays here: a visit is sent a key made from it
             keys = {c: derive_key(secret, "dp-sgd", info.round, c).hex() for c in clients}
             tasks = {c: dataclasses.replace(task, noise_key=keys[c]) for c, task in tasks.items()}
         return {i: tuple(tasks[client] for client in cohort) for i, cohort in cohorts.items()}
 
-    def _task(self, branch: Branch, client: str) -> ClientTask:
+    def task(self, branch: Branch, client: str) -> ClientTask:
+        """Return a client's part of a message: what it must not train on, and the key of its sample ids."""
         key = self.id_keys.get(client, b"").hex()
         return ClientTask(client_id=client, excluded=branch.excluded(client), id_key=key)
 
@@ -318,59 +316,3 @@ class Federation:
                 rows = f"{plural(skipped, 'row')} of {update.client_id}"
                 text = f"left out whole, because longer than the context: {rows}"
                 self.observer.event("warning", text=text, client=update.client_id, skipped=skipped)
-
-    def unlearn(self, name: str, request: ForgetRequest, phase: UnlearnPhase, public: Sequence[Sample]) -> RoundRecord:
-        """Let the target client unlearn from the branch's head and apply its update outside the rule.
-
-        The update itself is not stored: it is the data's mirror image.
-
-        Raises
-        ------
-        FederationError
-            If the client does not answer, or its update does not pass the gate.
-        """
-        since = time.monotonic()
-        branch, head, client = self.ledger.branch(name), self.head(name), request.client_id
-        info = dataclasses.replace(self.replay.info(name, phase.round), population=(client,), rounds=phase.round)
-        common = HostRequest(
-            kind="train.unlearn",
-            config=self.config.to_json(),
-            info=info,
-            state=head.state,
-            objective=phase.objective,
-            parameters=phase.parameters,
-            public=tuple(public) if phase.anchor == "public" else (),
-        )
-        self.observer.event("round_started", branch=name, round=phase.round, rounds=branch.rounds, clients=1)
-        task = dataclasses.replace(self._task(branch, client), forget=request.sample_ids)
-        # No bound from history: the update goes another way than those of learning, and phase.max_norm bounds it.
-        batch, epochs = self.config.train.batch_size, phase.local_epochs
-        gate = dataclasses.replace(
-            self.gate,
-            reference=only(self.gate.reference, self.scheme.trained(info.round)),
-            steps=lambda examples: steps_per_visit(examples, batch, epochs),
-        )
-        asked = request.sample_ids
-        most = {client: self._left(branch, client) if asked is None else self._rows(client, set(asked))}
-        for _ in range(2):  # the whole removal hangs on this one reply
-            (outcome,) = dispatch(self.hosts, common, {0: (task,)}, gate, self.sizes, self.serves, most)
-            if not outcome.failed:
-                break
-        if not outcome.updates:
-            why = {**outcome.failed, **outcome.refused}.get(client, "no update")
-            raise FederationError(f"{client} could not unlearn: {why}")
-        after = apply_unlearning(head, outcome.updates[0], phase)
-        if phase.reset_rule_state:
-            after = dataclasses.replace(after, rule_state=self.scheme.init(self.rule, after.state))
-        record = RoundRecord(
-            branch=name,
-            round=phase.round,
-            selected=(client,),
-            accepted=(client,),
-            loss=mean_loss(outcome.updates),
-            cost=cost_of(outcome.updates, head.state, 1, corrected=False, private=False),  # it is refused with privacy
-            seconds=round(time.monotonic() - since, 3),
-            unlearned=True,
-        )
-        self._commit(record, after, branch)
-        return record

@@ -11,7 +11,7 @@ from oblivion.errors import ConfigError, PlanRefusedError
 from oblivion.federation.planning import oracle_seeds
 from oblivion.ledger.store import StoredLedger
 from oblivion.privacy.budget import Budget, budget_of, expected_rounds, statement
-from oblivion.removal.plan import RemovalPlan, learning_rounds
+from oblivion.removal.plan import RemovalPlan
 
 
 def check_learning(config: RunConfig, data: FederatedData) -> Budget | None:
@@ -76,7 +76,7 @@ def check_removals(
     where = (config.privacy.unit, samples, federation.joins, federation.clients_per_round)
     seeds = oracle_seeds(config)
     wanted = [(f"the {name}", expected_rounds(*where, seeds[name], 1, federation.rounds)) for name in oracles]
-    wanted += [(plan.label, learning_rounds(plan, *where, config.seed)) for plan in plans]
+    wanted += [(plan.label, [dict(charge) for charge in plan.charges]) for plan in plans]
     for label, rounds in wanted:
         excess = budget.excess(rounds)
         if excess:

@@ -12,18 +12,20 @@ from typing import Any
 
 from oblivion.federation.absence import never_took_part, refusal
 from oblivion.federation.accounting import in_units, rounded_otherwise
-from oblivion.federation.carrying_out import carry_out, records_to_replay, run_rounds
+from oblivion.federation.carrying_out import carry_out, runner
 from oblivion.federation.fitting import nothing_fits, unfit
-from oblivion.federation.learning import Learning
+from oblivion.federation.learning import Learning, learning_phases
 from oblivion.federation.measure import Trained
 from oblivion.federation.opened import OpenRun
-from oblivion.federation.planning import make_plan, make_situation, oracle_seeds, plan_values, request_entry
+from oblivion.federation.planning import make_context, make_plan, oracle_seeds, request_entry
 from oblivion.federation.results import Results
 from oblivion.federation.spending import check_removals, spent
 from oblivion.ledger.register import Asked
 from oblivion.ledger.requests import issue
 from oblivion.ledger.rounds import Branch
-from oblivion.removal.plan import RemovalPlan, Situation, from_round, in_short
+from oblivion.removal.context import PlanningContext, from_round
+from oblivion.removal.phases import run_phases
+from oblivion.removal.plan import RemovalPlan, in_short, plan_values
 from oblivion.run.directory import to_json
 from oblivion.types import ForgetRequest
 
@@ -63,20 +65,21 @@ class Trials:
         """
         if never := self._never(request):
             raise refusal(self.opened.run.root, request, never)
-        return make_plan(self.opened.config, request, self._situation(request), method)
+        return make_plan(self.opened.config, request, self._context(request), method)
 
     def check_budget(self, request: ForgetRequest, plans: Sequence[RemovalPlan], oracles: Sequence[str] = ()) -> None:
         """Refuse removals that the privacy budget has no room for."""
         config = self.opened.config
-        left = self._situation(request).samples
+        left = self._context(request).samples
         check_removals(spent(config, self.opened.ledger), config, left, oracles, plans)
 
-    def _situation(self, request: ForgetRequest) -> Situation:
+    def _context(self, request: ForgetRequest) -> PlanningContext:
         run = self.opened
         records, restorable = run.ledger.records(run.head), run.ledger.restorable(run.head)
         rounding = rounded_otherwise(run.resident.repeats_bits, records)
         rows = unfit(run.config, run.data, request.client_id)
-        return make_situation(run.config, run.data, request, records, restorable, rows, rounding)
+        stored = run.ledger.stored(run.head)
+        return make_context(run.config, run.data, request, records, restorable, stored, rows, rounding)
 
     def _never(self, request: ForgetRequest) -> str:
         """Why nothing of the data is in the model, in words; empty where something may be."""
@@ -119,7 +122,7 @@ class Trials:
         for entry in self.results.metrics()["requests"]:
             if entry["id"] == request.id:
                 return dict(entry)
-        return request_entry(self.opened.data, request, self._situation(request), self._never(request))
+        return request_entry(self.opened.data, request, self._context(request), self._never(request))
 
     def _trial_name(self, entry: Mapping[str, Any], plan: RemovalPlan) -> str:
         """The trial of this very plan if there is one, else a new name."""
@@ -143,8 +146,9 @@ class Trials:
                 start = run.initial if index == 0 else run.resident.initial_adapter(seed)
                 oracle = Branch(name=branch, seed=seed, rounds=rounds, absent=run.absent(request), history=False)
                 federation.begin(oracle, start)
-                t_u = from_round(request, self._situation(request))
-                run_rounds(run, branch, rounds, records_to_replay(run, t_u) if index == 0 else {})
+                t_u = from_round(request, self._context(request))
+                phases = learning_phases(run.config, replay=index == 0)
+                run_phases(phases, runner(run, t_u), branch, request, 0)
                 state, cost = federation.head(branch).state, self.results.cost(branch)
                 units = in_units(cost, dataclasses.asdict(cost))
                 folder = f"adapters/{name}-{request.id}"

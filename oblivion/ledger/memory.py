@@ -99,6 +99,11 @@ class MemoryLedger:
                 return self._outcomes.get((name, round), {})
         return {}
 
+    def stored(self, branch: str) -> dict[int, frozenset[str]]:
+        """Return the clients whose contribution is stored, by round."""
+        rounds = {record.round: self.contributions(branch, record.round) for record in self.records(branch)}
+        return {round: frozenset(u.client_id for u in updates) for round, updates in rounds.items() if updates}
+
     def commit(self, record: RoundRecord, after: RoundState, keep: bool) -> None:
         """End a round."""
         self._check_next(record.branch, record.round)

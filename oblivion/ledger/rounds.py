@@ -124,7 +124,8 @@ class RoundRecord:
     seconds : float
         How long it took.
     unlearned : bool
-        Whether it was an unlearning visit of one client, whose update is not kept.
+        Whether it was a visit, whose updates are not kept, or a step of the server. Its state is kept, because it
+        cannot be aggregated again.
     halved : bool
         Whether a cohort did not fit into a host's memory as a whole, so that its updates are rounded differently.
     """
@@ -176,6 +177,10 @@ class Ledger(Protocol):
 
     def contributions(self, branch: str, round: int) -> tuple[ClientUpdate, ...]:
         """A round's contributions as they were stored, in client-id order; none where they are kept no more."""
+        ...
+
+    def stored(self, branch: str) -> Mapping[int, frozenset[str]]:
+        """Return the clients whose contribution is stored, by round of the branch's line."""
         ...
 
     def commit(self, record: RoundRecord, after: RoundState, keep: bool) -> None:

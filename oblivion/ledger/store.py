@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
+from itertools import groupby
 from typing import Any, Literal
 
 from oblivion.aggregation.gate import GateState
@@ -324,16 +325,16 @@ class StoredLedger:
             gate_state=GateState(norms=norms, trained=trained, strikes=strikes),
         )
 
+    def stored(self, branch: str) -> dict[int, frozenset[str]]:
+        """Return the clients whose contribution is stored, by round."""
+        by_round = groupby(self._on_line("contribution", branch), key=lambda record: record.round)
+        return {round: frozenset(record.client for record in records) for round, records in by_round}
+
     def restorable(self, branch: str) -> tuple[int, ...]:
         """The rounds whose state is kept or can be aggregated again."""
-        stored: dict[int, set[str]] = {}
-        for record in self._on_line("contribution", branch):
-            stored.setdefault(record.round, set()).add(record.client)
-        again = [
-            done.round
-            for done in self.records(branch)
-            if not done.unlearned and stored.get(done.round, set()) == set(done.accepted)
-        ]
+        stored = self.stored(branch)
+        done = [record for record in self.records(branch) if not record.unlearned]
+        again = [r.round for r in done if stored.get(r.round, frozenset()) == frozenset(r.accepted)]
         return reachable((record.round for record in self._on_line("state", branch)), again)
 
     def charged(self) -> tuple[Charged, ...]:

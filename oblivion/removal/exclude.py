@@ -5,17 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from oblivion.config import MOST_ROUNDS
 from oblivion.errors import plural
-from oblivion.removal.plan import (
-    LearnPhase,
-    RemovalPlan,
-    Situation,
-    Verdict,
-    checklist,
-    cost_fraction,
-    from_round,
-    invalidated,
-)
+from oblivion.removal.checklist import ADAPTER, CONTROL, RULE_STATE, UPDATES, Verdict, checklist
+from oblivion.removal.context import PlanningContext
+from oblivion.removal.phases import Rounds
+from oblivion.removal.plan import RemovalPlan
 from oblivion.types import ForgetRequest
 
 
@@ -33,33 +28,24 @@ class Exclude:
     requires: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
-        if self.recovery_rounds < 0:
-            raise ValueError(f"recovery_rounds = {self.recovery_rounds}; it must be at least 0")
+        if not 0 <= self.recovery_rounds <= MOST_ROUNDS:
+            raise ValueError(f"recovery_rounds = {self.recovery_rounds}; it must be from 0 to {MOST_ROUNDS}")
 
-    def plan(self, request: ForgetRequest, situation: Situation) -> RemovalPlan:
-        """Plan `recovery_rounds` more rounds from the head, the rule's state as it stands."""
-        first, last = situation.head + 1, situation.head + self.recovery_rounds
-        steps = situation.rounds_cost(first, last)
+    def plan(self, request: ForgetRequest, context: PlanningContext) -> RemovalPlan:
+        """Plan `recovery_rounds` more rounds from the head, with the rule's state as it stands."""
+        learned: Verdict = ("not covered", "computed from adapters that had learned the data")
+        rule: Verdict = ("not covered", "goes on with sums over the forgotten updates")
+        if context.aggregator.needs_client_state and request.whole_client:
+            rule = ("cleaned", "the client's own is dropped, and the mean is over who is left")
+        verdicts: dict[str, Verdict] = {
+            ADAPTER: ("not covered", "what was learned from the data is only trained over"),
+            RULE_STATE: rule,
+            CONTROL: learned,
+            UPDATES: learned,
+        }
         return RemovalPlan(
-            method="exclude",
             label=f"exclude + {plural(self.recovery_rounds, 'round')}",
             guarantee="none",
-            from_round=from_round(request, situation),
-            phases=(LearnPhase(start="continue", first=first, last=last),),
-            touches=checklist(
-                situation,
-                adapter=("not covered", "what was learned from the data is only trained over"),
-                rule_state=_rule_state(request, situation),
-                control=("not covered", "computed from adapters that had learned the data"),
-                updates=("not covered", "computed from adapters that had learned the data"),
-            ),
-            client_steps=steps,
-            fraction=cost_fraction(steps, situation),
-            invalidates=invalidated(from_round(request, situation), situation),
+            phases=(Rounds(rounds=self.recovery_rounds),) if self.recovery_rounds else (),
+            checklist=checklist(context, verdicts),
         )
-
-
-def _rule_state(request: ForgetRequest, situation: Situation) -> Verdict:
-    if situation.aggregator.needs_client_state and request.whole_client:
-        return "cleaned", "the client's own is dropped, and the mean is over who is left"
-    return "not covered", "goes on with sums over the forgotten updates"

@@ -10,25 +10,20 @@ data repair what was hurt. The scheme is that of the client-side methods surveye
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from oblivion.aggregation.gate import update_norm
-from oblivion.aggregation.round import RoundState
+from oblivion.config import MOST_ROUNDS
 from oblivion.errors import ConfigError, PlanRefusedError, plural
 from oblivion.objectives.terms import objective_from
-from oblivion.removal.plan import (
-    LearnPhase,
-    Phase,
-    RemovalPlan,
-    Situation,
-    UnlearnPhase,
-    checklist,
-    cost_fraction,
-    from_round,
-    invalidated,
-)
-from oblivion.types import ClientUpdate, ForgetRequest
+from oblivion.removal.checklist import ADAPTER, CONTROL, RULE_STATE, UPDATES, Verdict, checklist
+from oblivion.removal.combinations import Add
+from oblivion.removal.context import PlanningContext
+from oblivion.removal.phases import Phase, Rounds, Visit
+from oblivion.removal.plan import RemovalPlan
+from oblivion.types import ForgetRequest
+
+_EPOCHS, _SCALE, _NORM, _RATE = 10_000, 1e6, 1e12, 1e3
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,16 @@ class Local:
     recovery_rounds: int = 2
     requires: ClassVar[frozenset[str]] = frozenset({"target_online"})
 
-    def plan(self, request: ForgetRequest, situation: Situation) -> RemovalPlan:
+    def __post_init__(self) -> None:
+        check_range("scale", self.scale, _SCALE)
+        check_range("max_norm", self.max_norm, _NORM)
+        check_range("learning_rate", self.learning_rate, _RATE)
+        if not 1 <= self.local_epochs <= _EPOCHS:
+            raise ValueError(f"local_epochs = {self.local_epochs}; it must be from 1 to {_EPOCHS}")
+        if not 0 <= self.recovery_rounds <= MOST_ROUNDS:
+            raise ValueError(f"recovery_rounds = {self.recovery_rounds}; it must be from 0 to {MOST_ROUNDS}")
+
+    def plan(self, request: ForgetRequest, context: PlanningContext) -> RemovalPlan:
         """Plan one unlearning visit and the recovery rounds.
 
         Raises
@@ -71,53 +75,41 @@ class Local:
             If the objective needs rows to keep and there are none: a client that leaves altogether keeps none of
             its own, so they can only be the server's public rows.
         """
-        anchor, parameters = self._anchor(request, situation)
-        round = situation.head + 1
-        phases: tuple[Phase, ...] = (
-            UnlearnPhase(
-                round=round,
-                objective=self.objective,
-                parameters=parameters,
-                scale=self.scale,
-                max_norm=self.max_norm,
-                local_epochs=self.local_epochs,
-                learning_rate=self.learning_rate,
-                anchor=anchor,
-            ),
+        anchor, parameters = self._anchor(request, context)
+        visit = Visit(
+            clients=(request.client_id,),
+            objective=self.objective,
+            parameters=parameters,
+            local_epochs=self.local_epochs,
+            learning_rate=self.learning_rate,
+            combine=Add(scale=self.scale, max_norm=self.max_norm),
+            anchor=anchor,
         )
-        if self.recovery_rounds:
-            last = round + self.recovery_rounds
-            phases += (LearnPhase(start="continue", first=round + 1, last=last),)
-        steps = situation.unlearn_steps + situation.rounds_cost(round + 1, round + self.recovery_rounds)
+        recovery: tuple[Phase, ...] = (Rounds(rounds=self.recovery_rounds),) if self.recovery_rounds else ()
+        verdicts: dict[str, Verdict] = {
+            ADAPTER: ("cleaned", "moved by the client's own unlearning update; how far is measured, not proven"),
+            RULE_STATE: ("cleaned", "begins anew after the unlearning update"),
+            CONTROL: ("cleaned", "begin anew after the unlearning update"),
+            UPDATES: ("not covered", "computed from adapters that had learned the data"),
+        }
         return RemovalPlan(
-            method="local",
             label=f"local {self.objective} + {plural(self.recovery_rounds, 'round')}",
             guarantee="approximate",
-            from_round=from_round(request, situation),
-            phases=phases,
-            touches=checklist(
-                situation,
-                adapter=("cleaned", "moved by the client's own unlearning update; how far is measured, not proven"),
-                rule_state=("cleaned", "begins anew after the unlearning update"),
-                control=("cleaned", "begin anew after the unlearning update"),
-                updates=("not covered", "computed from adapters that had learned the data"),
-            ),
-            client_steps=steps,
-            fraction=cost_fraction(steps, situation),
-            invalidates=invalidated(from_round(request, situation), situation),
+            phases=(visit, *recovery),
+            checklist=checklist(context, verdicts),
         )
 
     def _anchor(
-        self, request: ForgetRequest, situation: Situation
+        self, request: ForgetRequest, context: PlanningContext
     ) -> tuple[Literal["public", "retained", "none"], dict[str, Any]]:
         if self.objective == "lm":
-            raise ConfigError("forget.objective = 'lm' is the learning objective; choose one that unlearns")
+            raise ConfigError("'lm' is the learning objective; choose one that unlearns")
         objective = objective_from(self.objective, self.parameters)
         if not objective.accepts_retain:
             return "none", dict(self.parameters)
         if not request.whole_client:
             return "retained", dict(self.parameters)
-        if "public_data" in situation.available:
+        if "public_data" in context.available:
             return "public", {"retain_loss": "kl", **self.parameters}
         if "retain" in objective.needs:
             raise PlanRefusedError(
@@ -127,15 +119,7 @@ class Local:
         return "none", dict(self.parameters)
 
 
-def apply_unlearning(head: RoundState, update: ClientUpdate, phase: UnlearnPhase) -> RoundState:
-    """``global + scale * update``, the update first scaled down to `max_norm`; no rule state is touched."""
-    import torch
-
-    norm = update_norm(update.delta)
-    factor = phase.scale * min(1.0, phase.max_norm / norm) if norm > 0 else 0.0
-    moved = {
-        name: (head.state.adapter[name].to(torch.float64) + factor * delta.to(torch.float64)).to(torch.float32)
-        for name, delta in update.delta.items()
-    }
-    adapter = {name: moved.get(name, tensor) for name, tensor in head.state.adapter.items()}
-    return replace(head, round=phase.round, state=replace(head.state, adapter=adapter))
+def check_range(name: str, value: float, most: float) -> None:
+    """Refuse a number that is not above 0 and at most `most`."""
+    if not 0 < value <= most:
+        raise ValueError(f"{name} = {value}; it must be above 0 and at most {most:g}")

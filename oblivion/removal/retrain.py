@@ -9,16 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from oblivion.removal.plan import (
-    LearnPhase,
-    RemovalPlan,
-    Situation,
-    Verdict,
-    checklist,
-    cost_fraction,
-    from_round,
-    invalidated,
-)
+from oblivion.removal.checklist import MODEL, Verdict, checklist
+from oblivion.removal.context import PlanningContext
+from oblivion.removal.phases import Restore
+from oblivion.removal.plan import RemovalPlan
 from oblivion.types import ForgetRequest
 
 
@@ -28,18 +22,12 @@ class Retrain:
 
     requires: ClassVar[frozenset[str]] = frozenset()
 
-    def plan(self, request: ForgetRequest, situation: Situation) -> RemovalPlan:
+    def plan(self, request: ForgetRequest, context: PlanningContext) -> RemovalPlan:
         """Plan all rounds again."""
-        steps = situation.rounds_cost(1, situation.rounds)
         again: Verdict = ("cleaned", "computed again without the forgotten data")
         return RemovalPlan(
-            method="retrain",
             label="retrain",
             guarantee="exact",
-            from_round=from_round(request, situation),
-            phases=(LearnPhase(start="restore", first=1, last=situation.rounds, replay=True),),
-            touches=checklist(situation, adapter=again, rule_state=again, control=again, updates=again),
-            client_steps=steps,
-            fraction=cost_fraction(steps, situation),
-            invalidates=invalidated(from_round(request, situation), situation),
+            phases=(Restore(0), *context.learning),
+            checklist=checklist(context, dict.fromkeys(MODEL, again)),
         )

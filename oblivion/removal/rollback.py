@@ -15,17 +15,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from oblivion.removal.plan import (
-    LearnPhase,
-    Phase,
-    RemovalPlan,
-    Situation,
-    Verdict,
-    checklist,
-    cost_fraction,
-    from_round,
-    invalidated,
-)
+from oblivion.removal.checklist import MODEL, Verdict, checklist
+from oblivion.removal.context import PlanningContext, from_round
+from oblivion.removal.phases import Phase, Restore, Rounds
+from oblivion.removal.plan import RemovalPlan
 from oblivion.types import ForgetRequest
 
 
@@ -35,29 +28,15 @@ class Rollback:
 
     requires: ClassVar[frozenset[str]] = frozenset({"checkpoints"})
 
-    def plan(self, request: ForgetRequest, situation: Situation) -> RemovalPlan:
+    def plan(self, request: ForgetRequest, context: PlanningContext) -> RemovalPlan:
         """Plan every round from t_u on; nothing where the client has no part in any."""
-        t_u = from_round(request, situation)
+        t_u = from_round(request, context)
         phases: tuple[Phase, ...] = ()
-        steps = 0
+        verdict: Verdict = ("unaffected", "the client was never selected")
         if t_u:
-            first = max(round for round in situation.restorable if round < t_u) + 1
-            last = situation.rounds if t_u <= situation.rounds else situation.head
-            phases = (LearnPhase(start="restore", first=first, last=last, replay=True),)
-            steps = situation.rounds_cost(first, last)
-        verdict: Verdict = (
-            ("cleaned", "restored from before the data and computed again without it")
-            if t_u
-            else ("unaffected", "the client was never selected")
-        )
-        return RemovalPlan(
-            method="rollback",
-            label="rollback",
-            guarantee="exact",
-            from_round=t_u,
-            phases=phases,
-            touches=checklist(situation, adapter=verdict, rule_state=verdict, control=verdict, updates=verdict),
-            client_steps=steps,
-            fraction=cost_fraction(steps, situation),
-            invalidates=invalidated(t_u, situation),
-        )
+            fork = max(round for round in context.restorable if round < t_u)
+            last = context.rounds if t_u <= context.rounds else context.head
+            phases = (Restore(fork), Rounds(rounds=last - fork, replay=True))
+            verdict = ("cleaned", "restored from before the data and computed again without it")
+        verdicts = dict.fromkeys(MODEL, verdict)
+        return RemovalPlan(label="rollback", guarantee="exact", phases=phases, checklist=checklist(context, verdicts))

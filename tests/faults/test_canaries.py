@@ -350,7 +350,7 @@ def test_a_client_that_was_forgotten(
         "the trial's states": tape.state(local, 0, last),
         "the trial's updates": tape.update(local, 0, own=False),
     }
-    mirror = tape.update(local, 0, own=True, kind="train.unlearn")
+    mirror = tape.update(local, 0, own=True, kind="train.visit")
     assert [len(deltas) for deltas in planting.values()] == [2, 2, 3, last - ROUNDS, 3] and len(mirror) == 1
 
     # Before: each of them is in a blob, under its key, the last state raw in the adapter. The unlearning update alone

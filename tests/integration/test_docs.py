@@ -33,7 +33,8 @@ from oblivion.metrics import metrics
 from oblivion.metrics.suites import suites
 from oblivion.objectives import objectives
 from oblivion.removal import removals
-from oblivion.removal.plan import Situation, plan_removal
+from oblivion.removal.context import PlanningContext
+from oblivion.removal.plan import plan_removal
 from oblivion.removal.retrain import Retrain
 from oblivion.run.scenarios import scenario_path
 from oblivion.types import ForgetRequest
@@ -244,12 +245,12 @@ def test_the_checklist_is_described() -> None:
     from oblivion.aggregation.rules.fedavg import FedAvg
     from oblivion.aggregation.schemes.fedit import FedIT
 
-    situation = Situation(
+    context = PlanningContext(
         rounds=1, head=1, aggregator=FedAvg(), scheme=FedIT(), seed=0, clients_per_round=1, shared=("row",)
     )
-    plan = plan_removal(Retrain(), "retrain", ForgetRequest(id="r", client_id="c"), situation)
+    plan = plan_removal(Retrain(), "retrain", ForgetRequest(id="r", client_id="c"), context)
     items = {row[0] for row in table("forgetting.md", "item")}
-    assert items == {touch.item for touch in plan.touches}
+    assert items == {one.item for one in plan.checklist}
 
 
 def test_entry_point_groups() -> None:

@@ -292,7 +292,7 @@ class TestBudget:
 def test_the_checklist_names_what_the_clients_that_stay_spend(private: Private) -> None:
     unit, result, _ = private
     plan = json.loads((result.directory / "forgets" / model_of(result, "rollback").model / "plan.json").read_text())
-    (touch,) = [touch for touch in plan["touches"] if touch["item"] == "privacy budget"]
+    (touch,) = [item for item in plan["checklist"] if item["item"] == "privacy budget"]
     assert touch["status"] == "unaffected" and "2 more rounds" in touch["why"]
     if unit == "client":
         assert f"epsilon {gaussian_epsilon(math.sqrt(2) / 2, 1e-5):.3g}" in touch["why"]

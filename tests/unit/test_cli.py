@@ -201,9 +201,9 @@ def test_a_plan_runs_nothing(run: Path) -> None:
     text = good("forget", run, "--client", "client-1", "--method", "local", "--plan")
     assert files(run) == before
     assert plan["method"] == "local" and plan["guarantee"] == "approximate"
-    assert [phase["kind"] for phase in plan["phases"]] == ["unlearn", "learn"]
+    assert [phase["kind"] for phase in plan["phases"]] == ["visit", "rounds"]
     assert "guarantee approximate" in text
-    for touch in plan["touches"]:
+    for touch in plan["checklist"]:
         assert touch["item"] in text and touch["status"] in text
 
 

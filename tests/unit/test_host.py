@@ -17,7 +17,7 @@ from oblivion.config import RunConfig, load_config
 from oblivion.data.federation import resolve
 from oblivion.errors import ConfigError
 from oblivion.federation import host as host_module
-from oblivion.federation.host import Host, unlearning_settings
+from oblivion.federation.host import Host, visit_settings
 from oblivion.learners import learner_of
 from oblivion.provenance import code_fingerprint
 from oblivion.training.local import LocalTask
@@ -155,7 +155,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[LocalTask]:
 
 
 def ask_to_unlearn(config: RunConfig, task: ClientTask, objective: str = "npo", **changes: Any) -> HostReply:
-    return Host().answer(request(config, task, kind="train.unlearn", objective=objective, **changes))
+    return Host().answer(request(config, task, kind="train.visit", objective=objective, local_epochs=2, **changes))
 
 
 def test_samples_are_unlearned_beside_the_clients_own_other_rows(config: RunConfig, seen: list[LocalTask]) -> None:
@@ -208,8 +208,9 @@ def test_samples_that_are_all_too_long_cannot_be_unlearned(config: RunConfig) ->
 
 
 def test_unlearning_has_settings_of_its_own(config: RunConfig) -> None:
-    settings = unlearning_settings(config)
-    assert settings.local_epochs == 2 and settings.learning_rate == config.forget.learning_rate
+    message = HostRequest(kind="train.visit", config={}, local_epochs=2, learning_rate=0.5)
+    settings = visit_settings(message, config)
+    assert settings.local_epochs == 2 and settings.learning_rate == 0.5
     unchanged = {"local_epochs": 1, "learning_rate": config.train.learning_rate}
     assert settings.model_copy(update=unchanged) == config.train
 

@@ -15,13 +15,15 @@ from oblivion.aggregation.round import RoundState
 from oblivion.config import RunConfig, load_config
 from oblivion.errors import FederationError, IntegrityError
 from oblivion.federation.absence import to_replay
+from oblivion.federation.history import History
+from oblivion.federation.phase_runner import PhaseRunner
 from oblivion.federation.rounds import Federation
 from oblivion.ledger.memory import MemoryLedger
 from oblivion.ledger.rounds import Absence, Branch, CohortOutcome, RoundRecord
 from oblivion.privacy.noise import derive_key
 from oblivion.provenance import code_fingerprint
-from oblivion.removal.local import apply_unlearning
-from oblivion.removal.plan import UnlearnPhase
+from oblivion.removal.combinations import Add
+from oblivion.removal.phases import Visit
 from oblivion.run.events import Event, Observer
 from oblivion.seeding import torch_generator
 from oblivion.types import (
@@ -343,16 +345,22 @@ def test_a_replayed_round_with_nobody_left_changes_nothing() -> None:
     assert bits(made) == before and made.head("main").round == 1
 
 
-PHASE = UnlearnPhase(
-    round=1,
+VISIT = Visit(
+    clients=("b",),
     objective="npo",
     parameters={"beta": 0.5},
-    scale=0.5,
-    max_norm=2.0,
+    combine=Add(scale=0.5, max_norm=2.0),
     local_epochs=4,
     learning_rate=1e-3,
-    anchor="none",
 )
+
+
+def unlearn(
+    made: Federation, request: ForgetRequest, visit: Visit = VISIT, public: Sequence[Sample] = ()
+) -> RoundRecord:
+    """Run a visit on the main branch, and return its record."""
+    PhaseRunner(made, "main", public=public).visit("main", request, visit)
+    return made.ledger.records("main")[-1]
 
 
 def test_unlearning_is_clipped_scaled_and_bypasses_the_rule() -> None:
@@ -365,15 +373,22 @@ def test_unlearning_is_clipped_scaled_and_bypasses_the_rule() -> None:
         rule_state=rule_state,
         gate_state=GateState(norms=((("a", 1.0),),)),
     )
-    after = apply_unlearning(head, update, PHASE)
+    made, _, _ = federation(FakeHosts())
+    history = History(made.replay, "main")
+    after = Add(scale=0.5, max_norm=2.0).combine(head, [update], history)
     torch.testing.assert_close(after.state.adapter["x"], torch.tensor([1.6, 1.8]))
-    assert after.rule_state is rule_state and after.gate_state is head.gate_state and after.round == 1
+    assert after.rule_state is rule_state and after.gate_state is head.gate_state
     assert head.state.adapter["x"].tolist() == [1.0, 1.0]
     # below the bound nothing is cut: 0.5 * (3, 4) = (1.5, 2)
-    free = apply_unlearning(head, update, dataclasses.replace(PHASE, max_norm=10.0))
+    free = Add(scale=0.5, max_norm=10.0).combine(head, [update], history)
     torch.testing.assert_close(free.state.adapter["x"], torch.tensor([2.5, 3.0]))
     still = dataclasses.replace(update, delta={"x": torch.zeros(2)})
-    assert apply_unlearning(head, still, PHASE).state.adapter["x"].tolist() == [1.0, 1.0]
+    assert Add().combine(head, [still], history).state.adapter["x"].tolist() == [1.0, 1.0]
+    # of two clients, 1 and 3 examples: (3, 4) / 4 + 3 * (1, 0) / 4 = (1.5, 1)
+    other = ClientUpdate(client_id="b", round=1, delta={"x": torch.tensor([1.0, 0.0])}, num_examples=3, steps=1)
+    torch.testing.assert_close(
+        Add().combine(head, [update, other], history).state.adapter["x"], torch.tensor([2.5, 2.0])
+    )
 
 
 @pytest.mark.parametrize("reset", [True, False])
@@ -383,7 +398,7 @@ def test_unlearning_visit_under_fedadam(reset: bool) -> None:
     made.run_round("main")
     before = made.head("main")
     request = ForgetRequest(id="r", client_id="b", sample_ids=("s1",))
-    record = made.unlearn("main", request, dataclasses.replace(PHASE, round=2, reset_rule_state=reset), ())
+    record = unlearn(made, request, dataclasses.replace(VISIT, reset_rule_state=reset))
     after = made.head("main")
     if reset:  # its moments hold the client
         anew = made.rule.init(after.state)
@@ -397,7 +412,7 @@ def test_unlearning_visit_under_fedadam(reset: bool) -> None:
     assert record.selected == record.accepted == ("b",) and record.cost.client_steps == 4 and after.round == 2
     assert record.unlearned and ledger.contributions("main", 2) == (), "the update is the data's mirror image"
     asked = hosts.asked[-1]
-    assert (asked.kind, asked.objective, asked.parameters) == ("train.unlearn", "npo", {"beta": 0.5})
+    assert (asked.kind, asked.objective, asked.parameters) == ("train.visit", "npo", {"beta": 0.5})
     assert asked.cohorts == ((ClientTask(client_id="b", forget=("s1",)),),) and asked.public == ()
     assert asked.state is not None and asked.state.adapter is before.state.adapter
 
@@ -406,15 +421,15 @@ def test_an_unlearning_visit_that_fails_once_is_asked_for_again() -> None:
     hosts = FakeHosts()
     made, _, _ = federation(hosts)
     hosts.fails_once = {"b"}
-    assert made.unlearn("main", ForgetRequest(id="r", client_id="b"), PHASE, ()).accepted == ("b",)
-    assert [r.kind for r in hosts.asked] == ["query.describe", "train.unlearn", "train.unlearn"]
+    assert unlearn(made, ForgetRequest(id="r", client_id="b")).accepted == ("b",)
+    assert [r.kind for r in hosts.asked] == ["query.describe", "train.visit", "train.visit"]
 
 
 def test_an_unlearning_visit_leaves_out_what_was_forgotten_before() -> None:
     hosts = FakeHosts()
     branch = dataclasses.replace(MAIN, absent=(Absence(client="b", samples=("old",)),))
     made, _, _ = federation(hosts, branch=branch)
-    made.unlearn("main", ForgetRequest(id="r", client_id="b", sample_ids=("s1",)), PHASE, ())
+    unlearn(made, ForgetRequest(id="r", client_id="b", sample_ids=("s1",)))
     assert hosts.asked[-1].cohorts == ((ClientTask(client_id="b", excluded=("old",), forget=("s1",)),),)
 
 
@@ -423,8 +438,8 @@ def test_public_rows_travel_only_as_an_anchor() -> None:
     for anchor, sent in (("public", rows), ("retained", ()), ("none", ())):
         hosts = FakeHosts()
         made, _, _ = federation(hosts)
-        phase = dataclasses.replace(PHASE, anchor=anchor)
-        made.unlearn("main", ForgetRequest(id="r", client_id="b"), phase, rows)
+        phase = dataclasses.replace(VISIT, anchor=anchor)
+        unlearn(made, ForgetRequest(id="r", client_id="b"), phase, rows)
         assert hosts.asked[-1].public == sent
 
 
@@ -433,13 +448,13 @@ def test_unlearning_that_fails_changes_nothing() -> None:
     made, ledger, _ = federation(hosts)
     hosts.changes["b"] = lambda update: None
     with pytest.raises(FederationError, match="b could not unlearn: it crashed"):
-        made.unlearn("main", ForgetRequest(id="r", client_id="b"), PHASE, ())
+        unlearn(made, ForgetRequest(id="r", client_id="b"))
     hosts.changes["b"] = lambda update: dataclasses.replace(update, fingerprint="old")
     with pytest.raises(FederationError, match="b could not unlearn: it was made by other code"):
-        made.unlearn("main", ForgetRequest(id="r", client_id="b"), PHASE, ())
+        unlearn(made, ForgetRequest(id="r", client_id="b"))
     hosts.silent = {"host-0"}
     with pytest.raises(FederationError, match="b could not unlearn: no reply from its host"):
-        made.unlearn("main", ForgetRequest(id="r", client_id="b"), PHASE, ())
+        unlearn(made, ForgetRequest(id="r", client_id="b"))
     assert made.head("main").round == 0 and ledger.records("main") == ()
 
 

@@ -42,7 +42,9 @@ def tensors(seed: int) -> dict[str, torch.Tensor]:
 
 
 REQUEST = HostRequest(
-    kind="train.unlearn",
+    kind="train.visit",
+    local_epochs=3,
+    learning_rate=2e-4,
     host="17",
     config=load_config(None, {"federation.joins": {"client-1": 2}, "lora.targets": ["q_proj"]}).to_json(),
     info=RoundInfo(branch="main", round=2, rounds=9, population=("a", "b"), seed=2**62 + 1),

@@ -1,0 +1,201 @@
+"""What phases have done by a federation: ordinary rounds, visits of chosen clients, and steps of the server."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+
+from oblivion.aggregation.gate import Gate
+from oblivion.aggregation.round import RoundState
+from oblivion.errors import FederationError
+from oblivion.federation.accounting import cost_of, mean_loss
+from oblivion.federation.asking import dispatch
+from oblivion.federation.history import History
+from oblivion.federation.rounds import Federation
+from oblivion.ledger.rounds import Branch, CohortOutcome, RoundRecord
+from oblivion.models.factors import only
+from oblivion.removal.history import LedgerReader
+from oblivion.removal.phases import ServerStep, Visit
+from oblivion.selection import form_cohorts
+from oblivion.training.batches import NO_ROWS
+from oblivion.types import Adapter, ClientTask, ForgetRequest, HostRequest, Sample
+from oblivion.visits import steps_per_visit
+
+
+class PhaseRunner:
+    """Runs the phases of one plan by a federation; an `oblivion.removal.phases.Runner`.
+
+    Parameters
+    ----------
+    federation : Federation
+        The clients, the rule and the ledger.
+    history : str
+        The branch whose rounds are corrected: steps of the server read it.
+    replayed : mapping of int to RoundRecord, optional
+        The rounds that are run again, by number: who was unavailable then stays out.
+    public : sequence of Sample, optional
+        The server's own rows, for anchors.
+    """
+
+    def __init__(
+        self,
+        federation: Federation,
+        history: str,
+        replayed: Mapping[int, RoundRecord] | None = None,
+        public: Sequence[Sample] = (),
+    ) -> None:
+        self.federation = federation
+        self.history = History(federation.replay, history)
+        self.replayed = replayed or {}
+        self.public = public
+
+    def head(self, branch: str) -> RoundState:
+        """Return the state after the branch's last committed round."""
+        return self.federation.head(branch)
+
+    def line(self, branch: str) -> LedgerReader:
+        """Return a reader of the branch itself and of the rounds that led to it."""
+        return History(self.federation.replay, branch)
+
+    def learn(self, branch: str, replay: bool) -> None:
+        """Run an ordinary round; with `replay`, as the round of this number once was."""
+        number = self.head(branch).round + 1
+        self.federation.run_round(branch, self.replayed.get(number) if replay else None)
+
+    def visit(self, branch: str, request: ForgetRequest | None, visit: Visit) -> None:
+        """Have the clients of a visit train, and combine their updates outside the rule.
+
+        The updates are not stored.
+
+        Raises
+        ------
+        FederationError
+            If a client does not answer, or its update does not pass the gate.
+        """
+        since, federation = time.monotonic(), self.federation
+        found, head = federation.ledger.branch(branch), federation.head(branch)
+        number = head.round + 1
+        info = dataclasses.replace(federation.replay.info(branch, number), population=visit.clients, rounds=number)
+        common = HostRequest(
+            kind="train.visit",
+            config=federation.config.to_json(),
+            info=info,
+            state=head.state,
+            objective=visit.objective,
+            parameters=visit.parameters,
+            local_epochs=visit.local_epochs,
+            learning_rate=visit.learning_rate,
+            public=tuple(self.public) if visit.anchor == "public" else (),
+        )
+        count = len(visit.clients)
+        federation.observer.event("round_started", branch=branch, round=number, rounds=found.rounds, clients=count)
+        outcomes = self._ask(found, request, visit, common)
+        updates = sorted((u for outcome in outcomes for u in outcome.updates), key=lambda update: update.client_id)
+        after = dataclasses.replace(visit.combine.combine(head, updates, self.history), round=number)
+        self._check(head, after, f"the combination '{visit.combine.name}'")
+        if visit.reset_rule_state:
+            after = self._anew(after)
+        record = RoundRecord(
+            branch=branch,
+            round=number,
+            selected=visit.clients,
+            accepted=tuple(update.client_id for update in updates),
+            failed={client: why for outcome in outcomes for client, why in outcome.failed.items()},
+            loss=mean_loss(updates),
+            cost=cost_of(updates, head.state, count, corrected=False, private=False),  # it is refused with privacy
+            seconds=round(time.monotonic() - since, 3),
+            unlearned=True,
+        )
+        federation.commit(record, after, found)
+
+    def serve(self, branch: str, step: ServerStep) -> None:
+        """Apply a step of the server to the state.
+
+        Raises
+        ------
+        FederationError
+            If what it gives is no adapter of this run, or is not finite.
+        """
+        since, federation = time.monotonic(), self.federation
+        found, head = federation.ledger.branch(branch), federation.head(branch)
+        number = head.round + 1
+        federation.observer.event("round_started", branch=branch, round=number, rounds=found.rounds, clients=0)
+        after = dataclasses.replace(step.function(head, self.history), round=number)
+        self._check(head, after, f"the step '{step.name}'")
+        if step.reset_rule_state:
+            after = self._anew(after)
+        seconds = round(time.monotonic() - since, 3)
+        record = RoundRecord(branch=branch, round=number, selected=(), accepted=(), seconds=seconds, unlearned=True)
+        federation.commit(record, after, found)
+
+    def _anew(self, after: RoundState) -> RoundState:
+        federation = self.federation
+        return dataclasses.replace(after, rule_state=federation.scheme.init(federation.rule, after.state))
+
+    def _ask(
+        self, branch: Branch, request: ForgetRequest | None, visit: Visit, common: HostRequest
+    ) -> list[CohortOutcome]:
+        """Ask the clients of a visit, those that fail once more: the whole removal hangs on their replies.
+
+        Of several clients, one without rows that forgot some since may be left out.
+        """
+        assert common.info is not None
+        federation, info = self.federation, common.info
+        if visit.rows == "own":
+            tasks = {c: dataclasses.replace(federation.task(branch, c), forget=()) for c in visit.clients}
+            most = {client: federation.left(branch, client) for client in visit.clients}
+        else:
+            assert request is not None
+            asked = request.sample_ids
+            tasks = {c: dataclasses.replace(federation.task(branch, c), forget=asked) for c in visit.clients}
+            left = {c: federation.left(branch, c) for c in visit.clients}
+            most = left if asked is None else {c: federation.rows(c, set(asked)) for c in visit.clients}
+        size = federation.config.train.cohort
+        cohorts = form_cohorts(visit.clients, federation.sizes, 1 if size == "auto" else size)
+        waiting = {index: tuple(tasks[client] for client in cohort) for index, cohort in enumerate(cohorts)}
+        done: dict[int, CohortOutcome] = {}
+        for _ in range(2):
+            gate = self._gate(visit, info.round)
+            answers = dispatch(federation.hosts, common, waiting, gate, federation.sizes, federation.serves, most)
+            for outcome in answers:
+                done[outcome.cohort] = outcome
+            waiting = {i: cohort for i, cohort in waiting.items() if self._lacks(done[i], branch, cohort)}
+            waiting = {i: cohort for i, cohort in waiting.items() if done[i].failed}
+            if not waiting:
+                break
+        lacking = {c: why for i in done for c, why in self._lacks(done[i], branch, tuple(tasks.values())).items()}
+        if lacking:
+            client, why = min(lacking.items())
+            verb = "unlearn" if visit.rows == "forget" else "train"
+            raise FederationError(f"{client} could not {verb}: {why}")
+        return [outcome for _, outcome in sorted(done.items())]
+
+    def _lacks(self, outcome: CohortOutcome, branch: Branch, asked: Sequence[ClientTask]) -> dict[str, str]:
+        """Return the clients of a cohort whose update is missing and has to be there, each with the reason."""
+        lost = {**outcome.failed, **outcome.refused}
+        return {c: w for c, w in lost.items() if not (len(asked) > 1 and w == NO_ROWS and branch.excluded(c))}
+
+    def _gate(self, visit: Visit, number: int) -> Gate:
+        """Return the gate of a visit. History gives no bound: an unlearning update goes another way than learning."""
+        federation = self.federation
+        batch, epochs = federation.config.train.batch_size, visit.local_epochs
+        return dataclasses.replace(
+            federation.gate,
+            reference=only(federation.gate.reference, federation.scheme.trained(number)),
+            steps=lambda examples: steps_per_visit(examples, batch, epochs),
+        )
+
+    def _check(self, before: RoundState, after: RoundState, what: str) -> None:
+        """Refuse a state that is none of this run: removals from other packages make states, too."""
+        if not _alike(before.state.adapter, after.state.adapter):
+            raise FederationError(f"{what} gives an adapter with other names or shapes than the run's")
+        tensors = (*after.state.adapter.values(), *after.state.residual.values())
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+            raise FederationError(f"{what} gives numbers that are not finite; smaller settings may help")
+
+
+def _alike(one: Adapter, other: Adapter) -> bool:
+    return one.keys() == other.keys() and all(
+        one[name].shape == other[name].shape and one[name].dtype == other[name].dtype for name in one
+    )
