@@ -39,6 +39,7 @@ simulation.hosts = 1
 KINDS = (
     "aggregators",
     "datasets",
+    "learnings",
     "metrics",
     "objectives",
     "partitions",
