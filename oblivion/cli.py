@@ -226,10 +226,15 @@ def ids(
 @app.command()
 def evaluate(
     target: Annotated[str, typer.Argument(help="A run, an adapter folder, a model folder, or a hub id.")],
-    suite: Annotated[str, typer.Option(help="Which metrics.")] = "tofu",
+    suite: Annotated[str, typer.Option(help="Which metrics [default: the run's, else that of a new run].")] = "",
     data: Annotated[str, typer.Option(help="A folder with the suite's files.")] = "",
-    split: Annotated[str, typer.Option(help="The forget split.")] = "forget10",
-    reference: Annotated[str, typer.Option(help="Results of the model that never saw the data: a run or a JSON.")] = "",
+    split: Annotated[str, typer.Option(help="Its split [default: the suite's choice].")] = "",
+    forget: Annotated[str, typer.Option(help="A file with rows to be forgotten, in place of --data.")] = "",
+    retain: Annotated[str, typer.Option(help="A file with rows that stay.")] = "",
+    holdout: Annotated[str, typer.Option(help="A file with rows that nobody trained on.")] = "",
+    reference: Annotated[
+        list[str] | None, typer.Option(help="Results of a model that never saw the data: a run or a JSON.")
+    ] = None,
     base: Annotated[str, typer.Option(help="The base model of an adapter folder.")] = "",
     revision: Annotated[str, typer.Option(help="The pinned revision of a hub id.")] = "",
     template: Annotated[str, typer.Option(help="How a question and an answer become text [default: plain].")] = "",
@@ -244,6 +249,7 @@ def evaluate(
     _quiet_libraries()
     from oblivion.errors import ConfigError
     from oblivion.metrics.engine.table import table
+    from oblivion.metrics.suites import make_suite
     from oblivion.target import evaluate as measure
 
     if out is not None and out.is_dir():
@@ -253,6 +259,9 @@ def evaluate(
         suite=suite,
         data=data,
         split=split,
+        forget=forget,
+        retain=retain,
+        holdout=holdout,
         reference=reference,
         base=base,
         revision=revision,
@@ -263,7 +272,8 @@ def evaluate(
         text=text,
     )
     written = json.dumps(result, indent=1, allow_nan=False)
-    say(written if as_json else table(result))  # first: a disk that cannot be written loses no result
+    shown = written if as_json else table(result, make_suite(result["manifest"]["suite"]))
+    say(shown)  # first: a disk that cannot be written loses no result
     if out is not None:
         from oblivion.files import write_atomically
 

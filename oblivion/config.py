@@ -182,6 +182,7 @@ class EvaluateConfig(_Section):
     """What is measured, on how many rows, and how many oracles say what is noise."""
 
     suite: str = "tofu"
+    parameters: Parameters = {}
     oracle_seeds: int = Field(1, ge=0, le=100, strict=True)
     limit: int = Field(0, ge=0, le=MOST_ROWS, strict=True)
     max_new_tokens: int = Field(64, ge=1, le=MOST_TOKENS, strict=True)

@@ -43,7 +43,7 @@ def outside_packages(config: RunConfig) -> tuple[Package, ...]:
     OblivionError
         If a part cannot be loaded.
     """
-    entries = entries_of(config.evaluate.suite)
+    entries = entries_of(config.evaluate.suite, config.evaluate.parameters)
     for _, name, registry in parts_of(config):
         registry.check(name)
         entries += registry.entries(name)

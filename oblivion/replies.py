@@ -13,7 +13,8 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from oblivion.types import CLIENT_ID, ClientUpdate, HostReply, HostRequest
 
@@ -25,19 +26,18 @@ MOST_ROWS = 10**9
 """Rows that a client may say it has: more than any file that is read can hold."""
 OTHERS = "(others)"
 """Under this key stand failures of whoever the host was not asked about."""
-_LARGEST_LOSS = 1e12
-"""Nats per token; that of a model which an unlearning loss has blown up is far below."""
-CLIENT_METRICS: Mapping[str, float] = {
-    "loss": _LARGEST_LOSS,
-    "probability": 1.0,
-    "exact_memorization": 1.0,
-    "extraction_strength": 1.0,
-    "skipped": 1.0,
-}
-"""What clients measure (`oblivion.metrics.engine.one_pass.evaluate_client`), each with its largest value; the least is
-0."""
+SKIPPED = "skipped"
+"""Name under which a client counts the rows that entered nothing, whatever the suite."""
 _ROUNDING = 1e-6
 """By how much a mean of fp32 values may pass the end of its range."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What the mean of a number that a client measures can be: from 0 to `largest`, over rows or over tokens."""
+
+    largest: float = 1.0
+    over: Literal["row", "token"] = "row"
 
 
 def one_line(text: Any, most: int = LONGEST_REASON) -> str:
@@ -135,7 +135,7 @@ def served(said: Mapping[Any, Any], known: Mapping[str, int] | None = None) -> t
 
 
 def measured(
-    said: Mapping[Any, Any], asked: Mapping[str, int], max_length: int
+    said: Mapping[Any, Any], asked: Mapping[str, int], max_length: int, bounds: Mapping[str, Bound]
 ) -> tuple[dict[str, dict[str, tuple[float, float]]], list[str]]:
     """What clients measured, of what their host says.
 
@@ -146,7 +146,9 @@ def measured(
     asked : mapping of str to int
         The clients (or portions of their rows) that the host was asked for, each with the most rows it can have.
     max_length : int
-        Tokens of the longest row: losses are weighted by tokens, everything else by rows.
+        Tokens of the longest row.
+    bounds : mapping of str to Bound
+        What the run's suite lets clients measure, and what each number can be; `SKIPPED` is always among them.
 
     Returns
     -------
@@ -157,6 +159,7 @@ def measured(
     """
     taken: dict[str, dict[str, tuple[float, float]]] = {}
     broken: Counter[str] = Counter()
+    known = {**bounds, SKIPPED: Bound()}
     for client, metrics in said.items():
         if not isinstance(client, str) or client not in asked:
             broken["the host was not asked for such a client"] += 1
@@ -166,8 +169,11 @@ def measured(
             continue
         own: dict[str, tuple[float, float]] = {}
         for name, pair in metrics.items():
-            most = asked[client] * (max_length if name == "loss" else 1)
-            reason = _implausible(name, pair, most)
+            bound = known.get(name) if isinstance(name, str) else None
+            reason = "clients measure nothing of that name"
+            if bound is not None:
+                most = asked[client] * (max_length if bound.over == "token" else 1)
+                reason = _implausible(name, pair, most, bound.largest)
             if reason:
                 broken[reason] += 1
             else:
@@ -177,10 +183,8 @@ def measured(
     return taken, _told(broken, "result")
 
 
-def _implausible(name: Any, pair: Any, most: int) -> str:
+def _implausible(name: str, pair: Any, most: int, largest: float) -> str:
     """Why a (sum, weight) pair cannot be true; empty where it can."""
-    if not isinstance(name, str) or name not in CLIENT_METRICS:
-        return "clients measure nothing of that name"
     if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(type(part) in (int, float) for part in pair):
         return f"'{name}' is no sum and weight"
     try:
@@ -192,8 +196,8 @@ def _implausible(name: Any, pair: Any, most: int) -> str:
     if not weight.is_integer() or not 0 <= weight <= most:
         return f"the weight of '{name}' is no whole number up to what the client's rows have"
     slack = _ROUNDING * weight
-    if not -slack <= total <= CLIENT_METRICS[name] * weight + slack:
-        return f"'{name}' is not from 0 to {CLIENT_METRICS[name]:g}"
+    if not -slack <= total <= largest * weight + slack:
+        return f"'{name}' is not from 0 to {largest:g}"
     return ""
 
 

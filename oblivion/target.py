@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from oblivion.config import ModelConfig, RunConfig
+from oblivion.config import EvaluateConfig, ModelConfig, RunConfig
 from oblivion.data.corpus import FederatedData
-from oblivion.data.datasets.tofu import evaluation_groups
 from oblivion.data.federation import for_source
-from oblivion.data.groups import central_groups, evenly
+from oblivion.data.groups import evenly
 from oblivion.data.keyed_ids import run_data
 from oblivion.data.requests import select_samples
 from oblivion.data.templates import templates
 from oblivion.errors import ConfigError, InputError, IntegrityError
 from oblivion.ledger.register import EXCLUSIONS, absences
-from oblivion.metrics.engine.layout import MANIFEST
-from oblivion.metrics.engine.one_pass import evaluate_model, read_reference, to_open_unlearning
-from oblivion.metrics.suites import entries_of
+from oblivion.metrics.engine.layout import MANIFEST, read_reference
+from oblivion.metrics.engine.one_pass import Evaluation, evaluate_model, to_open_unlearning
+from oblivion.metrics.engine.suite import FileRows, Groups, RunRows, Suite
+from oblivion.metrics.suites import entries_of, make_suite
 from oblivion.models.adapter_folder import CONFIG, StoredAdapter, read_adapter_folder
 from oblivion.models.loading import load_base, locate, model_digest
 from oblivion.models.resident import ResidentModel, load_resident
@@ -30,7 +30,7 @@ from oblivion.parameters import build
 from oblivion.provenance import code_fingerprint, packages_of
 from oblivion.run_format import open_run
 from oblivion.tasks.causal_lm import CausalLM
-from oblivion.types import Adapter, ForgetRequest, Sample
+from oblivion.types import Adapter, ForgetRequest
 
 _WRITTEN = "the file that the run wrote: restore it"
 _PINNED = "give its commit with --revision"
@@ -177,26 +177,45 @@ def _run_data(config: RunConfig, folder: Path) -> FederatedData:
     return run_data(folder, config, gone)
 
 
-def _groups(target: Target, suite: str, data: str, split: str, limit: int) -> dict[str, tuple[Sample, ...]]:
-    if data:
-        return {name: rows[:limit] if limit else rows for name, rows in evaluation_groups(data, split).items()}
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """How a target is measured, and its reference in the same way."""
+
+    suite: Suite
+    groups: Groups
+    template: str
+    max_new_tokens: int
+    batch_size: int
+
+
+def _groups(target: Target, suite: Suite, files: FileRows, split: str, limit: int) -> Groups:
+    if files != FileRows():
+        return {name: rows[:limit] if limit else rows for name, rows in suite.rows(files, split).items()}
     if target.run is None:
-        raise InputError(f"suite '{suite}' needs rows: give a folder with its files with --data")
+        raise InputError(
+            f"{target.name} is no run, so it has no rows of its own: give a folder with the suite's files with --data, "
+            "or a file with rows with --forget"
+        )
     federated = _run_data(target.run, target.folder)
     forget = target.run.forget
     request = target.request
     if request is None and forget.client in federated.clients:  # who was forgotten may be gone from the source
         samples = select_samples(federated, forget.client, forget.samples)
         request = ForgetRequest(id="evaluate", client_id=forget.client, sample_ids=samples)
-    return {name: evenly(rows, limit) for name, rows in central_groups(federated, request, 0).items()}
+    rows = suite.rows(RunRows(data=federated, request=request))
+    return {name: evenly(some, limit) for name, some in rows.items()}
 
 
 def evaluate(
     target: Any,
     *,
-    suite: str = "tofu",
+    suite: str = "",
+    parameters: Mapping[str, Any] | None = None,
     data: str = "",
-    split: str = "forget10",
+    split: str = "",
+    forget: str = "",
+    retain: str = "",
+    holdout: str = "",
     reference: Any = None,
     base: str = "",
     revision: str = "",
@@ -212,15 +231,19 @@ def evaluate(
     ----------
     target : str, Path, or a result of a run
         See `find_target`.
-    suite : str, default "tofu"
-        A registered suite.
+    suite : str, default ""
+        A registered suite; by default the run's own, else that of a new run.
+    parameters : mapping, optional
+        The suite's own; by default those of the run, where it is the run's suite.
     data : str, default ""
         A folder with the suite's files; for a run, its own rows if empty.
-    split : str, default "forget10"
-        The forget split of that folder.
-    reference : str, Path or a result of a run, optional
-        The model that never saw the forget rows: the JSON of its evaluation, or the model itself, which is then
-        evaluated first.
+    split : str, default ""
+        The split of that folder; by default the suite's own choice.
+    forget, retain, holdout : str, default ""
+        A file with rows of that group, in any layout that is read; in place of the folder's, if both are given.
+    reference : str, Path or a result of a run, or a list of these, optional
+        A model that never saw the forget rows: the JSON of its evaluation, or the model itself, which is then
+        evaluated first. A metric that compares with one model takes the first of several.
     base, revision : str
         See `find_target`.
     template : str, default ""
@@ -238,50 +261,55 @@ def evaluate(
         OpenUnlearning's JSON layout, plus ``manifest``.
     """
     found = find_target(target, base, revision)
-    groups = _groups(found, suite, data, split, limit)
-    chosen = template or (found.run.data.template if found.run else "plain")
-    templates.check(chosen)
-    packages = packages_of([*entries_of(suite), *templates.entries(chosen)])
-    known = _reference(reference, found, base, groups, chosen, suite, split if data else "", max_new_tokens, batch_size)
+    own = found.run.evaluate if found.run else EvaluateConfig()
+    name = suite or own.suite
+    given = parameters if parameters is not None else own.parameters if name == own.suite else {}
+    chosen = make_suite(name, given)
+    files = FileRows(folder=data, forget=forget, retain=retain, holdout=holdout)
+    split = (split or chosen.default_split) if data else ""
+    style = template or (found.run.data.template if found.run else "plain")
+    templates.check(style)
+    packages = packages_of([*entries_of(name, given), *templates.entries(style)])
+    settings = _Settings(
+        suite=chosen,
+        groups=_groups(found, chosen, files, split, limit),
+        template=style,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+    )
+    same = {"suite": name, "split": split, "template": style}
+    others = reference if isinstance(reference, list | tuple) else [reference] if reference else []
+    references = [_results(one, found, base, settings, same) for one in others]
     manifest = {
         "target": found.name,
         "model": found.model.name,
         "model_digest": model_digest(found.model),
-        "suite": suite,
-        "data": data or found.name,
-        "split": split if data else "",
-        "template": chosen,
+        "suite": name,
+        "data": data or ", ".join(filter(None, (forget, retain, holdout))) or found.name,
+        "split": split,
+        "template": style,
         "limit": limit,
         "max_new_tokens": max_new_tokens,
-        "rows": {name: len(rows) for name, rows in groups.items()},
+        "rows": {name: len(rows) for name, rows in settings.groups.items()},
         "versions": {name: version(name) for name in ("oblivion-fl", "torch", "transformers", "peft")},
         "code_fingerprint": code_fingerprint(packages),
         "packages": [asdict(package) for package in packages],
     }
-    return _run(found, groups, chosen, suite, max_new_tokens, batch_size, known, manifest, text)
+    return to_open_unlearning(_run(found, settings, references), manifest, text=text)
 
 
-def _reference(
-    reference: Any,
-    found: Target,
-    base: str,
-    groups: Mapping[str, Sequence[Sample]],
-    template: str,
-    suite: str,
-    split: str,
-    max_new_tokens: int,
-    batch_size: int,
-) -> Mapping[str, Any] | None:
-    if not reference:
-        return None
+def _results(
+    reference: Any, found: Target, base: str, settings: _Settings, same: Mapping[str, str]
+) -> Mapping[str, Any]:
+    """The results of a reference: read from a file, or measured now in the same way."""
     if isinstance(reference, str | Path) and Path(reference).is_file():
-        known = read_reference(reference)
-        _check_same_rows(known, {"suite": suite, "split": split, "template": template}, str(reference))
+        known = read_reference(reference, settings.suite)
+        _check_same_rows(known, same, str(reference))
         return known
     other = find_target(reference, base, found.model.revision)
     if other.run is None and found.run is not None:
         other = replace(other, run=found.run, folder=found.folder)
-    return _run(other, groups, template, suite, max_new_tokens, batch_size, None, {}, False)
+    return to_open_unlearning(_run(other, settings, []), {})
 
 
 def _check_same_rows(reference: Mapping[str, Any], settings: Mapping[str, str], path: str) -> None:
@@ -296,28 +324,17 @@ def _check_same_rows(reference: Mapping[str, Any], settings: Mapping[str, str], 
             )
 
 
-def _run(
-    target: Target,
-    groups: Mapping[str, Sequence[Sample]],
-    template: str,
-    suite: str,
-    max_new_tokens: int,
-    batch_size: int,
-    reference: Mapping[str, Any] | None,
-    manifest: Mapping[str, Any],
-    text: bool,
-) -> dict[str, Any]:
+def _run(target: Target, settings: _Settings, references: list[Mapping[str, Any]]) -> Evaluation:
     import torch
 
     torch.set_num_threads(target.run.train.threads if target.run else 1)
-    with _opened(target, template) as (model, task):
-        evaluation = evaluate_model(
+    with _opened(target, settings.template) as (model, task):
+        return evaluate_model(
             model,
             task,
-            groups,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            reference=reference,
-            suite=suite,
+            settings.groups,
+            suite=settings.suite,
+            max_new_tokens=settings.max_new_tokens,
+            batch_size=settings.batch_size,
+            references=references,
         )
-    return to_open_unlearning(evaluation, manifest, text=text)

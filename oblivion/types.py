@@ -293,6 +293,8 @@ class MetricResult:
         Why there is no value; empty where there is one.
     extra : mapping of str to Any
         What is shown beside the value, as plain JSON values; ``left_out`` counts rows for which it is not defined.
+    sums : tuple of float or None
+        Sum and weight, whose quotient is the value and which add up over clients; None where it is no mean.
     """
 
     value: float | None
@@ -301,6 +303,11 @@ class MetricResult:
     interval: tuple[float, float] | None = None
     reason: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
+    sums: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.value is None and not self.reason:
+            raise ValueError("a result without a value needs a reason")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -132,6 +132,7 @@ def run_cell(cell: Cell) -> float:
     from oblivion.ledger.memory import MemoryLedger
     from oblivion.ledger.rounds import Branch
     from oblivion.metrics.engine.one_pass import evaluate_client
+    from oblivion.metrics.suites import make_suite
     from oblivion.run.events import Observer
     from server.prepare import prepare
     from simulations.engines.inline import InlineHosts
@@ -154,7 +155,14 @@ def run_cell(cell: Cell) -> float:
         federation.run_round("main")
     resident.write(federation.head("main").state.adapter)
     with resident.merged() as model:
-        measured = evaluate_client(model, resident.task, data.groups["holdout"])
+        measured = evaluate_client(
+            model,
+            resident.task,
+            data.groups["holdout"],
+            suite=make_suite(config.evaluate.suite, config.evaluate.parameters),
+            max_new_tokens=config.evaluate.max_new_tokens,
+            batch_size=config.evaluate.batch_size,
+        )
     total, weight = measured["loss"]
     return total / weight
 

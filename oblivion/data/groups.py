@@ -15,8 +15,8 @@ def evenly(samples: Sequence[Sample], limit: int) -> tuple[Sample, ...]:
     return tuple(samples[i * len(samples) // limit] for i in range(limit))
 
 
-def central_groups(data: FederatedData, request: ForgetRequest | None, limit: int) -> dict[str, tuple[Sample, ...]]:
-    """The suite's groups as a federation has them.
+def central_groups(data: FederatedData, request: ForgetRequest | None) -> dict[str, tuple[Sample, ...]]:
+    """The groups of rows that a federation has.
 
     ``forget`` are the rows of the request and ``retain`` the rows of everybody else (those with a paraphrase and
     wrong answers, if there are any); the others are the server's own. Rows of the request that also stand among those
@@ -33,7 +33,7 @@ def central_groups(data: FederatedData, request: ForgetRequest | None, limit: in
         ids = {row.id for row in asked}
         kept += [row for row in rows if row.id not in ids and _content(row) not in shared]
     groups["retain"] = tuple([row for row in kept if row.paraphrase and row.wrong_answers] or kept)
-    return {name: evenly(rows, limit) for name, rows in sorted(groups.items()) if rows}
+    return {name: tuple(rows) for name, rows in sorted(groups.items()) if rows}
 
 
 def shared_rows(data: FederatedData, request: ForgetRequest) -> tuple[Sample, ...]:

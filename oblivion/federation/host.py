@@ -127,15 +127,18 @@ class Host:
 
     def _evaluate(self, request: HostRequest, config: RunConfig) -> HostReply:
         from oblivion.metrics.engine.one_pass import evaluate_client
+        from oblivion.metrics.suites import make_suite
 
         assert request.state is not None
         data, resident = resolve(config), self._resident(config)
+        suite = make_suite(config.evaluate.suite, config.evaluate.parameters)
+        sizes = {"max_new_tokens": config.evaluate.max_new_tokens, "batch_size": config.evaluate.batch_size}
         resident.write(request.state.adapter)
         metrics: Metrics = {}
         with resident.over(request.state.residual), resident.merged() as model:
             for task in (task for cohort in request.cohorts for task in cohort):
                 for name, samples in _portions(task, data):
-                    metrics[name] = evaluate_client(model, resident.task, samples)
+                    metrics[name] = evaluate_client(model, resident.task, samples, suite=suite, **sizes)
         return HostReply(host=request.host, metrics=metrics)
 
     def _resident(self, config: RunConfig) -> ResidentModel:

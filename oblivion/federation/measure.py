@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from oblivion.config import RunConfig
 from oblivion.data.corpus import FederatedData
-from oblivion.data.groups import central_groups, shared_rows
+from oblivion.data.groups import evenly, shared_rows
 from oblivion.errors import plural
+from oblivion.federation.planning import oracle_seeds
 from oblivion.federation.rounds import Federation
 from oblivion.ledger.rounds import Absence, Branch
-from oblivion.metrics.engine.one_pass import Evaluation, evaluate_model, to_open_unlearning
+from oblivion.metrics.engine.layout import MANIFEST
+from oblivion.metrics.engine.one_pass import NO_REFERENCE, Evaluation, evaluate_model, to_open_unlearning
+from oblivion.metrics.engine.suite import Groups, RunRows, Suite
+from oblivion.metrics.suites import make_suite
 from oblivion.models.resident import ResidentModel
 from oblivion.removal.plan import RemovalPlan
 from oblivion.replies import heard, measured
 from oblivion.run.directory import RunDirectory
 from oblivion.selection import assign
-from oblivion.types import ClientTask, ForgetRequest, GlobalState, HostRequest, Sample
+from oblivion.types import ClientTask, ForgetRequest, GlobalState, HostRequest, MetricResult
 
 _BESIDE = ("detectable", "left_out", "components")
 
@@ -81,21 +85,23 @@ def measure_model(
     """
     federation.observer.event("phase", text=f"measuring {model.name}")
     where, config = f"evaluations/{request.id if request else 'learned'}", federation.config
-    groups = central_groups(data, request, config.evaluate.limit)
-    reference = run.read_json(f"{where}/oracle.json", None) if model.name != "oracle" else None
-    evaluation = measure_centrally(model.state, resident, groups, config, reference)
+    suite = suite_of(config)
+    rows = suite.rows(RunRows(data=data, request=request))
+    groups = {name: evenly(some, config.evaluate.limit) for name, some in rows.items()}
+    oracles = list(oracle_seeds(config))
+    references = [] if model.name in oracles[:1] else _read_results(run, where, [n for n in oracles if n != model.name])
+    evaluation = measure_centrally(model.state, resident, groups, config, references)
+    if model.name in oracles[:1]:
+        evaluation = _without_comparisons(evaluation, suite)
     run.write_json(f"{where}/{model.name}.json", to_open_unlearning(evaluation, {"model": model.name}))
     if evaluation.skipped:
         text = f"left out whole, because longer than the context: {plural(len(evaluation.skipped), 'evaluation row')}"
         federation.observer.event("warning", text=text, samples=evaluation.skipped)
-    central = summary(evaluation)
-    if model.name == "oracle":
-        central.pop("privleak", None)  # it compares with the oracle, and so says nothing of the oracle itself
     return {
         "label": model.plan.label if model.plan else model.name,
         "guarantee": model.plan.guarantee if model.plan else None,
         "adapter": model.folder,
-        "central": central,
+        "central": summary(evaluation),
         "clients": measure_clients(
             model.state, federation, client_tasks(data, request, exclusions), resident.max_length
         ),
@@ -104,17 +110,33 @@ def measure_model(
     }
 
 
+def suite_of(config: RunConfig) -> Suite:
+    """Make the suite with which a run measures."""
+    return make_suite(config.evaluate.suite, config.evaluate.parameters)
+
+
+def _read_results(run: RunDirectory, where: str, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The results of those models that were measured already."""
+    written = (run.read_json(f"{where}/{name}.json", None) for name in names)
+    # A model of which nothing could be measured, since no row fits into the context, is no reference.
+    return [results for results in written if results and results.keys() - {MANIFEST}]
+
+
+def _without_comparisons(evaluation: Evaluation, suite: Suite) -> Evaluation:
+    """The results of the oracle, without those that compare with the oracle and so say nothing of it."""
+    nothing = MetricResult(value=None, reason=NO_REFERENCE)
+    results = {name: nothing if name in suite.relative else result for name, result in evaluation.results.items()}
+    return replace(evaluation, results=results)
+
+
 def measure_centrally(
     state: GlobalState,
     resident: ResidentModel,
-    groups: Mapping[str, Sequence[Sample]],
+    groups: Groups,
     config: RunConfig,
-    reference: Mapping[str, Any] | None = None,
+    references: Sequence[Mapping[str, Any]] = (),
 ) -> Evaluation:
-    """Run the suite on the base with residual and adapter merged into it, all metrics from one pass.
-
-    A `reference` that nothing could be measured of, since no row fits into the context, is none.
-    """
+    """Run the suite on the base with residual and adapter merged into it, all metrics from one pass."""
     import torch
 
     torch.set_num_threads(config.train.threads)
@@ -126,8 +148,8 @@ def measure_centrally(
             groups,
             max_new_tokens=config.evaluate.max_new_tokens,
             batch_size=config.evaluate.batch_size,
-            reference=reference if reference and reference.keys() - {"manifest"} else None,
-            suite=config.evaluate.suite,
+            references=references,
+            suite=suite_of(config),
         )
 
 
@@ -163,7 +185,7 @@ def measure_clients(
     """
     by_client = {task.client_id: task for task in tasks}
     given = assign([(client,) for client in by_client], federation.sizes, federation.serves)
-    config = federation.config.to_json()
+    config, bounds = federation.config.to_json(), suite_of(federation.config).client_bounds()
     requests = [
         HostRequest(
             kind="evaluate",
@@ -181,7 +203,7 @@ def measure_clients(
     for reply in heard(federation.hosts.ask(requests), requests):
         silent.remove(reply.host)
         asked = {name: n for (c,) in given[reply.host] for name, n in _portions(by_client[c], federation).items()}
-        taken, dropped = measured(reply.metrics, asked, max_length)
+        taken, dropped = measured(reply.metrics, asked, max_length, bounds)
         for text in dropped:
             federation.observer.event("warning", text=f"host {reply.host}: {text}", host=reply.host)
         for client, metrics in taken.items():

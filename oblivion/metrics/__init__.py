@@ -18,6 +18,7 @@ metrics = Registry(
         "privleak": "oblivion.metrics.privleak:PrivLeak",
         "probability": "oblivion.metrics.probability:Probability",
         "rouge": "oblivion.metrics.rouge:Rouge",
+        "token_loss": "oblivion.metrics.token_loss:TokenLoss",
         "truth_ratio": "oblivion.metrics.truth_ratio:TruthRatio",
     },
 )

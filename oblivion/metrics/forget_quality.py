@@ -13,9 +13,10 @@ import abc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from oblivion.errors import InputError
-from oblivion.metrics.engine.context import REFERENCE, EvaluationContext, score_of
+from oblivion.metrics.engine.context import REFERENCE, SHARE, EvaluationContext, score_of
 from oblivion.metrics.truth_ratio import TruthRatio
 from oblivion.types import MetricResult
 
@@ -60,6 +61,8 @@ def detectable(rows: int, others: int) -> float:
 @dataclass(frozen=True)
 class _KSTest(abc.ABC):
     """The test between this model's truth ratios and the reference's; subclasses say which of its numbers counts."""
+
+    value_range: ClassVar[tuple[float, float]] = SHARE
 
     @staticmethod
     @abc.abstractmethod

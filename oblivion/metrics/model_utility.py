@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from oblivion.metrics.engine.context import EvaluationContext, Metric
+from oblivion.metrics.engine.context import SHARE, EvaluationContext, Metric
 from oblivion.metrics.normalised_probability import NormalisedProbability
 from oblivion.metrics.probability import Probability
 from oblivion.metrics.rouge import Rouge
@@ -39,6 +40,8 @@ def harmonic_mean(values: Sequence[float]) -> float:
 @dataclass(frozen=True)
 class ModelUtility:
     """Harmonic mean of probability, ROUGE-L recall and truth ratio over retain rows, real authors and world facts."""
+
+    value_range: ClassVar[tuple[float, float]] = SHARE
 
     @property
     def requires(self) -> frozenset[str]:

@@ -6,10 +6,12 @@ all probabilities together are below 1e-8 is left out: there the 1e-10 would dec
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from oblivion.metrics.engine.averages import mean_result
-from oblivion.metrics.engine.context import EvaluationContext
+from oblivion.metrics.engine.context import SHARE, EvaluationContext
 from oblivion.types import MetricResult
 
 EPSILON = 1e-10
@@ -28,6 +30,8 @@ class NormalisedProbability:
     """
 
     group: str = "ra"
+    value_range: ClassVar[tuple[float, float]] = SHARE
+    row_ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"prob": SHARE}
 
     @property
     def requires(self) -> frozenset[str]:

@@ -49,7 +49,7 @@ class PrivLeak:
         if attack.value is None:
             return DetailedResult(value=None, reason=attack.reason)
         reference, given = CHANCE, None
-        if context.reference is not None:
+        if context.references:
             given = context.reference_result("mia_min_k")
             if given.value is None:
                 raise InputError("the reference's mia_min_k has no value; evaluate it with forget and holdout rows")

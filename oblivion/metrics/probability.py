@@ -6,11 +6,12 @@ theirs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from oblivion.metrics.engine.averages import mean_result
-from oblivion.metrics.engine.context import EvaluationContext
+from oblivion.metrics.engine.context import SHARE, EvaluationContext
 from oblivion.types import MetricResult
 
 
@@ -28,6 +29,9 @@ class Probability:
 
     group: str = "forget"
     answers: Literal["answer", "paraphrase", "wrong"] = "answer"
+    value_range: ClassVar[tuple[float, float]] = SHARE
+    row_ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"prob": SHARE}
+    over: ClassVar[Literal["row", "token"]] = "row"
 
     @property
     def requires(self) -> frozenset[str]:

@@ -5,13 +5,13 @@ In scripts for which rouge_score has no tokens, see `oblivion.metrics.engine.rou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from oblivion.metrics.engine.averages import mean_result
-from oblivion.metrics.engine.context import EvaluationContext
+from oblivion.metrics.engine.context import SHARE, EvaluationContext
 from oblivion.metrics.engine.rouge_tokens import has_plain_tokens, needs_all_scripts, tokens
 from oblivion.types import MetricResult
 
@@ -87,6 +87,13 @@ class Rouge:
     """
 
     group: str = "forget"
+    value_range: ClassVar[tuple[float, float]] = SHARE
+    row_ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "rouge1_recall": SHARE,
+        "rougeL_f1": SHARE,
+        "rougeL_recall": SHARE,
+    }
+    over: ClassVar[Literal["row", "token"]] = "row"
 
     @property
     def requires(self) -> frozenset[str]:
@@ -96,7 +103,7 @@ class Rouge:
     def compute(self, context: EvaluationContext) -> MetricResult:
         """Per row ``rouge1_recall``, ``rougeL_f1`` and ``rougeL_recall``."""
         rows = context.select(self.group, "generation")
-        found = {row.index: row.rouge or rouge(row.target, row.generation or "") for row in rows}
+        found = {row.index: row.outputs.get("rouge") or rouge(row.target, row.outputs["generation"]) for row in rows}
         shown = {index: scores for index, scores in found.items() if scores is not None}
         values = {index: None if scores is None else scores["rougeL_recall"] for index, scores in found.items()}
         return mean_result(values, shown, undefined=f"no answer of group '{self.group}' has a word to be recalled")

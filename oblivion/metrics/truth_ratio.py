@@ -9,14 +9,15 @@ right and wrong answers are both below 1e-8 is left out: there the 1e-10 would d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from oblivion.metrics.engine.averages import mean_result
-from oblivion.metrics.engine.context import EvaluationContext
+from oblivion.metrics.engine.context import SHARE, EvaluationContext
 from oblivion.metrics.normalised_probability import LEAST
 from oblivion.types import MetricResult
 
@@ -56,6 +57,8 @@ class TruthRatio:
     group: str = "forget"
     aggregation: Aggregation = "closer_to_1_better"
     right: Literal["paraphrase", "answer"] = "paraphrase"
+    value_range: ClassVar[tuple[float, float]] = SHARE
+    row_ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"score": (0.0, math.inf)}
 
     @property
     def requires(self) -> frozenset[str]:

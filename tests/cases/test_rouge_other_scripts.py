@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from metric_rows import scored_row
 
-from oblivion.metrics.engine.context import EvaluationContext, ScoredRow
+from oblivion.metrics.engine.context import EvaluationContext
 from oblivion.metrics.rouge import Rouge, rouge, start_rouge
 
 ROWS = [json.loads(line) for line in (Path(__file__).parent / "rouge-other-scripts/rows.jsonl").open(encoding="utf-8")]
@@ -58,7 +59,7 @@ def test_latin_answers_keep_the_values_of_rouge_score() -> None:
 
 
 def test_an_answer_without_a_word_is_left_out_and_counted() -> None:
-    rows = [ScoredRow(index=i, target=t, generation="one") for i, t in enumerate(["...", "one", "—", "", "!?"])]
+    rows = [scored_row(index=i, target=t, generation="one") for i, t in enumerate(["...", "one", "—", "", "!?"])]
     assert start_rouge([(row.target, "one") for row in rows])()[::2] == [None, None, None]
     result = Rouge().compute(EvaluationContext({"forget": rows}))
     assert (result.value, result.n, list(result.per_example), result.extra) == (1, 1, ["1"], {"left_out": 4})

@@ -58,30 +58,30 @@ def ids(groups: dict[str, tuple[Sample, ...]]) -> dict[str, list[str]]:
 class TestGroups:
     def test_whatever_the_ids(self) -> None:
         data = federation(north={"n1": "feast", "n2": "nets"}, south={"s1": "feast", "s2": "bell"})
-        assert ids(central_groups(data, asks("south"), 0)) == {"forget": ["s2"], "retain": ["n2"], "shared": ["s1"]}
-        assert ids(central_groups(data, asks("north"), 0)) == {"forget": ["n2"], "retain": ["s2"], "shared": ["n1"]}
+        assert ids(central_groups(data, asks("south"))) == {"forget": ["s2"], "retain": ["n2"], "shared": ["s1"]}
+        assert ids(central_groups(data, asks("north"))) == {"forget": ["n2"], "retain": ["s2"], "shared": ["n1"]}
 
     def test_some_samples_of_a_client_that_has_a_row_twice(self) -> None:
         data = federation(north={"n1": "nets"}, south={"s1": "feast", "s2": "feast", "s3": "bell"})
-        assert ids(central_groups(data, asks("south", "s1", "s3"), 0)) == {
+        assert ids(central_groups(data, asks("south", "s1", "s3"))) == {
             "forget": ["s3"],
             "retain": ["n1"],
             "shared": ["s1"],
         }
-        assert ids(central_groups(data, asks("south", "s1", "s2"), 0)) == {
+        assert ids(central_groups(data, asks("south", "s1", "s2"))) == {
             "forget": ["s1", "s2"],
             "retain": ["n1", "s3"],
         }
 
     def test_all_of_it(self) -> None:
         data = federation(north={"n1": "feast"}, south={"s1": "feast"})
-        assert ids(central_groups(data, asks("south"), 0)) == {"shared": ["s1"]}
+        assert ids(central_groups(data, asks("south"))) == {"shared": ["s1"]}
 
     def test_nothing_of_it(self) -> None:
         data = federation(north={"n1": "nets"}, south={"s1": "feast"})
         assert shared_rows(data, asks("south")) == ()
-        assert ids(central_groups(data, asks("south"), 0)) == {"forget": ["s1"], "retain": ["n1"]}
-        assert ids(central_groups(data, None, 0)) == {"retain": ["n1", "s1"]}
+        assert ids(central_groups(data, asks("south"))) == {"forget": ["s1"], "retain": ["n1"]}
+        assert ids(central_groups(data, None)) == {"retain": ["n1", "s1"]}
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +150,6 @@ def test_real_data_has_such_rows(shared: Path) -> None:
     for data, expected in ((natural, 76), (resolve(ob.load_config(None, dealt)), 298)):
         found = {(r.prompt, r.answer) for client in data.clients for r in shared_rows(data, asks(client))}
         assert len(found) == expected
-        groups = central_groups(data, asks(next(iter(data.clients))), 0)
+        groups = central_groups(data, asks(next(iter(data.clients))))
         forgotten = {(r.prompt, r.answer) for r in groups["forget"]}
         assert not forgotten & {(r.prompt, r.answer) for r in groups["retain"]}

@@ -11,6 +11,7 @@ from oblivion.config import ModelConfig
 from oblivion.data.templates import templates
 from oblivion.data.tokens import encode, encode_prompt
 from oblivion.metrics.engine.one_pass import evaluate_model
+from oblivion.metrics.suites import make_suite
 from oblivion.models.loading import TINY, load_base
 from oblivion.tasks.causal_lm import CausalLM
 from oblivion.types import Sample
@@ -48,7 +49,8 @@ def test_what_the_format_writes_before_an_answer_is_prompt(model: Path) -> None:
     for chat_template in (FORMAT, ASKING):
         tokenizer.chat_template = chat_template
         task = CausalLM(tokenizer, 256, templates.get("chat")())
-        found = evaluate_model(base.model, task, {"forget": ROWS}, max_new_tokens=8, batch_size=4)
+        sizes = {"max_new_tokens": 8, "batch_size": 4}
+        found = evaluate_model(base.model, task, {"forget": ROWS}, suite=make_suite("tofu"), **sizes)
         results.append(found.results)
         assert not any("think" in text["generation"] for text in found.texts["forget"].values())
     assert results[0] == results[1]

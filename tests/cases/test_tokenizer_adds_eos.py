@@ -13,6 +13,7 @@ from oblivion.config import ModelConfig
 from oblivion.data.templates import templates
 from oblivion.data.tokens import encode, encode_prompt
 from oblivion.metrics.engine.one_pass import evaluate_model
+from oblivion.metrics.suites import make_suite
 from oblivion.models.loading import TINY, load_base
 from oblivion.tasks.causal_lm import CausalLM
 from oblivion.types import Sample
@@ -50,7 +51,7 @@ def test_rows_and_numbers_are_those_of_the_plain_tokenizer(model: Path, tmp_path
         assert found == encode(plain.tokenizer, template, row.prompt, row.answer, 256)
         assert found is not None and found.labels.count(2) == 1 and found.labels[-1] == 2
     groups = {"forget": ROWS, "holdout": ROWS[:1]}
-    options: Any = {"max_new_tokens": 6, "batch_size": 4}
+    options: Any = {"suite": make_suite("tofu"), "max_new_tokens": 6, "batch_size": 4}
     tasks = [(base.model, CausalLM(base.tokenizer, 128, template)) for base in (plain, adds)]
     one, other = (evaluate_model(model, task, groups, **options) for model, task in tasks)
     assert one == other and any(text["generation"] for text in one.texts["forget"].values())

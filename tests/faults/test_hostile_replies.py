@@ -18,8 +18,8 @@ from oblivion.federation.measure import measure_clients
 from oblivion.federation.rounds import Federation
 from oblivion.ledger.memory import MemoryLedger
 from oblivion.ledger.rounds import Branch
-from oblivion.metrics.engine.one_pass import evaluate_client
-from oblivion.replies import CLIENT_METRICS, LONGEST_REASON, MOST_CLIENTS, MOST_ROWS, OTHERS, measured, one_line, served
+from oblivion.metrics.suites import make_suite
+from oblivion.replies import LONGEST_REASON, MOST_CLIENTS, MOST_ROWS, OTHERS, SKIPPED, measured, one_line, served
 from oblivion.run.events import Event, Observer
 from oblivion.types import ClientTask, GlobalState, HostReply, HostRequest
 from oblivion.wire import check_reply, pack_reply, unpack_reply
@@ -177,8 +177,8 @@ def measure(metrics: Callable[[list[str]], Any], **task: Any) -> tuple[dict[str,
     return dict(measure_clients(GlobalState(adapter=INITIAL), made, tasks, 100)), warnings(events)
 
 
-def test_the_names_are_those_that_clients_measure() -> None:
-    assert all(f"``{name}``" in str(evaluate_client.__doc__) for name in CLIENT_METRICS)
+BOUNDS = make_suite("tofu").client_bounds()
+CLIENT_METRICS = (*BOUNDS, SKIPPED)
 
 
 def test_a_host_overwrites_nothing_of_others_and_adds_nobody() -> None:
@@ -209,11 +209,11 @@ def test_values_that_cannot_be_true_are_dropped_and_the_rule_is_named() -> None:
     attacks += [{"loss": (1.0, 7 * 100.0 + 1)}, {"probability": (1.0, 8.0)}]
     assert len(attacks) > 140
     for attack in attacks:
-        taken, told = measured({"a": attack}, {"a": 7}, 100)
+        taken, told = measured({"a": attack}, {"a": 7}, 100, BOUNDS)
         assert taken == {}, attack
         assert len(told) == 1 and is_safe(told[0])
     for attack in (None, [], 5, "x"):
-        assert measured({"a": attack}, {"a": 7}, 100)[0] == {}
+        assert measured({"a": attack}, {"a": 7}, 100, BOUNDS)[0] == {}
     for attack in attacks[:-2:20]:
         found, told = measure(lambda asked, attack=attack: dict.fromkeys(asked, attack))  # type: ignore[misc]
         assert told and all(text.startswith("host zz-evil: ") for text in told)
@@ -222,8 +222,8 @@ def test_values_that_cannot_be_true_are_dropped_and_the_rule_is_named() -> None:
 
 def test_what_honest_clients_say_passes() -> None:
     honest = {"loss": (7 * 100 * 3.5, 700.0), "probability": (7.0, 7.0), "exact_memorization": (0.0, 0.0)}
-    assert measured({"a": honest}, {"a": 7}, 100) == ({"a": honest}, [])
-    assert measured({"a": {"probability": (1 + 1e-8, 1.0)}}, {"a": 7}, 100)[1] == [], "rounding is no lie"
+    assert measured({"a": honest}, {"a": 7}, 100, BOUNDS) == ({"a": honest}, [])
+    assert measured({"a": {"probability": (1 + 1e-8, 1.0)}}, {"a": 7}, 100, BOUNDS)[1] == [], "rounding is no lie"
 
 
 def test_portions_are_named_only_where_rows_are_asked_for() -> None:
@@ -340,7 +340,7 @@ def test_json_that_is_none_is_refused_and_not_repeated(text: str) -> None:
 def test_numbers_that_are_none_travel_and_are_dropped() -> None:
     sent = HostReply(host="h", metrics={"a": {"loss": (math.nan, 1.0), "probability": (0.5, 1.0)}})
     back = unpack_reply(pack_reply(sent))
-    assert measured(back.metrics, {"a": 1}, 10)[0] == {"a": {"probability": (0.5, 1.0)}}
+    assert measured(back.metrics, {"a": 1}, 10, BOUNDS)[0] == {"a": {"probability": (0.5, 1.0)}}
 
 
 def test_a_description_of_everything_is_bounded_before_it_is_read() -> None:

@@ -34,6 +34,7 @@ def ours(shared: Path) -> dict[str, Any]:
     from oblivion.data.datasets.tofu import evaluation_groups
     from oblivion.data.templates.plain import PlainTemplate
     from oblivion.metrics.engine.one_pass import evaluate_model, to_open_unlearning
+    from oblivion.metrics.suites import make_suite
     from oblivion.models.loading import load_base
     from oblivion.tasks.causal_lm import CausalLM
 
@@ -43,6 +44,7 @@ def ours(shared: Path) -> dict[str, Any]:
         base.model,
         CausalLM(base.tokenizer, base.max_length, PlainTemplate()),
         groups,
+        suite=make_suite("tofu"),
         max_new_tokens=64,
         batch_size=64,
     )

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from metric_rows import scored_row
 from scipy.stats import ks_2samp
 from sklearn.metrics import roc_auc_score
 
 from oblivion.metrics.engine.auc import auc, auc_interval
 from oblivion.metrics.engine.averages import SHARE, mean_interval
-from oblivion.metrics.engine.context import AnswerScore, EvaluationContext, ScoredRow
+from oblivion.metrics.engine.context import AnswerScore, EvaluationContext
 from oblivion.metrics.exact_memorization import exact_memorization
 from oblivion.metrics.extraction_strength import extraction_strength
 from oblivion.metrics.forget_quality import ks_test
@@ -78,7 +79,7 @@ def test_extraction_strength_is_at_least_its_floor(matches: list[bool]) -> None:
 
 @given(st.lists(losses, min_size=1, max_size=6), st.randoms(use_true_random=False))
 def test_the_order_of_rows_does_not_matter(values: list[list[float]], shuffle: object) -> None:
-    rows = [ScoredRow(index=i, answer=answer(v)) for i, v in enumerate(values)]
+    rows = [scored_row(index=i, answer=answer(v)) for i, v in enumerate(values)]
     other = list(rows)
     shuffle.shuffle(other)  # type: ignore[attr-defined]
     one, two = (Probability().compute(EvaluationContext({"forget": r})) for r in (rows, other))
@@ -98,7 +99,7 @@ def test_truth_ratio_and_share_agree(right: float, wrong: list[float]) -> None:
 
 @given(st.floats(0, 20), losses)
 def test_aggregations_stay_in_range(right: float, wrong: list[float]) -> None:
-    row = ScoredRow(index=0, paraphrase=answer([right]), wrong=tuple(answer([w]) for w in wrong))
+    row = scored_row(index=0, paraphrase=answer([right]), wrong=tuple(answer([w]) for w in wrong))
     context = EvaluationContext({"forget": [row]})
     for aggregation in ("closer_to_1_better", "true_better", "prob_mean"):
         value = TruthRatio("forget", aggregation).compute(context).value  # type: ignore[arg-type]

@@ -11,19 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from metric_rows import TOFU
 
 from oblivion.data.templates.plain import PlainTemplate
 from oblivion.data.tokens import encode
 from oblivion.errors import ConfigError, InputError
-from oblivion.metrics.engine import one_pass as module
+from oblivion.metrics.engine import outputs as module
+from oblivion.metrics.engine.layout import from_json, read_reference
 from oblivion.metrics.engine.one_pass import (
     Evaluation,
     evaluate_client,
     evaluate_model,
-    from_json,
-    read_reference,
     to_open_unlearning,
 )
+from oblivion.metrics.suites import make_suite
 from oblivion.tasks.causal_lm import CausalLM
 from oblivion.types import MetricResult, Sample
 
@@ -58,7 +59,7 @@ class Loaded:
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
     def evaluate(self, groups: Any = GROUPS, **options: Any) -> Evaluation:
-        settings = {"max_new_tokens": 8, "batch_size": 4, **options}
+        settings = {"suite": TOFU, "max_new_tokens": 8, "batch_size": 4, **options}
         task = CausalLM(self.tokenizer, settings.pop("max_length", 128))
         return evaluate_model(self.model, task, groups, **settings)
 
@@ -101,7 +102,7 @@ def test_probabilities_equal_plain_forward_passes(loaded: Loaded, whole: Evaluat
 def test_every_row_is_forwarded_once(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     prompts: list[Any] = []
-    score, generate = module.score_rows, module.generate_answers
+    score, generate = module.score_rows, module.generate
 
     def counting(model: Any, rows: Sequence[Any], **options: Any) -> Any:
         seen.extend(rows)
@@ -112,7 +113,7 @@ def test_every_row_is_forwarded_once(loaded: Loaded, monkeypatch: pytest.MonkeyP
         return generate(model, tokenizer, asked, **options)
 
     monkeypatch.setattr(module, "score_rows", counting)
-    monkeypatch.setattr(module, "generate_answers", counting_prompts)
+    monkeypatch.setattr(module, "generate", counting_prompts)
     # The same rows under two names cost nothing more: the wrong answers and answers of `wf` are those of `ra`.
     loaded.evaluate({**GROUPS, "wf": GROUPS["ra"]})
     assert len(seen) == len(set(seen)) == 2 * 4 * 5 + 4 * 4 + 4
@@ -197,7 +198,7 @@ def test_without_a_reference_the_comparison_is_none(whole: Evaluation) -> None:
 
 
 def test_the_model_as_its_own_reference(loaded: Loaded, whole: Evaluation) -> None:
-    again = loaded.evaluate(reference=to_open_unlearning(whole, {})).results
+    again = loaded.evaluate(references=[to_open_unlearning(whole, {})]).results
     assert again["forget_quality"].value == 1.0
     assert again["ks_statistic"].value == 0.0
     assert again["privleak"].value == pytest.approx(0.0, abs=1e-7)
@@ -206,7 +207,7 @@ def test_the_model_as_its_own_reference(loaded: Loaded, whole: Evaluation) -> No
 def test_a_wrong_reference_is_refused_before_the_model_runs(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "score_rows", lambda *_, **__: pytest.fail("the model ran"))
     with pytest.raises(InputError, match="no metric in it"):
-        loaded.evaluate(reference={"manifest": {}})
+        loaded.evaluate(references=[{"manifest": {}}])
 
 
 @pytest.mark.parametrize("size", ["batch_size", "max_new_tokens", "max_length"])
@@ -215,9 +216,9 @@ def test_sizes_have_to_be_positive(loaded: Loaded, size: str) -> None:
         loaded.evaluate(**{size: 0})
 
 
-def test_unknown_suites_are_refused(loaded: Loaded) -> None:
+def test_unknown_suites_are_refused() -> None:
     with pytest.raises(ConfigError, match="did you mean 'tofu'"):
-        loaded.evaluate(suite="tofo")
+        make_suite("tofo")
 
 
 class TestLayout:
@@ -243,7 +244,7 @@ class TestLayout:
         assert probability["n"] == 4
 
     def test_round_trip(self, whole: Evaluation) -> None:
-        back = from_json(json.loads(json.dumps(to_open_unlearning(whole, {}))))
+        back = from_json(json.loads(json.dumps(to_open_unlearning(whole, {}))), TOFU)
         assert set(back) == set(whole.results)
         for name, result in whole.results.items():
             assert back[name].value == result.value
@@ -252,7 +253,7 @@ class TestLayout:
     def test_a_file(self, whole: Evaluation, tmp_path: Path) -> None:
         path = tmp_path / "reference.json"
         path.write_text(json.dumps(to_open_unlearning(whole, {})))
-        assert read_reference(path)["mia_min_k"]["agg_value"] == whole.results["mia_min_k"].value
+        assert read_reference(path, TOFU)["mia_min_k"]["agg_value"] == whole.results["mia_min_k"].value
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -276,7 +277,10 @@ class TestLayout:
             ),
             ('{"a": {"agg_value": 1, "value_by_index": {"7": {"score": "NaN"}}}}', "a.value_by_index.7.score is 'NaN'"),
             ('{"a": {"agg_value": 1, "value_by_index": {"7": {"score": true}}}}', "a.value_by_index.7.score is True"),
-            ('{"a": {"agg_value": 1, "value_by_index": {"7": {"prob": [0.5, 2]}}}}', "a.value_by_index.7.prob is 2"),
+            (
+                '{"forget_Q_A_Prob": {"agg_value": 1, "value_by_index": {"7": {"prob": [0.5, 2]}}}}',
+                "forget_Q_A_Prob.value_by_index.7.prob is 2",
+            ),
             (
                 '{"a": {"agg_value": 1, "value_by_index": {"7": {"avg_loss": [NaN]}}}}',
                 "a.value_by_index.7.avg_loss.0 is NaN",
@@ -294,16 +298,17 @@ class TestLayout:
         path = tmp_path / "bad.json"
         path.write_text(text)
         with pytest.raises(InputError, match=message):
-            read_reference(path)
+            read_reference(path, TOFU)
 
     def test_missing_file(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"none\.json: cannot be read \(No such file"):
-            read_reference(tmp_path / "none.json")
+            read_reference(tmp_path / "none.json", TOFU)
 
 
 class TestClient:
     def measure(self, loaded: Loaded, rows: Sequence[Sample]) -> dict[str, tuple[float, float]]:
-        return evaluate_client(loaded.model, CausalLM(loaded.tokenizer, 128), rows)
+        task = CausalLM(loaded.tokenizer, 128)
+        return evaluate_client(loaded.model, task, rows, suite=TOFU, max_new_tokens=8, batch_size=4)
 
     def test_sums_and_weights(self, loaded: Loaded) -> None:
         rows = GROUPS["forget"]

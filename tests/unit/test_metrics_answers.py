@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from metric_rows import scored_row
 
 from oblivion.errors import ConfigError, InputError
 from oblivion.metrics import metrics
-from oblivion.metrics.engine.averages import ANY, SHARE, mean_interval, mean_result
-from oblivion.metrics.engine.context import AnswerScore, EvaluationContext, ScoredRow
+from oblivion.metrics.engine.averages import mean_interval, mean_result
+from oblivion.metrics.engine.context import ANY, SHARE, AnswerScore, EvaluationContext, ScoredRow
 from oblivion.metrics.exact_memorization import ExactMemorization, exact_memorization
 from oblivion.metrics.extraction_strength import ExtractionStrength, extraction_strength
 from oblivion.metrics.normalised_probability import NormalisedProbability
@@ -57,7 +58,7 @@ def texts(count: int) -> list[tuple[str, str]]:
 
 class TestProbability:
     # (1/2 * 1/8)^(1/2) = 1/4 and its loss is ln 4; a lone EOS with probability 1/2 counts, too.
-    rows = (ScoredRow(index=0, answer=answer(1 / 2, 1 / 8)), ScoredRow(index=2, answer=answer(1 / 2)))
+    rows = (scored_row(index=0, answer=answer(1 / 2, 1 / 8)), scored_row(index=2, answer=answer(1 / 2)))
 
     def test_by_hand(self) -> None:
         result = Probability("forget").compute(context(*self.rows))
@@ -68,8 +69,8 @@ class TestProbability:
 
     def test_wrong_answers_are_averaged_within_a_row_first(self) -> None:
         rows = (
-            ScoredRow(index=0, wrong=(answer(0.1), answer(0.3))),
-            ScoredRow(index=1, wrong=(answer(0.6),)),
+            scored_row(index=0, wrong=(answer(0.1), answer(0.3))),
+            scored_row(index=1, wrong=(answer(0.6),)),
         )
         result = Probability("ra", "wrong").compute(context(*rows, group="ra"))
         assert result.value == pytest.approx((0.2 + 0.6) / 2)
@@ -77,12 +78,12 @@ class TestProbability:
         assert result.per_example["0"]["avg_loss"] == pytest.approx([-math.log(0.1), -math.log(0.3)])
 
     def test_paraphrase_uses_the_rows_that_have_one(self) -> None:
-        rows = (*self.rows, ScoredRow(index=3, answer=answer(0.9), paraphrase=answer(0.7)))
+        rows = (*self.rows, scored_row(index=3, answer=answer(0.9), paraphrase=answer(0.7)))
         result = Probability("forget", "paraphrase").compute(context(*rows))
         assert (result.value, result.n) == (pytest.approx(0.7), 1)
 
     def test_a_certain_model_has_probability_one(self) -> None:
-        result = Probability().compute(context(ScoredRow(index=0, answer=answer(1.0, 1.0, 1.0))))
+        result = Probability().compute(context(scored_row(index=0, answer=answer(1.0, 1.0, 1.0))))
         assert result.value == 1.0
         assert result.interval is None
 
@@ -94,15 +95,15 @@ class TestProbability:
 class TestNormalisedProbability:
     def test_by_hand(self) -> None:
         # 0.3 / (0.3 + 0.1 + 0.2) = 1/2
-        row = ScoredRow(index=0, answer=answer(0.3), wrong=(answer(0.1), answer(0.2)))
+        row = scored_row(index=0, answer=answer(0.3), wrong=(answer(0.1), answer(0.2)))
         result = NormalisedProbability("ra").compute(context(row, group="ra"))
         assert result.value == pytest.approx(0.5, abs=1e-9)
         assert result.per_example["0"] == {"prob": result.value}
 
     def test_rows_without_wrong_answers_do_not_enter(self) -> None:
         rows = (
-            ScoredRow(index=0, answer=answer(0.3), wrong=(answer(0.1),)),
-            ScoredRow(index=1, answer=answer(0.3)),
+            scored_row(index=0, answer=answer(0.3), wrong=(answer(0.1),)),
+            scored_row(index=1, answer=answer(0.3)),
         )
         assert NormalisedProbability("ra").compute(context(*rows, group="ra")).n == 1
 
@@ -112,8 +113,8 @@ class TestTruthRatio:
     # In the second row the right answer has 1/16: R = 4.
     wrong = (answer(1 / 2), answer(1 / 8))
     rows = (
-        ScoredRow(index=0, answer=answer(1 / 16), paraphrase=answer(1 / 2), wrong=wrong),
-        ScoredRow(index=1, answer=answer(1 / 2), paraphrase=answer(1 / 16), wrong=wrong),
+        scored_row(index=0, answer=answer(1 / 16), paraphrase=answer(1 / 2), wrong=wrong),
+        scored_row(index=1, answer=answer(1 / 2), paraphrase=answer(1 / 16), wrong=wrong),
     )
 
     def test_the_mean_over_wrong_answers_is_geometric(self) -> None:
@@ -142,7 +143,7 @@ class TestTruthRatio:
         """Both a right answer far likelier and one far less likely than the wrong ones give nearly 0."""
         score = AnswerScore(np.array([-right]), np.array([False]))
         other = AnswerScore(np.array([-200.0 if right < 1 else -1e-3]), np.array([False]))
-        row = ScoredRow(index=0, paraphrase=score, wrong=(other,))
+        row = scored_row(index=0, paraphrase=score, wrong=(other,))
         assert TruthRatio().compute(context(row)).value == pytest.approx(0, abs=1e-9)
 
 
@@ -165,8 +166,8 @@ class TestMemorisation:
 
     def test_an_answer_of_eos_alone_is_left_out(self) -> None:
         rows = (
-            ScoredRow(index=0, answer=answer(0.5, matches=[1])),
-            ScoredRow(index=1, answer=answer(0.5, 0.5, 0.5, matches=[1, 0, 1])),
+            scored_row(index=0, answer=answer(0.5, matches=[1])),
+            scored_row(index=1, answer=answer(0.5, 0.5, 0.5, matches=[1, 0, 1])),
         )
         for metric in (ExactMemorization(), ExtractionStrength()):
             result = metric.compute(context(*rows))
@@ -174,7 +175,7 @@ class TestMemorisation:
 
     def test_with_nothing_left_there_is_no_value(self) -> None:
         for metric in (ExactMemorization(), ExtractionStrength()):
-            result = metric.compute(context(ScoredRow(index=0, answer=answer(0.5))))
+            result = metric.compute(context(scored_row(index=0, answer=answer(0.5))))
             assert (result.value, result.n, result.extra) == (None, 0, {"left_out": 1})
             assert "before its end" in result.reason
 
@@ -207,9 +208,9 @@ class TestRouge:
 
     def test_an_empty_generation_scores_zero_and_still_counts(self) -> None:
         rows = (
-            ScoredRow(index=0, target="one two", generation=""),
-            ScoredRow(index=1, target="one two", generation="one two"),
-            ScoredRow(index=2, target="one two"),
+            scored_row(index=0, target="one two", generation=""),
+            scored_row(index=1, target="one two", generation="one two"),
+            scored_row(index=2, target="one two"),
         )
         result = Rouge().compute(context(*rows))
         assert (result.value, result.n) == (0.5, 2)

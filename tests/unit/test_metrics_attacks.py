@@ -9,12 +9,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from metric_rows import TOFU, scored_row
 from scipy.stats import hmean, kstest
 
 from oblivion.errors import InputError
 from oblivion.metrics.engine.auc import auc, auc_interval, difference_half_width
-from oblivion.metrics.engine.context import AnswerScore, DetailedResult, EvaluationContext, ScoredRow
-from oblivion.metrics.engine.layout import from_json, to_open_unlearning
+from oblivion.metrics.engine.context import AnswerScore, DetailedResult, EvaluationContext
+from oblivion.metrics.engine.layout import from_json, results_to_json
 from oblivion.metrics.engine.membership import MembershipAttack, lowest_count
 from oblivion.metrics.forget_quality import NAMES, RATIOS, ForgetQuality, KSStatistic, detectable, ks_test
 from oblivion.metrics.mia_loss import LossAttack
@@ -44,7 +45,7 @@ def two_groups(members: Sequence[float], others: Sequence[float]) -> EvaluationC
     """Forget and holdout rows of three equal token losses each."""
     return EvaluationContext(
         {
-            group: [ScoredRow(index=i, answer=score([loss] * 3)) for i, loss in enumerate(losses)]
+            group: [scored_row(index=i, answer=score([loss] * 3)) for i, loss in enumerate(losses)]
             for group, losses in (("forget", members), ("holdout", others))
         }
     )
@@ -141,23 +142,23 @@ class TestPrivLeak:
 
     def test_with_a_reference(self) -> None:
         context = two_groups([1, 2, 3], [2, 4])
-        context.reference = {"mia_min_k": MetricResult(value=0.75)}
+        context.references = ({"mia_min_k": MetricResult(value=0.75)},)
         assert PrivLeak().compute(context).value == pytest.approx(0)
 
     @pytest.mark.parametrize("reference", [0.96, 0.999, 1.0])
     def test_where_the_reference_can_be_told_apart_there_is_no_value(self, reference: float) -> None:
         context = two_groups([1, 2, 3], [2, 4])
-        context.reference = {"mia_min_k": MetricResult(value=reference)}
+        context.references = ({"mia_min_k": MetricResult(value=reference)},)
         result = PrivLeak().compute(context)
         assert (result.value, result.interval, result.extra) == (None, None, {"auc_reference": reference})
         assert "nearly nothing to divide by" in result.reason
 
     def test_the_interval_is_that_of_the_difference_on_the_same_rows(self) -> None:
         context = two_groups([1, 2, 3], [2, 4, 5])
-        context.reference = {"mia_min_k": two_groups([1, 2, 3], [2, 4, 5]).result(MinKAttack())}
+        context.references = ({"mia_min_k": two_groups([1, 2, 3], [2, 4, 5]).result(MinKAttack())},)
         same = PrivLeak().compute(context)
         assert same.value == 0 and same.interval == pytest.approx((0, 0))
-        context.reference = {"mia_min_k": two_groups([3, 2, 1], [2, 4, 1]).result(MinKAttack())}
+        context.references = ({"mia_min_k": two_groups([3, 2, 1], [2, 4, 1]).result(MinKAttack())},)
         # By hand: shares (above a negative, below a positive) here (1, 5/6, 2/3) and (1/2, 1, 1), there (1/3, 1/2, 5/6)
         # and (1/2, 1, 1/6); gaps (2/3, 1/3, -1/6) and (0, 0, 5/6), variances 0.17593 and 0.23148.
         other = PrivLeak().compute(context)
@@ -170,15 +171,15 @@ class TestPrivLeak:
 
     def test_without_a_token_to_score_there_is_no_value(self) -> None:
         context = two_groups([1, 2], [])
-        context.rows = {**context.rows, "holdout": [ScoredRow(index=0, answer=score([0.5]))]}
+        context.rows = {**context.rows, "holdout": [scored_row(index=0, answer=score([0.5]))]}
         for metric in (MinKAttack(), PrivLeak()):
             result = metric.compute(context)
             assert result.value is None and "before its end" in result.reason
 
-    @pytest.mark.parametrize("reference", [{}, {"mia_min_k": MetricResult(value=None)}])
+    @pytest.mark.parametrize("reference", [{}, {"mia_min_k": MetricResult(value=None, reason="none")}])
     def test_an_incomplete_reference_is_an_error_not_a_default(self, reference: dict[str, MetricResult]) -> None:
         context = two_groups([1, 2, 3], [2, 4])
-        context.reference = reference
+        context.references = (reference,)
         with pytest.raises(InputError, match="mia_min_k"):
             PrivLeak().compute(context)
 
@@ -188,7 +189,7 @@ def ratios(*values: float) -> EvaluationContext:
     return EvaluationContext(
         {
             "forget": [
-                ScoredRow(index=i, paraphrase=score([0.0]), wrong=(score([-math.log(r)]),))
+                scored_row(index=i, paraphrase=score([0.0]), wrong=(score([-math.log(r)]),))
                 for i, r in enumerate(values)
             ]
         }
@@ -208,14 +209,14 @@ class TestForgetQuality:
 
     def test_the_same_model_cannot_be_told_apart(self) -> None:
         context = ratios(0.2, 0.4, 0.7)
-        context.reference = {"forget_TR__closer_to_1_better": context.result(RATIOS)}
+        context.references = ({"forget_TR__closer_to_1_better": context.result(RATIOS)},)
         assert ForgetQuality().compute(context).value == 1.0
         assert KSStatistic().compute(context).value == 0.0
 
     def test_against_scipy(self) -> None:
         mine, theirs = (0.2, 0.9, 0.35, 0.6), (0.1, 0.3, 0.31, 0.32)
         context = ratios(*mine)
-        context.reference = reference_of(*theirs)
+        context.references = (reference_of(*theirs),)
         expected = kstest(mine, theirs)
         assert ForgetQuality().compute(context).value == pytest.approx(expected.pvalue)
         result = KSStatistic().compute(context)
@@ -223,7 +224,7 @@ class TestForgetQuality:
 
     def test_open_unlearnings_own_name_is_understood(self) -> None:
         context = ratios(0.2, 0.4)
-        context.reference = {"forget_truth_ratio": reference_of(0.7, 0.8)["forget_TR__closer_to_1_better"]}
+        context.references = ({"forget_truth_ratio": reference_of(0.7, 0.8)["forget_TR__closer_to_1_better"]},)
         assert KSStatistic().compute(context).value == 1.0
 
     def test_no_reference_is_an_error(self) -> None:
@@ -232,19 +233,19 @@ class TestForgetQuality:
 
     def test_other_rows_are_an_error(self) -> None:
         context = ratios(0.2, 0.4)
-        context.reference = reference_of(0.2, 0.4, 0.6)
+        context.references = (reference_of(0.2, 0.4, 0.6),)
         with pytest.raises(InputError, match=r"on 3 forget rows and this model on 2.*--limit"):
             ForgetQuality().compute(context)
 
     def test_rows_without_numbers_are_an_error(self) -> None:
         context = ratios(0.2)
-        context.reference = {"forget_truth_ratio": MetricResult(value=1.0, per_example={"0": {"score": None}})}
+        context.references = ({"forget_truth_ratio": MetricResult(value=1.0, per_example={"0": {"score": None}})},)
         with pytest.raises(InputError, match="row 0, has no number called 'score'"):
             ForgetQuality().compute(context)
 
     def test_one_row_has_no_quality(self) -> None:
         context = ratios(0.2)
-        context.reference = reference_of(0.2)
+        context.references = (reference_of(0.2),)
         for metric in (ForgetQuality(), KSStatistic()):
             result = metric.compute(context)
             assert (result.value, result.n) == (None, 1)
@@ -260,24 +261,24 @@ class TestForgetQuality:
             below, above = (ks_test(range(n), range(k, n + k))[0] for k in (step, step + 1))
             assert below > 0.05 > above
         context = ratios(0.2, 0.4, 0.7)
-        context.reference = reference_of(0.2, 0.4, 0.7)
+        context.references = (reference_of(0.2, 0.4, 0.7),)
         assert ForgetQuality().compute(context).extra == {"detectable": detectable(3, 3)}
 
     def test_rows_on_which_the_model_finds_everything_impossible_are_left_out(self) -> None:
         context = ratios(0.2, 0.4, 0.7)
-        nothing = ScoredRow(index=3, paraphrase=score([60.0]), wrong=(score([70.0]),))
+        nothing = scored_row(index=3, paraphrase=score([60.0]), wrong=(score([70.0]),))
         context.rows = {"forget": [*context.rows["forget"], nothing]}
         found = context.result(RATIOS)
         assert (found.n, found.extra) == (3, {"left_out": 1})
-        context.reference = reference_of(0.2, 0.4, 0.7, 0.9)
+        context.references = (reference_of(0.2, 0.4, 0.7, 0.9),)
         assert ForgetQuality().compute(context).n == 3
-        for reference in (found, from_json(to_open_unlearning({NAMES[0]: found}, {}))[NAMES[0]]):
-            context.reference = {NAMES[0]: reference}
+        for reference in (found, from_json(results_to_json({NAMES[0]: found}, {}), TOFU)[NAMES[0]]):
+            context.references = ({NAMES[0]: reference},)
             assert ForgetQuality().compute(context).value == 1.0
         for aggregation in ("closer_to_1_better", "true_better", "prob_mean"):
             result = TruthRatio("forget", aggregation).compute(EvaluationContext({"forget": [nothing]}))
             assert (result.value, result.n) == (None, 0) and result.reason
-        ra = ScoredRow(index=0, answer=score([60.0]), wrong=(score([70.0]),))
+        ra = scored_row(index=0, answer=score([60.0]), wrong=(score([70.0]),))
         assert NormalisedProbability("ra").compute(EvaluationContext({"ra": [ra]})).value is None
 
     def test_empty_samples_are_an_error(self) -> None:
@@ -296,7 +297,7 @@ class TestModelUtility:
     def test_by_hand(self) -> None:
         # Every row: right answer 1/2, wrong answer 1/4, generation half right.
         half, quarter = score([math.log(2)]), score([math.log(4)])
-        row = ScoredRow(index=0, target="one two", generation="two", answer=half, paraphrase=half, wrong=(quarter,))
+        row = scored_row(index=0, target="one two", generation="two", answer=half, paraphrase=half, wrong=(quarter,))
         context = EvaluationContext({group: [row] for group in ("retain", "ra", "wf")})
         # Probability 1/2, normalised 2/3 (twice); ROUGE 1/2 (three times); truth ratio 1 - 1/2 (three times).
         expected = 9 / (2 + 2 * 3 / 2 + 3 * 2 + 3 * 2)
@@ -306,7 +307,7 @@ class TestModelUtility:
 
     def test_without_a_component_there_is_no_utility(self) -> None:
         half, quarter = score([math.log(2)]), score([math.log(4)])
-        row = ScoredRow(index=0, target="one two", generation="two", answer=half, paraphrase=half, wrong=(quarter,))
+        row = scored_row(index=0, target="one two", generation="two", answer=half, paraphrase=half, wrong=(quarter,))
         context = EvaluationContext(
             {g: [replace(row, target="..." if g == "wf" else "one")] for g in ("retain", "ra", "wf")}
         )

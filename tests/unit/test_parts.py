@@ -64,10 +64,13 @@ def test_a_module_without_a_package_and_one_that_lies_elsewhere(install: Install
 
 def test_a_metric_of_a_third_package_counts_with_the_suite_that_uses_it(install: Install) -> None:
     metric = "from oblivion.metrics.probability import Probability\n\n\nclass Share(Probability):\n    pass\n"
-    suite = "from a_metric import Share\n\n\ndef mine():\n    return {'share': Share('forget')}\n"
+    suite = (
+        "from a_metric import Share\nfrom oblivion.metrics.suites.tofu import Tofu\n\n\n"
+        "class Mine(Tofu):\n    metrics = {'share': Share('forget')}\n"
+    )
     install("a-metric", "3", {"metrics": {"share": "a_metric:Share"}}, {"a_metric.py": metric})
     install("broken", "1", {"metrics": {"unused": "not_there:X"}}, {})
-    install("a-suite", "1", {"suites": {"mine": "a_suite:mine"}}, {"a_suite.py": suite})
+    install("a-suite", "1", {"suites": {"mine": "a_suite:Mine"}}, {"a_suite.py": suite})
     packages = outside_packages(load_config(None, ["evaluate.suite=mine"]))
     assert [(package.name, package.version) for package in packages] == [("a-metric", "3"), ("a-suite", "1")]
 

@@ -15,6 +15,7 @@ from oblivion.config import ModelConfig, load_config
 from oblivion.data.federation import resolve
 from oblivion.errors import ConfigError, InputError
 from oblivion.metrics.engine.table import table
+from oblivion.metrics.suites import make_suite
 from oblivion.models.loading import locate
 from oblivion.target import evaluate, find_target
 from simulations import RunResult, simulate
@@ -183,7 +184,7 @@ def test_the_file_and_the_table_of_a_model(micro_model: Path, tofu: Path, tmp_pa
     code, shown, err = oblivion("evaluate", *arguments, "--out", out)
     assert code == 0, err
     result = json.loads(out.read_text("utf-8"), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert shown.strip() == table(result).strip()
+    assert shown.strip() == table(result, make_suite("tofu")).strip()
     for name, value in values(result).items():
         assert name in shown
         assert value is None or math.isfinite(value)
@@ -257,7 +258,7 @@ def test_the_table_says_what_was_measured_and_what_must_be_known_beside_it() -> 
         "own": {"agg_value": 1234567.0},
         "manifest": manifest | {"rows": {"forget": 4, "ra": 3}, "skipped": ["a", "b"]},
     }
-    assert table(result).splitlines() == [
+    assert table(result, make_suite("tofu")).splitlines() == [
         "target    a (model m)",
         "suite     tofu, template chat",
         "data      d, forget01",
@@ -286,7 +287,7 @@ def test_the_table_says_what_was_measured_and_what_must_be_known_beside_it() -> 
         "2 rows are longer than the model's context and left out whole",
     ]
     enough = {"forget_quality": {"agg_value": 1.6e-14, "n": 40, "detectable": 0.304}}
-    assert table(enough).splitlines()[-1].split()[:3] == ["forget_quality", "1.6e-14", "40"]
+    assert table(enough, make_suite("tofu")).splitlines()[-1].split()[:3] == ["forget_quality", "1.6e-14", "40"]
 
 
 class TestWhatIsNotThere:

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import abc
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from oblivion.metrics.engine.context import AnswerScore, EvaluationContext
+from oblivion.metrics.engine.context import SHARE, AnswerScore, EvaluationContext
 from oblivion.types import MetricResult
 
 Z95 = 1.959963984540054
 """The 97.5 % quantile of the standard normal distribution."""
-
-
-SHARE = (0.0, 1.0)
-"""The range of probabilities, recalls and ratios."""
-
-ANY = (-math.inf, math.inf)
-"""The range of scores without bounds."""
 
 
 def mean_interval(values: Sequence[float], bounds: tuple[float, float]) -> tuple[float, float] | None:
@@ -59,7 +51,7 @@ def mean_result(
     Returns
     -------
     MetricResult
-        Mean in fp64, with a 95 % interval over the rows.
+        Mean in fp64, with a 95 % interval over the rows, and the sum over the rows with their number.
     """
     numbers = {index: value for index, value in values.items() if value is not None}
     left_out = len(values) - len(numbers)
@@ -71,6 +63,7 @@ def mean_result(
         interval=mean_interval(found, bounds),
         reason="" if found else undefined,
         extra={"left_out": left_out} if left_out else {},
+        sums=(float(sum(found)), float(len(found))),
     )
 
 
@@ -101,6 +94,8 @@ class MeanOverAnswers(abc.ABC):
     """
 
     group: str = "forget"
+    value_range: ClassVar[tuple[float, float]] = SHARE
+    over: ClassVar[Literal["row", "token"]] = "row"
 
     @staticmethod
     @abc.abstractmethod

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +16,14 @@ from oblivion.types import MetricResult
 REFERENCE = "reference"
 """In `Metric.requires`: the results of a model that never saw the forget rows."""
 
-KINDS = ("answer", "paraphrase", "wrong", "generation", "moments", "text")
-"""In `Metric.requires`, as ``"<group>.<kind>"``: scores of the answer, of its paraphrase, of the wrong answers; the
-generated text; and with the answer's score, the moments over the vocabulary and the answer's decoded text."""
+REFINEMENTS = ("moments", "text")
+"""Kinds of outputs that add something to the score of a row's answer."""
+
+SHARE = (0.0, 1.0)
+"""The range of probabilities, recalls and ratios."""
+
+ANY = (-math.inf, math.inf)
+"""The range of scores without bounds."""
 
 
 @dataclass(frozen=True)
@@ -57,17 +63,38 @@ class AnswerScore:
 class ScoredRow:
     """The outputs on one sample.
 
-    `index` is its position in its group, `target` its answer as plain text, `rouge` how the generation agrees with that
-    if it was computed already.
+    Attributes
+    ----------
+    index : int
+        The sample's position in its group.
+    target : str
+        Its true answer as plain text.
+    outputs : mapping of str to Any
+        Kind of output to what the model gave: ``answer`` and ``paraphrase`` (`AnswerScore`), ``wrong`` (a tuple of
+        them), ``generation`` (the text that it wrote after the prompt), ``generations`` (a tuple of texts, one after
+        each prompt in ``Sample.extras["prompts"]``), and ``rouge`` (how the generation agrees with `target`). A kind
+        that was not asked for, or that the sample cannot have, is missing.
     """
 
     index: int
     target: str = ""
-    answer: AnswerScore | None = None
-    paraphrase: AnswerScore | None = None
-    wrong: tuple[AnswerScore, ...] = ()
-    generation: str | None = None
-    rouge: Mapping[str, float] | None = None
+    outputs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def answer(self) -> AnswerScore | None:
+        """The score of the true answer."""
+        return self.outputs.get("answer")
+
+    @property
+    def paraphrase(self) -> AnswerScore | None:
+        """The score of the true answer in other words."""
+        return self.outputs.get("paraphrase")
+
+    @property
+    def wrong(self) -> tuple[AnswerScore, ...]:
+        """The scores of the wrong answers."""
+        scores: tuple[AnswerScore, ...] = self.outputs.get("wrong", ())
+        return scores
 
     def has(self, kind: str) -> bool:
         """Whether this row can serve a requirement."""
@@ -75,7 +102,7 @@ class ScoredRow:
             return self.answer is not None and self.answer.variance is not None
         if kind == "text":
             return self.answer is not None
-        return getattr(self, kind) not in (None, ())
+        return self.outputs.get(kind) not in (None, ())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,15 +119,36 @@ class DetailedResult(MetricResult):
 
 
 class Metric(Protocol):
-    """A frozen dataclass of a metric's parameters."""
+    """A frozen dataclass of a metric's parameters.
+
+    A metric may have `value_range`, what its value can be (by default any number), and `row_ranges`, the same for the
+    numbers of a row by their names; the results of a reference are checked against them.
+    """
 
     @property
     def requires(self) -> frozenset[str]:
-        """``"<group>.<kind>"`` for outputs (see `KINDS`), and ``"reference"``."""
+        """``"<group>.<kind>"`` for outputs (see `ScoredRow` and `REFINEMENTS`), and ``"reference"``."""
         ...
 
     def compute(self, context: EvaluationContext) -> MetricResult:
         """Compute the value; raises InputError where the context lacks something that is required."""
+        ...
+
+
+class MergeableMetric(Metric, Protocol):
+    """A metric whose results have `MetricResult.sums`, so that those of several clients can be merged.
+
+    Its value is not negative and at most the upper end of `value_range`; `over` is what its weight counts.
+    """
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """What the value can be."""
+        ...
+
+    @property
+    def over(self) -> Literal["row", "token"]:
+        """What the weight counts."""
         ...
 
 
@@ -119,21 +167,22 @@ def score_of(row: Mapping[str, Any], where: str) -> float:
 
 
 class EvaluationContext:
-    """Outputs by group, an optional reference, and the results computed so far.
+    """Outputs by group, the references, and the results computed so far.
 
     Parameters
     ----------
     rows : mapping of str to sequence of ScoredRow
-        Group (``forget``, ``retain``, ``ra``, ``wf``, ``holdout``) to its rows, in order.
-    reference : mapping of str to MetricResult, optional
-        Metric name to the reference model's result.
+        Name of a group to its rows, in order.
+    references : sequence of mapping, optional
+        For each model that never saw the forget rows, its results by name; a metric that compares with one model takes
+        the first.
     """
 
     def __init__(
-        self, rows: Mapping[str, Sequence[ScoredRow]], reference: Mapping[str, MetricResult] | None = None
+        self, rows: Mapping[str, Sequence[ScoredRow]], references: Sequence[Mapping[str, MetricResult]] = ()
     ) -> None:
         self.rows = rows
-        self.reference = reference
+        self.references = tuple(references)
         self._results: dict[Any, MetricResult] = {}
 
     def _rows_with(self, group: str, kinds: Sequence[str]) -> list[ScoredRow]:
@@ -162,7 +211,7 @@ class EvaluationContext:
             group, _, kind = requirement.partition(".")
             kinds.setdefault(group, []).append(kind)
         lacking = [f"{g}.{kind}" for g, asked in kinds.items() if not self._rows_with(g, asked) for kind in asked]
-        if REFERENCE in requires and self.reference is None:
+        if REFERENCE in requires and not self.references:
             lacking.append(REFERENCE)
         return sorted(lacking)
 
@@ -173,22 +222,22 @@ class EvaluationContext:
         return self._results[metric]
 
     def reference_result(self, *names: str) -> MetricResult:
-        """The reference's result under the first of `names` that it has.
+        """The first reference's result under the first of `names` that it has.
 
         Raises
         ------
         InputError
             If there is no reference, or it has none of them.
         """
-        if self.reference is None:
+        if not self.references:
             raise InputError(
                 f"a reference is needed ({names[0]} of a model that never saw the forget rows), and none was given; "
                 "give one with --reference"
             )
         for name in names:
-            if name in self.reference:
-                return self.reference[name]
+            if name in self.references[0]:
+                return self.references[0][name]
         raise InputError(
             f"the reference has no metric '{names[0]}'; evaluate it on the same data with the same suite "
-            f"(it has: {', '.join(sorted(self.reference)) or 'nothing'})"
+            f"(it has: {', '.join(sorted(self.references[0])) or 'nothing'})"
         )

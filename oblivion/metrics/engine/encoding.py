@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from oblivion.data.tokens import TokenRow
 from oblivion.tasks.causal_lm import CausalLM
 from oblivion.types import Sample
 
+Prompt = tuple[int, ...]
+
 
 @dataclass
 class EncodedSample:
-    """One sample's rows as positions in the list of all distinct rows."""
+    """One sample's rows as positions in the list of all distinct rows, and its prompts as ids."""
 
     index: int
     sample: Sample
     answer: int | None = None
     paraphrase: int | None = None
     wrong: tuple[int, ...] = ()
-    prompt: tuple[int, ...] | None = None
+    prompt: Prompt | None = None
+    prompts: tuple[Prompt, ...] = ()
+    target: str = ""
 
 
 class AnswerRows:
@@ -34,8 +38,7 @@ class AnswerRows:
         Ids of the samples that were left out.
     """
 
-    def __init__(self, task: CausalLM) -> None:
-        self._task = task
+    def __init__(self) -> None:
         self._positions: dict[TokenRow, int] = {}
         self.with_moments: set[int] = set()
         self.with_text: set[int] = set()
@@ -46,27 +49,34 @@ class AnswerRows:
         """The distinct rows."""
         return list(self._positions)
 
-    def encode(self, samples: Sequence[Sample], kinds: set[str]) -> list[EncodedSample]:
-        """Encode what `kinds` asks for; a sample with a row that does not fit is skipped whole."""
+    def encode(self, samples: Sequence[Sample], kinds: set[str], task: CausalLM, cut: int = 0) -> list[EncodedSample]:
+        """Encode what `kinds` asks for; a sample with a row that does not fit is skipped whole.
+
+        With `cut`, the target of a sample is only the text of so many tokens of its answer.
+        """
         encoded = []
         for index, sample in enumerate(samples):
-            one = self._encode_one(index, sample, kinds)
+            one = self._encode_one(index, sample, kinds, task, cut)
             if one is None:
                 self.skipped.append(sample.id)
             else:
                 encoded.append(one)
         return encoded
 
-    def _encode_one(self, index: int, sample: Sample, kinds: set[str]) -> EncodedSample | None:
-        answers = {"answer": [sample.answer]} if kinds & {"answer", "moments", "text", "generation"} else {}
+    def _encode_one(
+        self, index: int, sample: Sample, kinds: set[str], task: CausalLM, cut: int
+    ) -> EncodedSample | None:
+        answers = {"answer": [sample.answer]} if kinds - {"paraphrase", "wrong"} else {}
         if "paraphrase" in kinds and sample.paraphrase:
             answers["paraphrase"] = [sample.paraphrase]
         if "wrong" in kinds:
             answers["wrong"] = list(sample.wrong_answers)
         texts = [text for kind in answers for text in answers[kind]]
-        rows = self._task.encode_answers(sample, texts)
-        fitting = [row for row in rows if row is not None]
-        if len(fitting) < len(rows):
+        asked = sample.extras.get("prompts", ()) if "generations" in kinds else ()
+        rows = task.encode_answers(sample, texts)
+        others = [task.encode(replace(sample, prompt=question)) for question in asked]
+        fitting, prompted = ([row for row in some if row is not None] for some in (rows, others))
+        if len(fitting) < len(rows) or len(prompted) < len(others):
             return None
         places = iter([self._positions.setdefault(row, len(self._positions)) for row in fitting])
         found = {kind: list(islice(places, len(some))) for kind, some in answers.items()}
@@ -80,4 +90,11 @@ class AnswerRows:
             paraphrase=next(iter(found.get("paraphrase", [])), None),
             wrong=tuple(found.get("wrong", [])),
             prompt=fitting[0].ids[: fitting[0].prompt_length] if "generation" in kinds else None,
+            prompts=tuple(row.ids[: row.prompt_length] for row in prompted),
+            target=_text(task, fitting[0].labels[:cut]) if cut and own else sample.answer,
         )
+
+
+def _text(task: CausalLM, ids: Sequence[int]) -> str:
+    text: str = task.tokenizer.decode(ids, skip_special_tokens=True)
+    return text

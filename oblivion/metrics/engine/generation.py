@@ -27,6 +27,7 @@ def generate(
     max_length: int,
     batch_size: int,
     ends: Collection[int] = (),
+    before: Sequence[str] = (),
 ) -> list[str]:
     """Continue prompts by the most likely token until the end of an answer.
 
@@ -48,6 +49,8 @@ def generate(
         Prompts that are continued together.
     ends : collection of int
         Further ids that end an answer, such as the end of a turn in the chat format.
+    before : sequence of str
+        A text ends before the first place where one of these stands.
 
     Returns
     -------
@@ -68,8 +71,13 @@ def generate(
             write = _continue if own else _generate
             written = write(plain, batch, limit, stops, tokenizer.pad_token_id)
             for prompt, new in zip(batch, written, strict=True):
-                answers[prompt] = tokenizer.decode(new, skip_special_tokens=True).strip()
+                answers[prompt] = _cut(tokenizer.decode(new, skip_special_tokens=True), before).strip()
     return [answers[prompt] for prompt in prompts]
+
+
+def _cut(text: str, before: Sequence[str]) -> str:
+    """The text up to the first place where one of the strings in `before` stands."""
+    return text[: min((at for stop in before if (at := text.find(stop)) >= 0), default=len(text))]
 
 
 def _stop_ids(model: Any, tokenizer: Any) -> set[int]:

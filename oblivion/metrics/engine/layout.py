@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from oblivion.errors import InputError
-from oblivion.metrics.engine.averages import ANY, SHARE
-from oblivion.metrics.engine.context import DetailedResult
+from oblivion.metrics.engine.context import ANY, DetailedResult
+from oblivion.metrics.engine.suite import Suite
 from oblivion.outside import read_json
 from oblivion.types import MetricResult
 
 MANIFEST = "manifest"
 TEXTS = ("input", "ground_truth", "generation")
 """What a row has besides numbers, where texts are asked for."""
-_SHARES = ("exact_memorization", "extraction_strength", "forget_quality", "ks_statistic", "model_utility")
-_ROW_SHARES = ("prob", "rouge1_recall", "rougeL_f1", "rougeL_recall")
 _LARGEST_REFERENCE = 2**28
 """Bytes: results with their texts are larger than other files."""
+_NULL = "the file has no value"
 _ROUNDING = 1e-6
 _LARGEST = 1e300
 
+Range = tuple[float, float]
+"""The least and the largest that a number can be."""
 
-def to_open_unlearning(
+
+def results_to_json(
     results: Mapping[str, MetricResult], texts: Mapping[str, Mapping[str, Mapping[str, str]]]
 ) -> dict[str, Any]:
     """Results as plain JSON values.
@@ -63,13 +64,15 @@ def _entry(result: MetricResult, texts: Mapping[str, Mapping[str, str]]) -> dict
     return entry
 
 
-def from_json(data: Mapping[str, Any], source: str = "reference") -> dict[str, MetricResult]:
+def from_json(data: Mapping[str, Any], suite: Suite, source: str = "reference") -> dict[str, MetricResult]:
     """Read results in OpenUnlearning's layout, ours or its own.
 
     Parameters
     ----------
     data : mapping
         Parsed JSON; ``manifest`` and what is not a metric's entry are passed over.
+    suite : Suite
+        Says what the numbers of its metrics can be; a metric that it does not have may have any finite number.
     source : str
         What it is, for messages.
 
@@ -85,7 +88,7 @@ def from_json(data: Mapping[str, Any], source: str = "reference") -> dict[str, M
         other rows than ``n`` says. The message names metric and row.
     """
     results = {
-        name: _read_entry(entry, f"{source}: {name}", _range(name))
+        name: _read_entry(entry, f"{source}: {name}", *_ranges(suite, name))
         for name, entry in data.items()
         if name != MANIFEST and isinstance(entry, Mapping) and "agg_value" in entry
     }
@@ -97,13 +100,13 @@ def from_json(data: Mapping[str, Any], source: str = "reference") -> dict[str, M
     return results
 
 
-def _range(name: str) -> tuple[float, float]:
-    """What a metric's value can be; anything finite for those that are not known."""
-    shares = name.startswith("mia_") or "_Q_A_" in name or "_TR__" in name or name.lower().endswith("truth_ratio")
-    return SHARE if shares or name in _SHARES else ANY
+def _ranges(suite: Suite, name: str) -> tuple[Range, Mapping[str, Range]]:
+    """What a metric's value, and the numbers of its rows, can be."""
+    metric = suite.metrics.get(suite.aliases.get(name, name))
+    return getattr(metric, "value_range", ANY), getattr(metric, "row_ranges", {})
 
 
-def _read_entry(entry: Mapping[str, Any], where: str, bounds: tuple[float, float]) -> MetricResult:
+def _read_entry(entry: Mapping[str, Any], where: str, bounds: Range, in_rows: Mapping[str, Range]) -> MetricResult:
     value, rows, n = entry["agg_value"], entry.get("value_by_index", {}), entry.get("n")
     if value is not None:
         _check_number(value, f"{where}.agg_value", bounds, "a number or null")
@@ -112,19 +115,20 @@ def _read_entry(entry: Mapping[str, Any], where: str, bounds: tuple[float, float
     for index, row in rows.items():
         for key, number in row.items():
             if key not in TEXTS and number is not None:  # null is refused where the number is needed
-                _check_row(number, f"{where}.value_by_index.{index}.{key}", _row_range(where, key))
+                _check_row(number, f"{where}.value_by_index.{index}.{key}", in_rows.get(key, ANY))
     if rows and n is not None and n != len(rows):
         raise InputError(f"{where} says n = {n!r} and has {len(rows)} rows; take the file as it was written")
     left_out = entry.get("left_out", 0)
     if isinstance(left_out, bool) or not isinstance(left_out, int) or left_out < 0:
         raise InputError(f"{where}.left_out is {left_out!r}; expected a number of rows")
     parts = {
-        name: _read_entry(part, f"{where}.{name}", ANY)
+        name: _read_entry(part, f"{where}.{name}", ANY, {})
         for name, part in entry.items()
         if isinstance(part, Mapping) and "agg_value" in part
     }
     return DetailedResult(
         value=None if value is None else float(value),
+        reason=_NULL if value is None else "",
         per_example={str(index): dict(row) for index, row in rows.items()},
         n=len(rows),
         extra={"left_out": left_out} if left_out else {},
@@ -132,18 +136,12 @@ def _read_entry(entry: Mapping[str, Any], where: str, bounds: tuple[float, float
     )
 
 
-def _row_range(where: str, key: str) -> tuple[float, float]:
-    if "_TR__" in where or where.lower().endswith("truth_ratio"):
-        return 0.0, math.inf
-    return SHARE if key in _ROW_SHARES else ANY
-
-
-def _check_row(value: Any, where: str, bounds: tuple[float, float]) -> None:
+def _check_row(value: Any, where: str, bounds: Range) -> None:
     for number in value if isinstance(value, list) else [value]:
         _check_number(number, where, bounds, "a number")
 
 
-def _check_number(value: Any, where: str, bounds: tuple[float, float], expected: str) -> None:
+def _check_number(value: Any, where: str, bounds: Range, expected: str) -> None:
     low, high = bounds
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"{where} is {value!r:.60}; expected {expected}")
@@ -155,18 +153,20 @@ def _check_number(value: Any, where: str, bounds: tuple[float, float], expected:
         raise InputError(f"{where} is {value!r:.60}; expected {expected} from {low:g} to {high:g}")
 
 
-def read_reference(path: str | Path) -> dict[str, Any]:
+def read_reference(path: str | Path, suite: Suite) -> dict[str, Any]:
     """Read and check the JSON of another evaluation.
 
     Parameters
     ----------
     path : str or Path
         A file that ``oblivion evaluate --out`` or OpenUnlearning wrote.
+    suite : Suite
+        Says what the numbers of its metrics can be.
 
     Returns
     -------
     dict
-        The parsed JSON, to be given to `evaluate_model` as its `reference`.
+        The parsed JSON, to be given to `evaluate_model` as one of its `references`.
 
     Raises
     ------
@@ -176,5 +176,5 @@ def read_reference(path: str | Path) -> dict[str, Any]:
     data = read_json(Path(path), "the reference: what 'oblivion evaluate --out' wrote", most=_LARGEST_REFERENCE)
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected a JSON object with one entry per metric")
-    from_json(data, str(path))
+    from_json(data, suite, str(path))
     return data

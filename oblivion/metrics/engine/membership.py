@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
+from typing import ClassVar
 
 from oblivion.metrics.engine.auc import auc, auc_interval
-from oblivion.metrics.engine.averages import ANY, mean_of_answers
-from oblivion.metrics.engine.context import AnswerScore, DetailedResult, EvaluationContext
+from oblivion.metrics.engine.averages import mean_of_answers
+from oblivion.metrics.engine.context import ANY, SHARE, AnswerScore, DetailedResult, EvaluationContext
 from oblivion.types import MetricResult
 
 GROUPS = ("forget", "holdout")
@@ -26,6 +27,8 @@ def lowest_count(tokens: int, k: float) -> int:
 @dataclass(frozen=True)
 class MembershipAttack(abc.ABC):
     """AUC of a score on forget rows (label 0) against holdout rows (label 1); subclasses say which score."""
+
+    value_range: ClassVar[tuple[float, float]] = SHARE
 
     @abc.abstractmethod
     def score(self, answer: AnswerScore) -> float | None:

@@ -7,37 +7,22 @@ from typing import Any
 
 from oblivion.errors import plural
 from oblivion.metrics.engine.layout import MANIFEST
-from oblivion.metrics.forget_quality import ENOUGH
+from oblivion.metrics.engine.suite import Suite
 
-_TITLES = {
-    "forget": "the rows to be forgotten",
-    "shared": "rows that others hold, too",
-    "retain": "the rows that stay",
-    "ra": "real authors",
-    "wf": "world facts",
-    "memory": "how much of the forgotten answers is known by heart",
-    "membership": "whether forgotten rows can be told apart from rows never seen (1: all of them, 0.5: none)",
-    "reference": "against a model that never saw the forgotten rows",
-    "other": "others",
-}
-_GROUPS = {
-    "exact_memorization": "memory",
-    "extraction_strength": "memory",
-    "privleak": "membership",
-    "forget_quality": "reference",
-    "ks_statistic": "reference",
-}
+_OTHERS = "others"
 _NAMES = 30
 _INTERVALS = 20
 
 
-def table(result: Mapping[str, Any]) -> str:
+def table(result: Mapping[str, Any], suite: Suite) -> str:
     """A result as lines of text.
 
     Parameters
     ----------
     result : mapping
         In OpenUnlearning's layout, with its manifest.
+    suite : Suite
+        With which it was measured.
 
     Returns
     -------
@@ -47,10 +32,11 @@ def table(result: Mapping[str, Any]) -> str:
     """
     manifest = result.get(MANIFEST, {})
     lines = list(_header(manifest))
-    for group, title in _TITLES.items():
-        entries = {name: entry for name, entry in result.items() if name != MANIFEST and _group(name) == group}
+    titles = {name: title for title, names in suite.sections.items() for name in names}
+    for title in (*suite.sections, _OTHERS):
+        entries = {n: entry for n, entry in result.items() if n != MANIFEST and titles.get(n, _OTHERS) == title}
         lines += ["", title] if entries else []
-        lines += [_line(name, entry) for name, entry in entries.items()]
+        lines += [_line(name, entry, suite) for name, entry in entries.items()]
     skipped = manifest.get("skipped", [])
     if skipped:
         said = "1 row is" if len(skipped) == 1 else f"{len(skipped)} rows are"
@@ -71,31 +57,30 @@ def _header(manifest: Mapping[str, Any]) -> Iterator[str]:
     yield f"  {'metric':<{_NAMES}} {'value':>9}  {'95 % interval':<{_INTERVALS}} rows"
 
 
-def _group(name: str) -> str:
-    if name.startswith("mia_"):
-        return "membership"
-    first = name.split("_")[0]
-    answers = first in _TITLES and ("_Q_A_" in name or "_TR__" in name)
-    return _GROUPS.get(name, first if answers else "other")
-
-
-def _line(name: str, entry: Mapping[str, Any]) -> str:
+def _line(name: str, entry: Mapping[str, Any], suite: Suite) -> str:
     value = "-" if entry["agg_value"] is None else f"{entry['agg_value']:.3g}"
     interval = "[{:.3g}, {:.3g}]".format(*entry["interval"]) if entry.get("interval") else ""
     rows = str(entry.get("n", ""))
-    note = "; ".join(_notes(name, entry))
-    if name == "forget_quality" and entry.get("detectable", 0) > ENOUGH and entry["agg_value"] is not None:
+    few = _has_few_rows(name, entry, suite)
+    note = "; ".join(_notes(entry, few, suite))
+    if few and entry["agg_value"] is not None:
         value = "-"
     return f"  {name:<{_NAMES}} {value:>9}  {interval:<{_INTERVALS}} {rows:<5} {note}".rstrip()
 
 
-def _notes(name: str, entry: Mapping[str, Any]) -> Iterator[str]:
+def _has_few_rows(name: str, entry: Mapping[str, Any], suite: Suite) -> bool:
+    """Whether a value stands on so few rows that it is not shown."""
+    column = suite.column(name)
+    return column is not None and entry.get("detectable", 0) > column.enough
+
+
+def _notes(entry: Mapping[str, Any], few: bool, suite: Suite) -> Iterator[str]:
     if entry.get("reason"):
         yield entry["reason"]
     elif entry.get("detectable") is not None:
-        few = name == "forget_quality" and entry["detectable"] > ENOUGH
-        least = entry["detectable"]
-        told = f"a KS statistic up to {least:.2f} may be chance" if least < 1 else "any KS statistic may be chance"
+        least, statistic = entry["detectable"], next((c.detects for c in suite.columns if c.detects), "test")
+        told = f"a {statistic} statistic up to {least:.2f} may be chance"
+        told = told if least < 1 else f"any {statistic} statistic may be chance"
         yield f"not enough rows (n = {entry.get('n')}): {told}" if few else told
     if entry.get("left_out"):
         yield f"{plural(entry['left_out'], 'row')} left out: not defined there"

@@ -1,18 +1,54 @@
 """Suites of metrics, one per file."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from importlib.metadata import EntryPoint
+from typing import TYPE_CHECKING, Any
 
 from oblivion.metrics import metrics
+from oblivion.parameters import build
 from oblivion.registry import Registry
 
-suites = Registry("suite", {"tofu": "oblivion.metrics.suites.tofu:tofu"})
+if TYPE_CHECKING:
+    from oblivion.metrics.engine.suite import Suite
+
+suites = Registry(
+    "suite",
+    {"tofu": "oblivion.metrics.suites.tofu:Tofu"},
+    needs=("rows", "metrics", "client_metrics", "headline", "columns"),
+)
 
 
-def entries_of(suite: str) -> list[EntryPoint]:
+def make_suite(name: str, parameters: Mapping[str, Any] | None = None, key: str = "evaluate.parameters") -> Suite:
+    """Make a suite from its name and its parameters.
+
+    Parameters
+    ----------
+    name : str
+        A registered suite.
+    parameters : mapping, optional
+        Its own keyword arguments.
+    key : str
+        Where the parameters come from, for messages.
+
+    Raises
+    ------
+    ConfigError
+        If the name or a parameter is unknown, or a value is refused.
+    InputError
+        If the suite comes from another package and cannot be loaded, or lacks what a suite has.
+    """
+    suite: Suite = build(suites, name, parameters or {}, key)
+    return suite
+
+
+def entries_of(suite: str, parameters: Mapping[str, Any] | None = None) -> list[EntryPoint]:
     """The entry points of other packages for a suite and for its metrics; none for a suite that is built in."""
     suites.check(suite)
     entries = suites.entries(suite)
     if not entries:
         return []
-    used = {type(metric).__module__ for metric in suites.get(suite)().values()}
+    made = make_suite(suite, parameters)
+    used = {type(metric).__module__ for metric in (*made.metrics.values(), *made.client_metrics.values())}
     return entries + [entry for entry in metrics.outside() if entry.module in used]
