@@ -11,6 +11,8 @@ from oblivion.outside import read, read_toml, shown
 FORMAT = 2
 """Of what this version writes and reads. Runs of format 1 have no such file."""
 FILE = "format"
+ORIGINAL = "adapters/original"
+"""The folder of a run directory that holds the adapter that was learned."""
 _LONGEST = 64
 _OLDER = (
     "was made by an older version of oblivion (0.1.0, or before the file `{file}` was written), whose privacy charges "

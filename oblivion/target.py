@@ -28,6 +28,7 @@ from oblivion.models.resident import ResidentModel, load_resident
 from oblivion.outside import read_json
 from oblivion.parameters import build
 from oblivion.provenance import code_fingerprint, packages_of
+from oblivion.run.records import METRICS, RunRecord, read_run_record
 from oblivion.run_format import open_run
 from oblivion.tasks.causal_lm import CausalLM
 from oblivion.types import Adapter, ForgetRequest
@@ -59,14 +60,8 @@ def _read_run(folder: Path) -> RunConfig:
     return for_source(config, {absence.client for absence in forgotten if absence.samples is None})
 
 
-def _head(folder: Path) -> str:
-    """Where a run keeps its present adapter: what it learned, or what the last committed removal made."""
-    path = folder / "metrics.json"
-    metrics = read_json(path, _WRITTEN) if path.exists() else {}
-    head = metrics.get("head", "adapters/original") if isinstance(metrics, dict) else None
-    if not isinstance(head, str):
-        raise InputError(f"{path}: does not say where the run's adapter is; expected {_WRITTEN}")
-    return head
+def _record(folder: Path) -> RunRecord:
+    return read_run_record(folder) if (folder / METRICS).exists() else RunRecord()
 
 
 def _read_request(folder: Path, model: str) -> ForgetRequest | None:
@@ -74,14 +69,10 @@ def _read_request(folder: Path, model: str) -> ForgetRequest | None:
     wanted, _, name = model.partition("/")
     if not name:
         return None
-    path = folder / "metrics.json"
-    try:
-        entries = {entry["id"]: entry for entry in read_json(path, _WRITTEN)["requests"]}
-        entry = entries[wanted]
-        ids = entry.get("sample_ids")
-        return ForgetRequest(id=wanted, client_id=entry["client"], sample_ids=None if ids is None else tuple(ids))
-    except (KeyError, TypeError, AttributeError):
-        raise InputError(f"{path}: does not say what {wanted} asks for; expected {_WRITTEN}") from None
+    request = _record(folder).request(wanted)
+    if request is None:
+        raise InputError(f"{folder / METRICS}: has no request {wanted}; expected {_WRITTEN}")
+    return ForgetRequest(id=wanted, client_id=request.client, sample_ids=request.sample_ids)
 
 
 def find_target(target: Any, base: str = "", revision: str = "") -> Target:
@@ -106,7 +97,7 @@ def find_target(target: Any, base: str = "", revision: str = "") -> Target:
     run_folder = Path(getattr(target, "directory", folder))
     run = _read_run(run_folder) if (run_folder / "config.toml").is_file() else None
     if run is not None and run_folder == folder:
-        folder = run_folder / _head(run_folder)
+        folder = run_folder / _record(run_folder).head
     if (folder / CONFIG).is_file():
         adapter = read_adapter_folder(folder)
         own = revision or ("" if base else adapter.revision)

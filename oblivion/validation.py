@@ -80,7 +80,10 @@ def accepted(annotation: Any) -> str:
     """What a type accepts, in words: ``a whole number from 1 to 512, or 'auto'``."""
     plain = _plain(annotation)
     if get_origin(plain) in (Union, types.UnionType):
-        return ", or ".join(accepted(member) for member in get_args(plain))
+        members = get_args(plain)
+        if float in map(_plain, members):  # a whole number is a number, too
+            members = tuple(member for member in members if _plain(member) is not int)
+        return ", or ".join(map(accepted, members))
     if get_origin(plain) is Literal:
         return " or ".join(repr(value) for value in get_args(plain))
     if get_origin(plain) in (tuple, list):

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from oblivion.config import RunConfig, assign, config_from_mapping
-from oblivion.errors import ConfigError, PlanRefusedError
+from oblivion.errors import ConfigError, InputError, PlanRefusedError
 from oblivion.files import write_atomically
 from oblivion.outside import read_json, read_toml
-from oblivion.run.directory import RunDirectory
 from oblivion.types import Adapter
 from server.prepare import check, check_names
 from simulations.simulate import RunResult, resume, simulate
@@ -129,8 +128,8 @@ def _refused_methods(config: RunConfig) -> dict[str, str]:
 
 
 def _oracle(result: RunResult) -> RunResult:
-    (entry,) = result.metrics["requests"]
-    return RunResult(result.directory, f"{entry['id']}/oracle")
+    (request,) = result.record.requests
+    return RunResult(result.directory, f"{request.id}/oracle")
 
 
 def _distance(result: RunResult, model: RunResult) -> float:
@@ -142,21 +141,23 @@ def _distance(result: RunResult, model: RunResult) -> float:
 def _measure(result: RunResult, method: str) -> dict[str, Any]:
     import torch
 
-    (entry,) = result.metrics["requests"]
-    models, request = entry["models"], entry["id"]
-    model, oracle = RunResult(result.directory, f"{request}/{method}"), _oracle(result).adapter
+    (request,) = result.record.requests
+    tried, trained = request.models[method], request.models["oracle"]
+    model, oracle = RunResult(result.directory, f"{request.id}/{method}"), _oracle(result).adapter
     adapter = model.adapter
-    plan = RunDirectory(result.directory).read_json(f"forgets/{request}/{method}/plan.json", {})
 
     def beside_oracle(metric: str) -> float:
-        return float(models[method]["central"][metric]["value"] - models["oracle"]["central"][metric]["value"])
+        one, other = tried.central[metric].value, trained.central[metric].value
+        if one is None or other is None:
+            raise InputError(f"{result.directory}: {metric} of {method} or of its oracle was not measured")
+        return one - other
 
     return {
         "distance": _distance(result, model),
         "exact": list(adapter) == list(oracle) and all(torch.equal(adapter[n], oracle[n]) for n in oracle),
-        "guarantee": models[method]["guarantee"],
-        "cost": models[method]["cost"]["fraction"],
-        "not_covered": [item["item"] for item in plan["checklist"] if item["status"] == "not covered"],
+        "guarantee": tried.guarantee,
+        "cost": tried.cost.fraction,
+        "not_covered": [item.item for item in tried.touches if item.status == "not covered"],
         "forget": beside_oracle("forget_Q_A_Prob"),
         "retain": beside_oracle("retain_Q_A_Prob"),
     }

@@ -20,6 +20,7 @@ from oblivion.config import load_config, parse_assignment
 from oblivion.data.federation import resolve
 from oblivion.errors import InputError, OblivionError
 from oblivion.run.directory import RunDirectory
+from oblivion.run.records import Measure
 from oblivion.run.scenarios import scenario_path
 from server.prepare import absolute_paths, prepare
 from simulations.simulate import RunResult, resume, simulate
@@ -79,11 +80,11 @@ def rehearse(
     for value in values:
         trial = run.forget(client, samples, method="local", parameters={key: value})
         request, _, name = trial.model.partition("/")
-        entry = next(entry for entry in run.metrics["requests"] if entry["id"] == request)
-        measured = entry["models"][name]["central"].get(ATTACK, {})
-        if measured.get("value") is None:
-            raise InputError(f"{out}: {ATTACK} was not measured: {measured.get('reason') or 'no row could be scored'}")
-        areas[value] = float(measured["value"])
+        found = run.record.request(request)
+        measured = (found.models[name].central.get(ATTACK) if found else None) or Measure()
+        if measured.value is None:
+            raise InputError(f"{out}: {ATTACK} was not measured: {measured.reason or 'no row could be scored'}")
+        areas[value] = float(measured.value)
     return areas
 
 

@@ -23,7 +23,8 @@ from oblivion.config import load_config
 from oblivion.data.federation import resolve
 from oblivion.files import write_atomically
 from oblivion.report.comparison import others_probability
-from oblivion.report.reading import ModelRecord, RequestRecord, read_run
+from oblivion.report.reading import read_run
+from oblivion.run.records import ModelRecord, RequestRecord
 from oblivion.run.scenarios import scenario_path
 from simulations.rehearsal import Settings, choose, exit_code, finished, rehearsal_table, rehearse
 

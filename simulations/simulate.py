@@ -14,6 +14,7 @@ from oblivion.ledger.opening import check_ledger_exists, wait_until_free
 from oblivion.models.adapter_folder import read_adapter_folder
 from oblivion.run.directory import RunDirectory
 from oblivion.run.events import Observer, Sink
+from oblivion.run.records import RunRecord, read_run_record
 from oblivion.run.scenarios import free_directory
 from oblivion.types import Adapter, ForgetRequest
 from server.main import BUSY_SECONDS, run_commit, run_forget, run_plan, run_refuse, run_scenario
@@ -53,16 +54,25 @@ class RunResult:
         return RunDirectory.open(self.directory)[1]
 
     @property
+    def record(self) -> RunRecord:
+        """What ``metrics.json`` says, checked.
+
+        Raises
+        ------
+        InputError
+            If the run has not measured anything yet, or the file is not what the run wrote.
+        """
+        return read_run_record(self.directory)
+
+    @property
     def metrics(self) -> dict[str, Any]:
-        """What ``metrics.json`` says."""
-        metrics: dict[str, Any] = RunDirectory(self.directory).read_json("metrics.json", {})
-        return metrics
+        """The same as plain values, as they stand in the file."""
+        return self.record.to_json()
 
     @property
     def history(self) -> list[dict[str, Any]]:
         """One entry per round: branch, round, loss, clients, ..."""
-        history: list[dict[str, Any]] = self.metrics["history"]
-        return history
+        return [entry.to_json() for entry in self.record.history]
 
     @property
     def adapter_folder(self) -> Path:
@@ -73,12 +83,7 @@ class RunResult:
         InputError
             If it was erased because somebody in it was forgotten.
         """
-        if self.model == "original":
-            where: str | None = self.metrics.get("head", "adapters/original")
-        else:
-            request, _, name = self.model.partition("/")
-            models: dict[str, Any] = next((e["models"] for e in self.metrics["requests"] if e["id"] == request), {})
-            where = models.get(name, {}).get("adapter")
+        where = self.record.adapter(self.model)
         if where is None or not (self.directory / where).is_dir():
             raise InputError(f"{self.model} of {self.directory} was erased when a removal was committed")
         return self.directory / where

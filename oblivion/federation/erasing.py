@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from oblivion.errors import InputError, OblivionError
-from oblivion.federation.opened import ORIGINAL, OpenRun
+from oblivion.federation.opened import OpenRun
 from oblivion.federation.results import Results
 from oblivion.files import erase, rewrite
 from oblivion.ledger.book import Record
@@ -25,6 +25,7 @@ from oblivion.outside import parse_json
 from oblivion.run.directory import RunDirectory, to_json
 from oblivion.run.events import round_entry
 from oblivion.run.manifest import describe_clients
+from oblivion.run_format import ORIGINAL
 
 EVENTS = "events.jsonl"
 _NOT_TEXT = ("time", "event", "branch", "round", "rounds")

@@ -5,13 +5,14 @@ from __future__ import annotations
 from oblivion.config import RunConfig
 from oblivion.errors import InputError
 from oblivion.federation.fitting import beforehand
-from oblivion.federation.opened import ORIGINAL, OpenRun
+from oblivion.federation.opened import OpenRun
 from oblivion.federation.phase_runner import PhaseRunner
 from oblivion.federation.results import Results
 from oblivion.learning import learning_from
 from oblivion.ledger.register import MAIN
 from oblivion.ledger.rounds import Branch
 from oblivion.removal.phases import Phase, run_phases
+from oblivion.run_format import ORIGINAL
 from oblivion.training.fused import fusible
 
 

@@ -18,9 +18,8 @@ from oblivion.ledger.rounds import Absence, Branch
 from oblivion.models.resident import ResidentModel
 from oblivion.run.directory import RunDirectory
 from oblivion.run.events import Observer
+from oblivion.run_format import ORIGINAL
 from oblivion.types import Adapter, ForgetRequest
-
-ORIGINAL = "adapters/original"
 
 
 class OpenRun:

@@ -32,7 +32,7 @@ from oblivion.ledger.merkle import Frontier, leaf_hash
 from oblivion.ledger.reading import authenticate
 from oblivion.ledger.register import EXCLUSIONS, NAMES, SIMULATED
 from oblivion.ledger.store import blob_context, key_name_of
-from oblivion.run_format import check_format
+from oblivion.run_format import ORIGINAL, check_format
 
 _OWNED = ("contribution", "client")
 """Kinds of records that are about one client."""
@@ -235,10 +235,10 @@ def _check_adapters(root: Path, entries: Mapping[int, Mapping[str, Any]], done: 
         else:
             done.find(name, f"is an adapter that a removal erased ({reading.shown(place)})")
             found.add(path)
-    original = root / "adapters" / "original"
+    original = root / ORIGINAL
     removed = any(entry.get("kind") == "removal" for entry in entries.values())
     if removed and os.path.lexists(original) and original / WEIGHTS not in found:
-        done.find("adapters/original", "stands where the model before a committed removal was")
+        done.find(ORIGINAL, "stands where the model before a committed removal was")
 
 
 def _check_samples(rows: list[Mapping[str, Any]], done: Verification) -> None:

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from oblivion.report.reading import Measure, ModelRecord, RequestRecord
+from oblivion.run.records import Measure, ModelRecord, RequestRecord
 
 FORGET_PROBABILITY = "forget_Q_A_Prob"
 MODEL_UTILITY = "model_utility"

@@ -21,7 +21,7 @@ from oblivion.report.picture_costs import costs_picture
 from oblivion.report.picture_curves import branches, curves_picture
 from oblivion.report.picture_tradeoff import tradeoff_picture
 from oblivion.report.privacy import privacy_view
-from oblivion.report.reading import Run, Touch, flatten, read_run
+from oblivion.report.reading import Run, flatten, read_run
 from oblivion.report.tables import (
     MEASURES,
     RUNS_HEAD,
@@ -43,6 +43,7 @@ from oblivion.report.wording import (
     request_title,
     shared,
 )
+from oblivion.run.records import ChecklistEntry
 
 MOST_WARNINGS = 30
 LONGEST_TITLE = 80
@@ -50,7 +51,7 @@ _HERE = Path(__file__).parent
 
 
 def _touches(standing: Standing) -> dict[str, Any]:
-    touches: tuple[Touch, ...] = standing.model.touches
+    touches: tuple[ChecklistEntry, ...] = standing.model.touches
     open_items = sum(1 for touch in touches if touch.status == "not covered")
     summary = f"{plural(len(touches), 'item')}, " + (f"{open_items} not covered" if open_items else "all covered")
     return {"label": standing.label, "summary": summary, "touches": touches}

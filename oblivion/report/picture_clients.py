@@ -9,7 +9,7 @@ from markupsafe import Markup
 from oblivion.report.comparison import Comparison, Standing, client_names, client_probability, own_entries
 from oblivion.report.drawing import WIDTH, Mark, Scale, line, marks, picture, tag, text, tick_label, ticks
 from oblivion.report.formatting import number, plural, shorten
-from oblivion.report.reading import Measure, RequestRecord
+from oblivion.run.records import Measure, RequestRecord
 
 MOST = 25
 """More clients than this do not fit a page: the picture then keeps those that changed most."""

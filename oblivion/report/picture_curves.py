@@ -10,7 +10,7 @@ from markupsafe import Markup
 from oblivion.report.comparison import ORACLE, ORIGINAL, is_oracle
 from oblivion.report.drawing import WIDTH, Mark, Scale, left_margin, line, marks, picture, tag, text, tick_label, ticks
 from oblivion.report.formatting import number, shorten
-from oblivion.report.reading import Metrics, RoundRecord
+from oblivion.run.records import RoundEntry, RunRecord
 
 PLOT = 210.0
 DASHES = 5
@@ -25,12 +25,12 @@ class Branch:
     ----------
     name : str
         As the run wrote it, such as ``main`` or ``req-1f/local``.
-    rounds : tuple of RoundRecord
+    rounds : tuple of RoundEntry
         In the order of the file.
     """
 
     name: str
-    rounds: tuple[RoundRecord, ...]
+    rounds: tuple[RoundEntry, ...]
 
     @property
     def losses(self) -> list[tuple[int, float]]:
@@ -43,15 +43,15 @@ class Branch:
         return sum(values) if values else None
 
 
-def branches(metrics: Metrics) -> list[Branch]:
+def branches(metrics: RunRecord) -> list[Branch]:
     """The run's branches in order of first appearance."""
-    grouped: dict[str, list[RoundRecord]] = {}
+    grouped: dict[str, list[RoundEntry]] = {}
     for entry in metrics.history:
         grouped.setdefault(entry.branch, []).append(entry)
     return [Branch(name, tuple(rounds)) for name, rounds in grouped.items()]
 
 
-def _looks(metrics: Metrics, shown: Sequence[Branch]) -> dict[str, Mark]:
+def _looks(metrics: RunRecord, shown: Sequence[Branch]) -> dict[str, Mark]:
     # A removal's branch, "<request id>/<method>", looks as its model does in the other pictures.
     known: dict[str, Mark] = {}
     for request in metrics.requests:
@@ -96,7 +96,7 @@ def _legend(shown: Sequence[Branch], looks: dict[str, Mark], top: float) -> list
     return parts
 
 
-def _arrivals(metrics: Metrics, x: Scale, first: int, last: int) -> list[Markup]:
+def _arrivals(metrics: RunRecord, x: Scale, first: int, last: int) -> list[Markup]:
     joined: dict[int, list[str]] = {}
     for request in metrics.requests:
         if request.t_u is not None and first <= request.t_u <= last:
@@ -111,12 +111,12 @@ def _arrivals(metrics: Metrics, x: Scale, first: int, last: int) -> list[Markup]
     return parts
 
 
-def curves_picture(metrics: Metrics, key: str) -> Markup | None:
+def curves_picture(metrics: RunRecord, key: str) -> Markup | None:
     """Mean training loss by round for every branch, with the round in which each client who asked came in.
 
     Parameters
     ----------
-    metrics : Metrics
+    metrics : RunRecord
         Of one run.
     key : str
         Unique on the page.

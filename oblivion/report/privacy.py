@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from oblivion.report.formatting import number, plural, scientific
-from oblivion.report.reading import PrivacyRecord, PrivacyRound
+from oblivion.run.records import PrivacyRecord, PrivacyRound
 
 _NO_BOUND = "no bound"
 _UNITS = {"sample": "one sample of a client", "client": "everything that one client sends"}

@@ -3,171 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from typing import Any
 
 from oblivion.errors import InputError
 from oblivion.outside import parse_json, read, read_json, read_toml
+from oblivion.run.records import RunRecord, clean, read_run_record
 from oblivion.run_format import check_format
-from oblivion.validation import faults
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 _MOST_EVENTS, _LONGEST_EVENT = 2**30, 2**20
 """Bytes of all events, and of one; a longer one cannot be read."""
 COUNTED_EVENTS = ("refused", "failed")
-
-
-def clean(text: str) -> str:
-    """Replace characters that no HTML file may hold; everything else is left to the escaping of the page."""
-    return CONTROL.sub("\ufffd", text)
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _finite_pair(value: Any) -> Any:
-    if isinstance(value, list | tuple) and any(part is None or _finite(part) is None for part in value):
-        return None
-    return value
-
-
-Text = Annotated[str, BeforeValidator(lambda value: clean(value) if isinstance(value, str) else value)]
-Number = Annotated[float | None, BeforeValidator(_finite)]
-Interval = Annotated[tuple[float, float] | None, BeforeValidator(_finite_pair)]
-
-
-class _Record(BaseModel):
-    # Unknown keys are passed over: a newer writer may add some, and the report shows what it knows.
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class Measure(_Record):
-    """One number: `value` is None where there is none, for a `reason`; its 95 % interval, and its rows `n`.
-
-    `detectable` is what forget quality can detect with so many rows, as a KS statistic.
-    """
-
-    value: Number = None
-    interval: Interval = None
-    n: Number = None
-    reason: Text = ""
-    detectable: Number = None
-
-
-class ModelCost(_Record):
-    """What it took to make a model; `fraction` (of client-steps) and `token_fraction` are in units of retraining."""
-
-    client_steps: Number = None
-    tokens: Number = None
-    bytes_up: Number = None
-    bytes_down: Number = None
-    fraction: Number = None
-    token_fraction: Number = None
-
-
-class Touch(_Record):
-    """One line of a removal's checklist."""
-
-    item: Text
-    status: Text
-    why: Text = ""
-
-
-class ModelRecord(_Record):
-    """One model of a request: the original, an oracle, or what a removal made."""
-
-    label: Text = ""
-    guarantee: Text | None = None
-    rounding: Text = ""
-    central: dict[Text, Measure] = {}
-    clients: dict[Text, dict[Text, Measure]] = {}
-    cost: ModelCost = ModelCost()
-    touches: tuple[Touch, ...] = ()
-
-
-class RequestRecord(_Record):
-    """One request to forget, and the models that belong to it; `shared` are ids of rows that others hold, too."""
-
-    id: Text
-    client: Text
-    samples: int | None = None
-    rows: int | None = None
-    shared: tuple[Text, ...] = ()
-    t_u: int | None = None
-    first_update: int | None = None
-    never: Text = ""
-    committed: Text | None = None
-    committed_at: Text | None = None
-    models: dict[Text, ModelRecord] = {}
-
-    def label(self, key: str) -> str:
-        """What readers call the model `key`."""
-        return self.models[key].label or key
-
-
-class RoundRecord(_Record):
-    """One committed round.
-
-    `loss` is the mean over its clients, in nats per token; `scheme_error` is what the LoRA scheme lost of the clients'
-    mean change, as a fraction of it.
-    """
-
-    branch: Text
-    round: int
-    loss: Number = None
-    scheme_error: Number = None
-    clients: Number = None
-    refused: Number = None
-    failed: Number = None
-    seconds: Number = None
-
-
-class PrivacyRound(_Record):
-    """Epsilon after one round, over everything that was done before it; None for no bound."""
-
-    branch: Text
-    round: int
-    epsilon: Number = None
-
-
-class ForgettingBound(_Record):
-    """How far the model can be from one without some clients' updates, with nothing done about it."""
-
-    clients: int
-    epsilon: Number = None
-    delta: Number = None
-    gaussian_epsilon: Number = None
-
-
-class PrivacyRecord(_Record):
-    """What a run says of differential privacy."""
-
-    unit: Text
-    noise_multiplier: Number = None
-    clip_norm: Number = None
-    delta: Number = None
-    max_epsilon: Number = None
-    epsilon: Number = None
-    rounds: tuple[PrivacyRound, ...] = ()
-    forgetting: tuple[ForgettingBound, ...] = ()
-
-
-class Metrics(_Record):
-    """The file ``metrics.json``; `learned` is the model of a run in which nobody asked to be forgotten."""
-
-    scenario: Text = ""
-    requests: tuple[RequestRecord, ...] = ()
-    learned: ModelRecord | None = None
-    history: tuple[RoundRecord, ...] = ()
-    privacy: PrivacyRecord | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +43,7 @@ class Run:
     """One run directory; `manifest` and `config` are (dotted key, value) rows, None for a missing file."""
 
     name: str
-    metrics: Metrics
+    metrics: RunRecord
     manifest: tuple[tuple[str, str], ...] | None
     config: tuple[tuple[str, str], ...] | None
     events: Events | None
@@ -208,17 +57,6 @@ def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
         ]
     shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return [(clean(prefix), clean(shown))]
-
-
-def _read_metrics(directory: Path) -> Metrics:
-    path = directory / "metrics.json"
-    remedy = "give the directory of a finished run"
-    values = read_json(path, "the metrics of a finished run")
-    try:
-        return Metrics.model_validate(values)
-    except ValidationError as error:
-        _, where, value, said = next(faults(Metrics, error))
-        raise InputError(f"{path}: {where or 'top level'} = {value}: {said}; {remedy}") from None
 
 
 def _read_manifest(directory: Path) -> tuple[tuple[str, str], ...] | None:
@@ -290,7 +128,7 @@ def read_run(directory: Path) -> Run:
     check_format(directory)
     return Run(
         name=clean(directory.resolve().name),
-        metrics=_read_metrics(directory),
+        metrics=read_run_record(directory),
         manifest=_read_manifest(directory),
         config=_read_config(directory),
         events=_read_events(directory),

@@ -18,8 +18,8 @@ from oblivion.report.comparison import (
     own_entries,
 )
 from oblivion.report.formatting import NOT_MEASURED, count, number, percent, plural, power_of_ten, scientific, signed
-from oblivion.report.reading import Measure
 from oblivion.report.wording import measured_on
+from oblivion.run.records import Measure
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from oblivion.report.comparison import LEVEL, NO_GAP, Comparison, Standing, client_probability, own_entries
 from oblivion.report.formatting import count, in_words, number, percent, plural
-from oblivion.report.reading import Metrics, RequestRecord, Run
+from oblivion.report.reading import Run
+from oblivion.run.records import RequestRecord, RunRecord
 
 NEARLY = 0.9
 """From this share of the gap on, the sentence says "but" before rows that can be recognised, else "and"."""
@@ -221,7 +222,7 @@ def answer(comparison: Comparison) -> Markup:
     return said + Markup(".")
 
 
-def learned(metrics: Metrics) -> Markup:
+def learned(metrics: RunRecord) -> Markup:
     """What a run without requests came to, in two sentences."""
     branch, clients = metrics.history[0].branch if metrics.history else "", clients_of(metrics)
     rounds = [entry for entry in metrics.history if entry.branch == branch]
@@ -285,7 +286,7 @@ def noise(comparison: Comparison) -> str:
     )
 
 
-def clients_of(metrics: Metrics) -> int:
+def clients_of(metrics: RunRecord) -> int:
     """How many clients a run had: those that were measured, and no fewer than took part in one round."""
     clients = max((int(entry.clients or 0) for entry in metrics.history), default=0)
     for request in metrics.requests:
@@ -295,7 +296,7 @@ def clients_of(metrics: Metrics) -> int:
     return max(clients, len(metrics.learned.clients) if metrics.learned else 0)
 
 
-def opening(metrics: Metrics) -> str:
+def opening(metrics: RunRecord) -> str:
     """What the page of one run is about, in one sentence."""
     clients, requests = clients_of(metrics), len(metrics.requests)
     who = f"{in_words(clients).capitalize()} clients taught a language model" if clients > 1 else "A language model"
@@ -333,7 +334,7 @@ def opening_of_several(runs: Sequence[tuple[str, Run]]) -> str:
     )
 
 
-def _rounds(metrics: Metrics) -> str:
+def _rounds(metrics: RunRecord) -> str:
     branch = metrics.history[0].branch if metrics.history else ""
     return plural(sum(1 for entry in metrics.history if entry.branch == branch), "round")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from oblivion.errors import ConfigError, InputError
-from oblivion.report.reading import Measure, ModelCost, ModelRecord, RequestRecord
+from oblivion.run.records import CostRecord, Measure, ModelRecord, RequestRecord
 from oblivion.run.scenarios import scenario_path
 from simulations import rehearsal
 from simulations import seeds as module
@@ -28,7 +28,7 @@ def model(probability: float, steps: float | None, tokens: float | None) -> Mode
     return ModelRecord(
         central={"forget_Q_A_Prob": Measure(value=probability)},
         clients={"a": {"probability": Measure(value=probability / 2)}, "b": {"probability": Measure(value=0.5)}},
-        cost=ModelCost(fraction=steps, token_fraction=tokens),
+        cost=CostRecord(fraction=steps, token_fraction=tokens),
     )
 
 

@@ -16,9 +16,9 @@ from oblivion.report import build_report
 from oblivion.report.comparison import compare
 from oblivion.report.drawing import left_margin, text_width, tick_label, ticks
 from oblivion.report.picture_clients import clients_picture
-from oblivion.report.reading import Metrics
 from oblivion.report.tables import clients_table, everything_table, methods_table
 from oblivion.report.wording import measured_on
+from oblivion.run.records import RunRecord
 
 
 def page(folder: Path, content: dict[str, Any], **more: Any) -> str:
@@ -51,7 +51,7 @@ def test_samples_of_which_few_were_measured(tmp_path: Path) -> None:
 
 
 def comparison_of(content: dict[str, Any]) -> Any:
-    return compare(Metrics.model_validate(content).requests[0])
+    return compare(RunRecord.model_validate(content).requests[0])
 
 
 def test_models_that_were_measured_on_different_rows() -> None:

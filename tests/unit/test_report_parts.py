@@ -22,9 +22,10 @@ from oblivion.report.picture_clients import clients_picture
 from oblivion.report.picture_costs import cost_line, costs_picture
 from oblivion.report.picture_curves import branches, curves_picture
 from oblivion.report.picture_tradeoff import tradeoff_picture
-from oblivion.report.reading import Measure, Metrics, RequestRecord, clean, flatten, read_run
+from oblivion.report.reading import flatten, read_run
 from oblivion.report.tables import clients_table, cost_share, everything_table, methods_table, runs_table
 from oblivion.report.wording import answer, hurt, learned, noise, opening, shared
+from oblivion.run.records import Measure, RequestRecord, RunRecord, clean
 
 
 def request(forget: dict[str, float | None], **extra: Any) -> RequestRecord:
@@ -348,14 +349,14 @@ def test_opening_counts_clients_once() -> None:
     one = request({"original": 0.5}, original=clients(client_1=0.5, client_2=0.5), samples=3).model_dump()
     cells = one["models"]["original"]["clients"]
     cells["client-1 (forgotten)"], cells["client-1 (kept)"] = cells["client-1"], cells.pop("client-1")
-    metrics = Metrics.model_validate({"requests": [one]})
+    metrics = RunRecord.model_validate({"requests": [one]})
     assert opening(metrics).startswith("Two clients taught a language model, one asked to be forgotten: this is")
-    assert opening(Metrics(format=1)) == ""
+    assert opening(RunRecord(format=1)) == ""
 
 
 def test_learned_without_rounds() -> None:
-    assert learned(Metrics(format=1)).startswith("No round has been recorded")
-    made = Metrics.model_validate({"history": history(("main", 1, None))})
+    assert learned(RunRecord(format=1)).startswith("No round has been recorded")
+    made = RunRecord.model_validate({"history": history(("main", 1, None))})
     assert learned(made) == "3 clients taught the model for 1 round. Nobody has asked to be forgotten yet."
 
 
@@ -387,7 +388,7 @@ def test_pictures_are_none_where_there_is_nothing_to_draw() -> None:
     assert clients_picture(empty, "k") is None
     assert tradeoff_picture(empty, "k") is None
     assert costs_picture(empty, "k") is None
-    assert curves_picture(Metrics(format=1), "k") is None
+    assert curves_picture(RunRecord(format=1), "k") is None
 
 
 def test_clients_picture_puts_values_where_they_belong() -> None:
@@ -446,7 +447,7 @@ def test_rows_that_others_hold_are_named_and_not_counted_as_forgotten() -> None:
 
 def test_curves_leave_out_rounds_without_a_loss() -> None:
     rounds = history(("main", 1, 2.0), ("main", 2, None), ("main", 3, 1.0), ("r1/local", 4, 0.5), ("x", 1, None))
-    made = Metrics.model_validate({"history": rounds})
+    made = RunRecord.model_validate({"history": rounds})
     assert [(branch.name, len(branch.rounds)) for branch in branches(made)] == [("main", 3), ("r1/local", 1), ("x", 1)]
     drawn = str(curves_picture(made, "k"))
     assert drawn.count("<path d=") - drawn.count('class="mark') == 1
@@ -457,7 +458,7 @@ def test_curves_leave_out_rounds_without_a_loss() -> None:
 def test_a_removal_looks_the_same_in_the_curves() -> None:
     record = request({"original": 0.5, "exclude": 0.4, "local": 0.3}).model_dump()
     rounds = history(("main", 1, 2.0), ("main", 2, 1.0), ("r1/local", 3, 0.9), ("r1/local", 4, 0.8))
-    made = Metrics.model_validate({"requests": [record], "history": rounds})
+    made = RunRecord.model_validate({"requests": [record], "history": rounds})
     # local is the second method of the request, though its branch is the first of a removal.
     assert "curve k1 dash1" in str(curves_picture(made, "k")) and marks(["exclude", "local"])["local"].colour == "k1"
 
