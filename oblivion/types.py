@@ -83,13 +83,10 @@ class GlobalState:
         The global adapter.
     residual : Adapter
         Low-rank factors that a LoRA scheme keeps beside the adapter.
-    broadcast : Adapter
-        What clients need besides (SCAFFOLD's control variate, ...).
     """
 
     adapter: Adapter
     residual: Adapter = field(default_factory=dict)
-    broadcast: Adapter = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +116,6 @@ class ClientUpdate:
         Optimizer steps taken (client-steps, the unit of cost).
     metrics : mapping of str to float
         ``loss`` (mean over the visit's tokens, nats), ``tokens`` (forwarded), ...
-    extras : mapping of str to Adapter
-        What a rule asks of its clients besides the update.
     fingerprint : str
         Digest of the code that made the update.
     norms : mapping of str to float
@@ -133,7 +128,6 @@ class ClientUpdate:
     num_examples: int
     steps: int
     metrics: Mapping[str, float] = field(default_factory=dict)
-    extras: Mapping[str, Adapter] = field(default_factory=dict)
     fingerprint: str = ""
     norms: Mapping[str, float] = field(default_factory=dict, compare=False)
 

@@ -37,6 +37,8 @@ _NAN = "nan"
 _HEADER = 256
 """Bytes that NumPy's format may take before an array's own; it takes 128 for a tensor of an adapter."""
 _LONGEST_NAME = 512
+_UPDATE = {"client_id", "round", "num_examples", "steps", "metrics", "fingerprint"}
+"""The fields of an update in a message; its tensors are arrays beside it."""
 _LONGEST_TEXT = 4 << 20
 _MALFORMED = (
     KeyError, TypeError, ValueError, AttributeError, EOFError, BadZipFile, RecursionError, MemoryError, OverflowError
@@ -82,7 +84,6 @@ def _pack_state(state: GlobalState) -> Arrays:
     arrays: Arrays = {}
     _pack_adapter("adapter", state.adapter, arrays)
     _pack_adapter("residual", state.residual, arrays)
-    _pack_adapter("broadcast", state.broadcast, arrays)
     return arrays
 
 
@@ -128,7 +129,6 @@ def unpack_request(records: RecordDict) -> HostRequest:
         state = GlobalState(
             adapter=_unpack_adapter("adapter", arrays),
             residual=_unpack_adapter("residual", arrays),
-            broadcast=_unpack_adapter("broadcast", arrays),
         )
         return HostRequest(
             kind=message["kind"],
@@ -194,8 +194,6 @@ def pack_reply(reply: HostReply) -> RecordDict:
     updates = []
     for index, update in enumerate(reply.updates):
         _pack_adapter(f"{index}{_SEPARATOR}delta", update.delta, arrays)
-        for name, extra in update.extras.items():
-            _pack_adapter(f"{index}{_SEPARATOR}extra{_SEPARATOR}{name}", extra, arrays)
         updates.append(
             {
                 "client_id": update.client_id,
@@ -203,7 +201,6 @@ def pack_reply(reply: HostReply) -> RecordDict:
                 "num_examples": update.num_examples,
                 "steps": update.steps,
                 "metrics": {name: _number(value) for name, value in update.metrics.items()},
-                "extras": sorted(update.extras),
                 "fingerprint": update.fingerprint,
             }
         )
@@ -317,6 +314,8 @@ def _updates(values: Any, arrays: Mapping[str, Any]) -> tuple[tuple[ClientUpdate
 
 
 def _update(index: int, values: Mapping[str, Any], arrays: Mapping[str, Any]) -> ClientUpdate:
+    if set(values) != _UPDATE or any(not name.startswith(f"{index}{_SEPARATOR}delta{_SEPARATOR}") for name in arrays):
+        raise ValueError("it has other parts than an update has")
     return ClientUpdate(
         client_id=values["client_id"],
         round=values["round"],
@@ -324,8 +323,5 @@ def _update(index: int, values: Mapping[str, Any], arrays: Mapping[str, Any]) ->
         num_examples=values["num_examples"],
         steps=values["steps"],
         metrics={name: _as_float(value) for name, value in values["metrics"].items()},
-        extras={
-            name: _unpack_adapter(f"{index}{_SEPARATOR}extra{_SEPARATOR}{name}", arrays) for name in values["extras"]
-        },
         fingerprint=values["fingerprint"],
     )

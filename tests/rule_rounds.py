@@ -75,8 +75,7 @@ def check_purity(rule: Any, updates: Sequence[ClientUpdate], state: GlobalState,
         return [tensor for group in groups for tensor in group.values()]
 
     rule_state: RuleState = rule.init(state)
-    extras = [adapter for update in updates for adapter in update.extras.values()]
-    inputs = tensors(state.adapter, state.broadcast, rule_state, *(u.delta for u in updates), *extras)
+    inputs = tensors(state.adapter, rule_state, *(u.delta for u in updates))
     before = [tensor.clone() for tensor in inputs]
     after, after_rule = rule.step(updates, state, rule_state, told)
     assert all(torch.equal(one, two) for one, two in zip(inputs, before, strict=True))
@@ -85,8 +84,7 @@ def check_purity(rule: Any, updates: Sequence[ClientUpdate], state: GlobalState,
     assert any(not torch.equal(after.adapter[name], tensor) for name, tensor in state.adapter.items())
     assert set(after_rule) >= set(rule_state)
     places = {tensor.data_ptr() for tensor in inputs}
-    changed = [] if after.broadcast is state.broadcast else tensors(after.broadcast)
-    for tensor in [*tensors(after.adapter, after_rule), *changed]:
+    for tensor in tensors(after.adapter, after_rule):
         assert tensor.dtype == torch.float32
         assert tensor.is_contiguous()
         assert tensor.data_ptr() not in places

@@ -215,8 +215,6 @@ class Gate:
             return "its number of steps is not a whole number of at least 0"
         if self.steps is not None and update.steps != self.steps(update.num_examples):
             return "its number of steps is not the one that its number of examples takes"
-        if update.extras:
-            return "it carries extra tensors that the rule did not ask for"
         return None
 
     def _check_manifest(self, delta: Any) -> str | None:

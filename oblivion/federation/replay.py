@@ -137,7 +137,6 @@ def _same(one: RoundState, other: RoundState) -> bool:
     pairs = (
         (one.state.adapter, other.state.adapter),
         (one.state.residual, other.state.residual),
-        (one.state.broadcast, other.state.broadcast),
         (one.rule_state, other.rule_state),
     )
     same = all(a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) for a, b in pairs)

@@ -32,7 +32,6 @@ def about(update: ClientUpdate) -> dict[str, Any]:
         "num_examples": update.num_examples,
         "steps": update.steps,
         "metrics": {name: number(value) for name, value in update.metrics.items()},
-        "extras": sorted(update.extras),
         "fingerprint": update.fingerprint,
         "norms": dict(update.norms),
     }

@@ -207,8 +207,6 @@ class StoredLedger:
 
         kind = torch.float32 if self.precision == "float32" else torch.bfloat16
         tensors = {f"delta|{name}": tensor.to(kind) for name, tensor in update.delta.items()}
-        for extra, values in update.extras.items():
-            tensors |= {f"{extra}|{name}": tensor for name, tensor in values.items()}
         return self.blobs.put(
             seal(
                 self.keys.make(name),
@@ -236,7 +234,7 @@ class StoredLedger:
 
     def _read_update(self, record: Record) -> ClientUpdate:
         said = record.content
-        parts = _split(unpack(self.open_blob(record)), ("delta", *said["extras"]))
+        parts = _split(unpack(self.open_blob(record)), ("delta",))
         return ClientUpdate(
             client_id=record.client,
             round=record.round,
@@ -244,7 +242,6 @@ class StoredLedger:
             num_examples=said["num_examples"],
             steps=said["steps"],
             metrics={name: math.nan if value is None else value for name, value in said["metrics"].items()},
-            extras={extra: parts[extra] for extra in said["extras"]},
             fingerprint=said["fingerprint"],
             norms=said["norms"],
         )
@@ -279,7 +276,6 @@ class StoredLedger:
         parts = {
             "adapter": after.state.adapter,
             "residual": after.state.residual,
-            "broadcast": after.state.broadcast,
             "rule": after.rule_state,
         }
         tensors = {f"{part}|{name}": tensor for part, values in parts.items() for name, tensor in values.items()}
@@ -314,13 +310,13 @@ class StoredLedger:
         raise IntegrityError(f"no state of {branch!r} is kept at or before round {at_most}")
 
     def _read_state(self, record: Record) -> RoundState:
-        parts = _split(unpack(self.open_blob(record)), ("adapter", "residual", "broadcast", "rule"))
+        parts = _split(unpack(self.open_blob(record)), ("adapter", "residual", "rule"))
         norms = tuple(tuple((client, norm) for client, norm in row) for row in record.content["gate"])
         trained = tuple(record.content.get("trained", ["AB"] * len(norms)))  # older ledgers do not tell
         strikes = tuple((c, count, first, why) for c, count, first, why in record.content.get("strikes", ()))
         return RoundState(
             round=record.round,
-            state=GlobalState(adapter=parts["adapter"], residual=parts["residual"], broadcast=parts["broadcast"]),
+            state=GlobalState(adapter=parts["adapter"], residual=parts["residual"]),
             rule_state=parts["rule"],
             gate_state=GateState(norms=norms, trained=trained, strikes=strikes),
         )

@@ -169,7 +169,6 @@ def table() -> list[tuple[str, Change]]:
         for other in ("client-9", "../x", "", None, 3, "client-1", "A" * 99)
     ]
     bad += [(f"code {print!r}", field(fingerprint=print)) for print in ("", "other", None, 7)]
-    bad.append(("extra tensors", field(extras={"control": {"x": torch.ones(2)}})))
     bad.append(("no tensors", field(delta={})))
     return bad
 

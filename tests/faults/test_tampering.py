@@ -300,7 +300,7 @@ def plausible(rng: random.Random, desk: Desk, seq: int) -> dict[str, Any]:
             ("due_at", "2036-01-01T00:00:00Z"), ("expires", "2036-01-01T00:00:00Z"),
             ("signature", hexadecimal(rng, 128)), ("gate", []), ("seed", 2), ("absent", []), ("rounds", 9),
             ("parent", None), ("fork", 0), ("history", False), ("unlearned", True), ("branch", "main"),
-            ("request", "req-000000000000"), ("extras", ["control"]), ("seconds", 0.5),
+            ("request", "req-000000000000"), ("seconds", 0.5),
         ]  # fmt: skip
         fitting = [(key, value) for key, value in lies if key in content and content[key] != value]
         key, value = rng.choice(fitting or [("more", 1)])

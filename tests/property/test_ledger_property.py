@@ -44,14 +44,13 @@ def plain(adapter: Any) -> dict[str, Any]:
 
 
 def plain_state(state: RoundState) -> tuple[Any, ...]:
-    parts = (state.state.adapter, state.state.residual, state.state.broadcast, state.rule_state)
+    parts = (state.state.adapter, state.state.residual, state.rule_state)
     return (state.round, state.gate_state, *map(plain, parts))
 
 
 def plain_update(update: ClientUpdate) -> tuple[Any, ...]:
     said = (update.client_id, update.round, update.num_examples, update.steps, update.fingerprint)
-    extras = {name: plain(extra) for name, extra in update.extras.items()}
-    return (*said, plain(update.delta), dict(update.metrics), extras, dict(update.norms))
+    return (*said, plain(update.delta), dict(update.metrics), dict(update.norms))
 
 
 def outcome_of(call: Callable[[], Any]) -> Any:
@@ -128,7 +127,7 @@ class Ledgers(RuleBasedStateMachine):
 
     @staticmethod
     def _state(round: int, value: float) -> RoundState:
-        state = GlobalState(adapter=tensors(value), residual={"r": torch.tensor(value)}, broadcast={})
+        state = GlobalState(adapter=tensors(value), residual={"r": torch.tensor(value)})
         norms = tuple((("a", abs(value) / 3),) for _ in range(round))
         return RoundState(
             round=round, state=state, rule_state={"m/x": torch.ones(2)}, gate_state=GateState(norms=norms)
@@ -210,7 +209,6 @@ class Ledgers(RuleBasedStateMachine):
             num_examples=3,
             steps=2,
             metrics={"loss": value / 7},
-            extras={"c": {"x": torch.tensor(value, dtype=torch.float64)}},
             norms={"x": abs(value) / 3},
         )
 

@@ -120,7 +120,6 @@ def table() -> list[tuple[str, Change, str]]:
         ("other code", field(fingerprint="code-2"), "other code"),
         ("no fingerprint", field(fingerprint=""), "other code"),
         ("fingerprint is None", field(fingerprint=None), "other code"),
-        ("extras", field(extras={"control": {"x": torch.zeros(1)}}), "extra tensors"),
     ]
     for count in (
         0,

@@ -142,14 +142,13 @@ def nudged(tensors: Any) -> dict[str, torch.Tensor]:
     return {**tensors, name: moved}
 
 
-@pytest.mark.parametrize("part", ["adapter", "residual", "broadcast", "rule", "gate"])
+@pytest.mark.parametrize("part", ["adapter", "residual", "rule", "gate"])
 def test_a_state_that_is_not_what_contributions_make_is_found(part: str) -> None:
     replay, ledger, states = learned()
     kept = states[4]
     changes = {
         "adapter": {"state": dataclasses.replace(kept.state, adapter=nudged(kept.state.adapter))},
         "residual": {"state": dataclasses.replace(kept.state, residual={"r": torch.zeros(1)})},
-        "broadcast": {"state": dataclasses.replace(kept.state, broadcast={"c": torch.zeros(1)})},
         "rule": {"rule_state": nudged(kept.rule_state)},
         "gate": {"gate_state": kept.gate_state.without("a")},
     }[part]

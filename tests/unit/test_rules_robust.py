@@ -212,7 +212,7 @@ class TestClippedMean:
 def test_purity(rule: Any) -> None:
     generator = np.random.default_rng(5)
     state = start(generator)
-    state = GlobalState(adapter=state.adapter, residual=one(1.0), broadcast=one(2.0))
+    state = GlobalState(adapter=state.adapter, residual=one(1.0))
     check_purity(rule, random_round(generator), state, info())
 
 

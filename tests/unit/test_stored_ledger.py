@@ -133,7 +133,6 @@ def test_a_state_comes_back_bit_for_bit(opened: Opened) -> None:
         state=GlobalState(
             adapter={"x.lora_A": randn(2, 3), "x|odd": torch.tensor([-0.0, 1e-45, 1 / 3, 3.4e38])},
             residual={"x.down": randn(4, 2, seed=1), "empty": torch.zeros(0, 3)},
-            broadcast={"c/x.lora_A": randn(2, 3, seed=2)},
         ),
         rule_state={
             "m/x.lora_A": randn(3, 2, seed=3).t(),
@@ -150,7 +149,6 @@ def test_a_state_comes_back_bit_for_bit(opened: Opened) -> None:
         for mine, other in (
             (back.state.adapter, whole.state.adapter),
             (back.state.residual, whole.state.residual),
-            (back.state.broadcast, whole.state.broadcast),
             (back.rule_state, whole.rule_state),
         ):
             assert same(mine, other)
@@ -160,7 +158,6 @@ def test_a_contribution_comes_back_bit_for_bit(opened: Opened) -> None:
     given = update(
         "client-0",
         metrics={"loss": 1 / 3, "tokens": 1e15, "odd": math.nan},
-        extras={"control": {"x.lora_A": randn(2, 3, seed=9).double(), "n": torch.tensor([3])}, "none": {}},
         delta={"x.lora_A": randn(3, 2).t(), "z": torch.tensor(-0.0), "a|b": torch.zeros(0)},
     )
     ledger = opened()
@@ -168,8 +165,6 @@ def test_a_contribution_comes_back_bit_for_bit(opened: Opened) -> None:
     ledger.append(cohort(1, 0, given))
     for back in (ledger.contributions("main", 1)[0], opened.again().contributions("main", 1)[0]):
         assert same(dict(sorted(back.delta.items())), given.delta)
-        assert back.extras.keys() == given.extras.keys()
-        assert all(same(dict(sorted(back.extras[name].items())), given.extras[name]) for name in given.extras)
         assert math.isnan(back.metrics["odd"])
         assert {**back.metrics, "odd": 0} == {**given.metrics, "odd": 0}
         assert dict(back.norms) == dict(given.norms)
@@ -679,7 +674,7 @@ def test_a_hostile_tensor_name_stays_inside_a_blob(opened: Opened, name: str) ->
     ledger = learned(opened)
     known = files(opened.root.parent)
     values = {name: torch.ones(2), f"{name}.more": torch.zeros(1)}
-    given = update("a", 4, delta=values, extras={"control": values})
+    given = update("a", 4, delta=values)
     ledger.append(cohort(4, 0, given))
     ledger.open_branch(
         dataclasses.replace(MAIN, name="r/x"),
@@ -690,7 +685,7 @@ def test_a_hostile_tensor_name_stays_inside_a_blob(opened: Opened, name: str) ->
     again = opened.again()
     (back,) = again.contributions("main", 4)
     kept = again.last_state("r/x", 0)
-    for part in (back.delta, back.extras["control"], kept.state.adapter, kept.state.residual, kept.rule_state):
+    for part in (back.delta, kept.state.adapter, kept.state.residual, kept.rule_state):
         assert same(part, values)
 
 

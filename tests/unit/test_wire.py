@@ -48,7 +48,7 @@ REQUEST = HostRequest(
     host="17",
     config=load_config(None, {"federation.joins": {"client-1": 2}, "lora.targets": ["q_proj"]}).to_json(),
     info=RoundInfo(branch="main", round=2, rounds=9, population=("a", "b"), seed=2**62 + 1),
-    state=GlobalState(adapter=tensors(0), residual={"r": torch.ones(2)}, broadcast={}),
+    state=GlobalState(adapter=tensors(0), residual={"r": torch.ones(2)}),
     cohorts=(
         (ClientTask(client_id="a", excluded=("s1", "s2")), ClientTask(client_id="b", forget=())),
         (ClientTask(client_id="c", forget=("s3",)),),
@@ -64,12 +64,11 @@ UPDATE = ClientUpdate(
     num_examples=12,
     steps=3,
     metrics={"loss": 1 / 3, "tokens": 40.0},
-    extras={"control": {"x": torch.ones(2)}},
     fingerprint="f00",
 )
 REPLY = HostReply(
     host="17",
-    updates=(UPDATE, dataclasses.replace(UPDATE, client_id="b", delta=tensors(2), extras={})),
+    updates=(UPDATE, dataclasses.replace(UPDATE, client_id="b", delta=tensors(2))),
     failures={"c": "RuntimeError: no"},
     metrics={"a": {"probability": (0.1, 3.0)}},
     clients={"a": {"samples": 12}},
@@ -92,7 +91,6 @@ def test_request_round_trip_is_exact() -> None:
     assert back.state is not None and REQUEST.state is not None
     same(back.state.adapter, REQUEST.state.adapter)
     same(back.state.residual, REQUEST.state.residual)
-    assert back.state.broadcast == {}
     assert dataclasses.replace(back, state=None) == dataclasses.replace(REQUEST, state=None)
     assert isinstance(back.cohorts, tuple) and isinstance(back.cohorts[0][0].excluded, tuple)
     assert isinstance(back.public[0].path, tuple) and isinstance(back.public[0].wrong_answers, tuple)
@@ -126,10 +124,8 @@ def test_reply_round_trip_is_exact() -> None:
     back = unpack_reply(pack_reply(REPLY))
     for mine, other in zip(back.updates, REPLY.updates, strict=True):
         same(mine.delta, other.delta)
-        assert mine.extras.keys() == other.extras.keys()
-        bare = {"delta": {}, "extras": {}}
+        bare: dict[str, Any] = {"delta": {}}
         assert dataclasses.replace(mine, **bare) == dataclasses.replace(other, **bare)
-    same(back.updates[0].extras["control"], UPDATE.extras["control"])
     assert dataclasses.replace(back, updates=()) == dataclasses.replace(REPLY, updates=())
     assert isinstance(back.metrics["a"]["probability"], tuple)
     assert unpack_reply(pack_reply(HostReply())) == HostReply()
@@ -142,12 +138,23 @@ def test_a_loss_that_is_not_a_number_travels() -> None:
 
 def test_eleven_updates_are_not_mixed_up() -> None:
     updates = tuple(
-        dataclasses.replace(UPDATE, client_id=f"c{k}", delta={"x": torch.full((2,), float(k))}, extras={})
-        for k in range(12)
+        dataclasses.replace(UPDATE, client_id=f"c{k}", delta={"x": torch.full((2,), float(k))}) for k in range(12)
     )
     back = unpack_reply(pack_reply(HostReply(updates=updates))).updates
     assert [float(u.delta["x"][0]) for u in back] == [float(k) for k in range(12)]
     assert all(list(u.delta) == ["x"] for u in back)
+
+
+def test_an_update_with_other_parts_than_an_update_has_is_not_read() -> None:
+    """Neither a further field nor a further tensor passes; the other client's update does."""
+    more = pack_reply(REPLY)
+    more.array_records["arrays"]["0|extra|control|x"] = Array(torch.ones(2).numpy())
+    message = json.loads(str(pack_reply(REPLY).config_records["message"]["json"]))
+    message["updates"][0]["weight"] = 5
+    for packed in (more, changed(pack_reply, REPLY, updates=message["updates"])):
+        back = unpack_reply(packed)
+        assert [update.client_id for update in back.updates] == ["b"]
+        assert back.failures["a"] == "its update is not of the form that both sides agree on (ValueError)"
 
 
 def test_unpacked_tensors_own_their_memory() -> None:
