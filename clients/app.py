@@ -47,9 +47,9 @@ def train(message: Message, context: Context) -> Message:
     return _answer(message)
 
 
-@app.train("unlearn")
-def unlearn(message: Message, context: Context) -> Message:
-    """Unlearning: the target client runs an unlearning objective."""
+@app.train("visit")
+def visit(message: Message, context: Context) -> Message:
+    """A phase's visit: the clients of the message train with its objective."""
     return _answer(message)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from oblivion.errors import ConfigError
 
@@ -200,9 +200,6 @@ class ClientTask:
     id_key: str = field(default="", repr=False)
 
 
-MessageKind: TypeAlias = Literal["train", "train.visit", "evaluate", "query.describe"]
-
-
 @dataclass(frozen=True, kw_only=True)
 class HostRequest:
     """One message to one host. It is complete: a host needs nothing but this and its data to answer.
@@ -210,37 +207,82 @@ class HostRequest:
     Attributes
     ----------
     kind : str
-        ``train``, ``train.visit``, ``evaluate`` or ``query.describe``.
+        The message type on the network.
     host : str
         The host that is asked.
     config : mapping
         The resolved run config, as plain JSON values.
-    info : RoundInfo or None
-        The round; None for ``query.describe``.
-    state : GlobalState or None
-        The global state to start from; None for ``query.describe``.
     cohorts : tuple of tuple of ClientTask
-        The cohorts that this host runs, each trained together.
+        The clients that the host is asked for, in cohorts that are trained together; empty in a `DescribeRequest`.
+    """
+
+    kind: ClassVar[str]
+    host: str = ""
+    config: Mapping[str, Any]
+    cohorts: tuple[tuple[ClientTask, ...], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescribeRequest(HostRequest):
+    """The host says which clients it serves, and how many rows each has."""
+
+    kind: ClassVar[str] = "query.describe"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRequest(HostRequest):
+    """Every client measures a model on its own rows.
+
+    Attributes
+    ----------
+    state : GlobalState
+        The model.
+    """
+
+    kind: ClassVar[str] = "evaluate"
+    state: GlobalState
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest(HostRequest):
+    """The cohorts learn.
+
+    Attributes
+    ----------
+    info : RoundInfo
+        The round.
+    state : GlobalState
+        The global state that the clients start from.
     objective : str
         Registered name of the local loss.
     parameters : mapping
         The objective's parameters.
-    local_epochs, learning_rate
-        Passes over the rows and learning rate of a visit; a learning round has those of the config.
+    """
+
+    kind: ClassVar[str] = "train"
+    info: RoundInfo
+    state: GlobalState
+    objective: str = "lm"
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisitRequest(TrainRequest):
+    """The cohorts train with the objective of a phase, outside the rounds of learning.
+
+    Attributes
+    ----------
+    local_epochs : int
+        Passes over the rows.
+    learning_rate : float
+        The learning rate, in place of that of the config.
     public : tuple of Sample
         The server's public rows, for anchors.
     """
 
-    kind: MessageKind
-    host: str = ""
-    config: Mapping[str, Any]
-    info: RoundInfo | None = None
-    state: GlobalState | None = None
-    cohorts: tuple[tuple[ClientTask, ...], ...] = ()
-    objective: str = "lm"
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    local_epochs: int = 1
-    learning_rate: float = 1e-3
+    kind: ClassVar[str] = "train.visit"
+    local_epochs: int
+    learning_rate: float
     public: tuple[Sample, ...] = ()
 
 

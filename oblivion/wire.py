@@ -23,11 +23,15 @@ from oblivion.types import (
     Adapter,
     ClientTask,
     ClientUpdate,
+    DescribeRequest,
+    EvaluateRequest,
     GlobalState,
     HostReply,
     HostRequest,
     RoundInfo,
     Sample,
+    TrainRequest,
+    VisitRequest,
 )
 
 _MESSAGE = "message"
@@ -44,6 +48,9 @@ _MALFORMED = (
     KeyError, TypeError, ValueError, AttributeError, EOFError, BadZipFile, RecursionError, MemoryError, OverflowError
 )  # fmt: skip
 """What reading something malformed can end in; the words of such an error may hold what was sent, and are not told."""
+_REQUESTS: Mapping[str, type[HostRequest]] = {
+    kind.kind: kind for kind in (DescribeRequest, EvaluateRequest, TrainRequest, VisitRequest)
+}
 Arrays = dict[str, Array]
 T = TypeVar("T")
 
@@ -89,28 +96,33 @@ def _pack_state(state: GlobalState) -> Arrays:
 
 def pack_requests(requests: Sequence[HostRequest]) -> list[RecordDict]:
     """Write requests as Flower records; a state that several of them have is written once."""
-    states = {id(request.state): request.state for request in requests if request.state is not None}
-    packed = {key: _pack_state(state) for key, state in states.items()}
-    return [_pack_request(request, packed.get(id(request.state), {})) for request in requests]
+    packed: dict[int, Arrays] = {}
+    records = []
+    for request in requests:
+        arrays: Arrays = {}
+        if isinstance(request, EvaluateRequest | TrainRequest):
+            if id(request.state) not in packed:
+                packed[id(request.state)] = _pack_state(request.state)
+            arrays = dict(packed[id(request.state)])
+        records.append(_pack_request(request, arrays))
+    return records
 
 
-def _pack_request(request: HostRequest, state: Arrays) -> RecordDict:
-    arrays = dict(state)
+def _pack_request(request: HostRequest, arrays: Arrays) -> RecordDict:
     for task in (task for cohort in request.cohorts for task in cohort):
         _pack_adapter(f"correction{_SEPARATOR}{task.client_id}", task.correction, arrays)
-    message = {
+    message: dict[str, Any] = {
         "kind": request.kind,
         "host": request.host,
         "config": dict(request.config),
-        "info": dataclasses.asdict(request.info) if request.info else None,
-        "state": request.state is not None,
         "cohorts": [[_task_values(task) for task in cohort] for cohort in request.cohorts],
-        "objective": request.objective,
-        "parameters": dict(request.parameters),
-        "local_epochs": request.local_epochs,
-        "learning_rate": request.learning_rate,
-        "public": [dataclasses.asdict(sample) for sample in request.public],
     }
+    if isinstance(request, TrainRequest):
+        message["info"] = dataclasses.asdict(request.info)
+        message["objective"], message["parameters"] = request.objective, dict(request.parameters)
+    if isinstance(request, VisitRequest):
+        message["local_epochs"], message["learning_rate"] = request.local_epochs, request.learning_rate
+        message["public"] = [dataclasses.asdict(sample) for sample in request.public]
     return _records(message, arrays)
 
 
@@ -124,25 +136,20 @@ def unpack_request(records: RecordDict) -> HostRequest:
     """
     message, packed = _open(records)
     try:
+        kind = _REQUESTS[message.pop("kind")]
+        if set(message) != {field.name for field in dataclasses.fields(kind)} - {"state"}:
+            raise KeyError("it has other fields than a message of this kind")
         arrays = {name: _read_array(array) for name, array in packed.items()}
-        info = message["info"]
-        state = GlobalState(
-            adapter=_unpack_adapter("adapter", arrays),
-            residual=_unpack_adapter("residual", arrays),
-        )
-        return HostRequest(
-            kind=message["kind"],
-            host=message["host"],
-            config=message["config"],
-            info=RoundInfo(**{**info, "population": tuple(info["population"])}) if info else None,
-            state=state if message["state"] else None,
-            cohorts=tuple(tuple(_task(task, arrays) for task in cohort) for cohort in message["cohorts"]),
-            objective=message["objective"],
-            parameters=message["parameters"],
-            local_epochs=message["local_epochs"],
-            learning_rate=message["learning_rate"],
-            public=tuple(_sample(sample) for sample in message["public"]),
-        )
+        message["cohorts"] = tuple(tuple(_task(task, arrays) for task in cohort) for cohort in message["cohorts"])
+        if issubclass(kind, EvaluateRequest | TrainRequest):
+            adapter, residual = _unpack_adapter("adapter", arrays), _unpack_adapter("residual", arrays)
+            message["state"] = GlobalState(adapter=adapter, residual=residual)
+        if issubclass(kind, TrainRequest):
+            info = message["info"]
+            message["info"] = RoundInfo(**{**info, "population": tuple(info["population"])})
+        if issubclass(kind, VisitRequest):
+            message["public"] = tuple(_sample(sample) for sample in message["public"])
+        return kind(**message)
     except _MALFORMED as error:
         raise IntegrityError(
             f"a request is not of the form that both sides agree on ({type(error).__name__})"
@@ -228,8 +235,7 @@ def check_reply(records: RecordDict, request: HostRequest) -> None:
         Saying which limit was passed, and nothing of what was sent.
     """
     clients = sum(len(cohort) for cohort in request.cohorts)
-    trains = request.kind.startswith("train") and request.state is not None
-    expected = list(request.state.adapter.values()) if trains and request.state is not None else []
+    expected = list(request.state.adapter.values()) if isinstance(request, TrainRequest) else []
     most = clients * len(expected)
     size = clients * sum(tensor.numel() * tensor.element_size() + _HEADER for tensor in expected)
     known = set(records) == {_MESSAGE, _ARRAYS} and _MESSAGE in records.config_records

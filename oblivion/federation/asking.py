@@ -13,7 +13,7 @@ from oblivion.ledger.rounds import CohortOutcome
 from oblivion.replies import heard, served
 from oblivion.run.events import Observer
 from oblivion.selection import assign
-from oblivion.types import ClientTask, HostRequest
+from oblivion.types import ClientTask, DescribeRequest, TrainRequest
 
 
 def described(
@@ -48,7 +48,7 @@ def described(
     """
     sizes: dict[str, int] = {}
     serves: dict[str, list[str]] = {}
-    asked = [HostRequest(kind="query.describe", host=name, config=settings) for name in hosts.names()]
+    asked = [DescribeRequest(host=name, config=settings) for name in hosts.names()]
     replies = sorted(heard(hosts.ask(asked), asked), key=lambda r: r.host)
     disagreed = set()
     for reply in replies:
@@ -72,7 +72,7 @@ def described(
 
 def dispatch(
     hosts: Hosts,
-    common: HostRequest,
+    common: TrainRequest,
     tasks: Mapping[int, tuple[ClientTask, ...]],
     gate: Gate,
     sizes: Mapping[str, int],
@@ -88,7 +88,7 @@ def dispatch(
     ----------
     hosts : Hosts
         The engine.
-    common : HostRequest
+    common : TrainRequest
         What all are told; its `info` is the round.
     tasks : mapping of int to tuple of ClientTask
         The cohorts, by their place in the selection.
@@ -99,7 +99,6 @@ def dispatch(
     most : mapping of str to int
         Client id to the most examples that its update can have.
     """
-    assert common.info is not None
     places = {tuple(task.client_id for task in cohort): index for index, cohort in tasks.items()}
     given = {h: [c for c in mine if c in places] for h, mine in assign(list(places), sizes, serves).items()}
     unserved = [cohort for cohort in places if not any(cohort in mine for mine in given.values())]

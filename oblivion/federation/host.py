@@ -27,7 +27,17 @@ from oblivion.tasks.task import Row
 from oblivion.training.batches import Encoded, encode_rows
 from oblivion.training.cohort import reason, train_cohort
 from oblivion.training.local import LocalTask
-from oblivion.types import ClientTask, ClientUpdate, HostReply, HostRequest, Sample
+from oblivion.types import (
+    ClientTask,
+    ClientUpdate,
+    DescribeRequest,
+    EvaluateRequest,
+    HostReply,
+    HostRequest,
+    Sample,
+    TrainRequest,
+    VisitRequest,
+)
 
 NOISE_SECRET = "OBLIVION_NOISE_SECRET"
 """Environment variable of a host that names a file with a secret of its own, which no message holds."""
@@ -51,23 +61,26 @@ class Host:
     def answer(self, request: HostRequest) -> HostReply:
         """Answer one message."""
         config = config_from_mapping(request.config, "message")
-        if request.kind == "query.describe":
-            return self._describe(request, config)
-        if request.kind == "evaluate":
-            return self._evaluate(request, config)
-        return self._train(request, config)
+        match request:
+            case DescribeRequest():
+                return self._describe(request, config)
+            case EvaluateRequest():
+                return self._evaluate(request, config)
+            case TrainRequest():
+                return self._train(request, config)
+        raise TypeError(f"a host answers no {type(request).__name__}")
 
-    def _describe(self, request: HostRequest, config: RunConfig) -> HostReply:
+    def _describe(self, request: DescribeRequest, config: RunConfig) -> HostReply:
         clients = {client: {"samples": len(rows)} for client, rows in resolve(config).clients.items()}
         return HostReply(host=request.host, clients=clients)
 
-    def _train(self, request: HostRequest, config: RunConfig) -> HostReply:
-        assert request.info is not None and request.state is not None
+    def _train(self, request: TrainRequest, config: RunConfig) -> HostReply:
         data, resident = resolve(config), self._resident(config)
         objective = objective_from(request.objective, request.parameters)
-        settings = visit_settings(request, config) if request.kind == "train.visit" else config.train
+        settings = visit_settings(request, config) if isinstance(request, VisitRequest) else config.train
         terms = _Terms(rule_of(config).proximal_mu, scheme_of(config).trained(request.info.round))
-        private = config.privacy if config.privacy.unit == "sample" and request.kind == "train" else None
+        learns = not isinstance(request, VisitRequest)
+        private = config.privacy if config.privacy.unit == "sample" and learns else None
         fingerprint = run_fingerprint(config)
         updates: list[ClientUpdate] = []
         failures: dict[str, str] = {}
@@ -88,21 +101,20 @@ class Host:
 
     def _local_task(
         self,
-        request: HostRequest,
+        request: TrainRequest,
         task: ClientTask,
         data: FederatedData,
         resident: ResidentModel,
         config: RunConfig,
         terms: _Terms,
     ) -> LocalTask:
-        assert request.state is not None
         encoded = self._encoded(task, data, resident, config)
         own, excluded = encoded.rows, set(task.excluded)
         skipped = sum(1 for sample in encoded.skipped if sample not in excluded)
         kept = [row for sample, row in own if sample not in excluded]
         own_rank = task.client_id in config.federation.ranks
         start = start_of(request.state.adapter, config.federation.ranks, task.client_id) if own_rank else None
-        if request.kind != "train.visit" or task.forget == ():
+        if not isinstance(request, VisitRequest) or task.forget == ():
             return LocalTask(
                 client_id=task.client_id,
                 rows={"retain": kept},
@@ -125,11 +137,10 @@ class Host:
             rows["retain"] = anchor
         return LocalTask(client_id=task.client_id, rows=rows, skipped=skipped, start=start, factors=terms.factors)
 
-    def _evaluate(self, request: HostRequest, config: RunConfig) -> HostReply:
+    def _evaluate(self, request: EvaluateRequest, config: RunConfig) -> HostReply:
         from oblivion.metrics.engine.one_pass import evaluate_client
         from oblivion.metrics.suites import make_suite
 
-        assert request.state is not None
         data, resident = resolve(config), self._resident(config)
         suite = make_suite(config.evaluate.suite, config.evaluate.parameters)
         sizes = {"max_new_tokens": config.evaluate.max_new_tokens, "batch_size": config.evaluate.batch_size}
@@ -195,7 +206,7 @@ def _portions(task: ClientTask, data: FederatedData) -> list[tuple[str, list[Sam
     return [(name, own) for name, own in portions if own]
 
 
-def visit_settings(request: HostRequest, config: RunConfig) -> TrainConfig:
+def visit_settings(request: VisitRequest, config: RunConfig) -> TrainConfig:
     """Return the training settings of a visit: those of the config, with the passes and the rate of the message."""
     return config.train.model_copy(
         update={"local_epochs": request.local_epochs, "learning_rate": request.learning_rate}

@@ -22,7 +22,7 @@ from oblivion.removal.plan import RemovalPlan
 from oblivion.replies import heard, measured
 from oblivion.run.directory import RunDirectory
 from oblivion.selection import assign
-from oblivion.types import ClientTask, ForgetRequest, GlobalState, HostRequest, MetricResult
+from oblivion.types import ClientTask, EvaluateRequest, ForgetRequest, GlobalState, MetricResult
 
 _BESIDE = ("detectable", "left_out", "components")
 
@@ -187,8 +187,7 @@ def measure_clients(
     given = assign([(client,) for client in by_client], federation.sizes, federation.serves)
     config, bounds = federation.config.to_json(), suite_of(federation.config).client_bounds()
     requests = [
-        HostRequest(
-            kind="evaluate",
+        EvaluateRequest(
             host=host,
             config=config,
             state=state,

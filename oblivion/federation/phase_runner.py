@@ -19,7 +19,7 @@ from oblivion.removal.history import LedgerReader
 from oblivion.removal.phases import ServerStep, Visit
 from oblivion.selection import form_cohorts
 from oblivion.training.batches import NO_ROWS
-from oblivion.types import Adapter, ClientTask, ForgetRequest, HostRequest, Sample
+from oblivion.types import Adapter, ClientTask, ForgetRequest, Sample, VisitRequest
 from oblivion.visits import steps_per_visit
 
 
@@ -77,8 +77,7 @@ class PhaseRunner:
         found, head = federation.ledger.branch(branch), federation.head(branch)
         number = head.round + 1
         info = dataclasses.replace(federation.replay.info(branch, number), population=visit.clients, rounds=number)
-        common = HostRequest(
-            kind="train.visit",
+        common = VisitRequest(
             config=federation.config.to_json(),
             info=info,
             state=head.state,
@@ -134,7 +133,7 @@ class PhaseRunner:
         return dataclasses.replace(after, rule_state=federation.scheme.init(federation.rule, after.state))
 
     def _ask(
-        self, branch: Branch, request: ForgetRequest | None, visit: Visit, common: HostRequest
+        self, branch: Branch, request: ForgetRequest | None, visit: Visit, common: VisitRequest
     ) -> list[CohortOutcome]:
         """Ask the clients of a visit, those that fail once more: the whole removal hangs on their replies.
 

@@ -30,14 +30,7 @@ from oblivion.privacy.noise import derive_key
 from oblivion.run.events import Observer
 from oblivion.selection import form_cohorts, select_clients, servable, without
 from oblivion.training.reach import reach
-from oblivion.types import (
-    Adapter,
-    ClientTask,
-    ClientUpdate,
-    GlobalState,
-    HostRequest,
-    RoundInfo,
-)
+from oblivion.types import Adapter, ClientTask, ClientUpdate, GlobalState, RoundInfo, TrainRequest
 from oblivion.visits import steps_per_visit
 
 
@@ -232,7 +225,7 @@ class Federation:
         In a replay everyone must answer who has rows, and a cohort with a client that fails is trained once more.
         """
         outcomes = {outcome.cohort: outcome for outcome in self.ledger.outcomes(branch.name, selection.round)}
-        common = HostRequest(kind="train", config=self.config.to_json(), info=info, state=head.state)
+        common = TrainRequest(config=self.config.to_json(), info=info, state=head.state)
         failed: dict[int, CohortOutcome] = {}
         must_not: dict[int, dict[str, str]] = {}
         for _ in range(2 if replayed else 1):

@@ -31,7 +31,17 @@ from oblivion.models.resident import ResidentModel, weight_bytes
 from oblivion.provenance import code_fingerprint
 from oblivion.run.directory import RunDirectory
 from oblivion.seeding import torch_generator
-from oblivion.types import Adapter, ClientTask, ClientUpdate, GlobalState, HostReply, HostRequest, MetricResult
+from oblivion.types import (
+    Adapter,
+    ClientTask,
+    ClientUpdate,
+    EvaluateRequest,
+    GlobalState,
+    HostReply,
+    HostRequest,
+    MetricResult,
+    TrainRequest,
+)
 from oblivion.visits import steps_per_visit
 from simulations.simulate import commit_in_run, forget_in_run, resume, simulate
 
@@ -70,14 +80,13 @@ class FakeHost:
         tasks = [task for cohort in request.cohorts for task in cohort]
         if request.kind == "query.describe":
             return HostReply(host=request.host, clients={c: {"samples": len(rows)} for c, rows in ROWS.items()})
-        assert request.state is not None
-        if request.kind == "evaluate":
+        if isinstance(request, EvaluateRequest):
             said = {task.client_id: {"probability": (summary(request.state.adapter), 1.0)} for task in tasks}
             return HostReply(host=request.host, metrics=said)
+        assert isinstance(request, TrainRequest)
         return HostReply(host=request.host, updates=tuple(self._visit(request, task) for task in tasks))
 
-    def _visit(self, request: HostRequest, task: ClientTask) -> ClientUpdate:
-        assert request.info is not None and request.state is not None
+    def _visit(self, request: TrainRequest, task: ClientTask) -> ClientUpdate:
         if request.kind == "train":
             trained.append((request.info.branch, request.info.round, task.client_id))
         left = [row for row in ROWS[task.client_id] if row not in task.excluded]

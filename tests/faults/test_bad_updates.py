@@ -24,7 +24,7 @@ from oblivion.ledger.rounds import Branch
 from oblivion.provenance import code_fingerprint
 from oblivion.run.events import Observer
 from oblivion.seeding import torch_generator
-from oblivion.types import ClientTask, ClientUpdate, HostReply, HostRequest, RoundInfo
+from oblivion.types import ClientTask, ClientUpdate, HostReply, HostRequest, RoundInfo, TrainRequest
 from oblivion.visits import steps_per_visit
 from oblivion.wire import check_reply, pack_reply, unpack_reply
 
@@ -192,7 +192,7 @@ class BadHosts:
             if request.kind == "query.describe":
                 yield HostReply(host=request.host, clients={c: {"samples": n} for c, n in CLIENTS.items()})
                 continue
-            assert request.info is not None
+            assert isinstance(request, TrainRequest)
             tasks = [task for cohort in request.cohorts for task in cohort]
             updates = [visit(task, request.info) for task in tasks]
             index = next((i for i, u in enumerate(updates) if u.client_id == BAD), -1)
@@ -318,8 +318,7 @@ def bombs() -> dict[str, RecordDict]:
 
 
 def test_bombs_are_refused_without_being_unpacked() -> None:
-    request = HostRequest(
-        kind="train",
+    request = TrainRequest(
         config={},
         info=RoundInfo(branch="main", round=1, rounds=1, population=("a",), seed=0),
         cohorts=((ClientTask(client_id="a"),),),

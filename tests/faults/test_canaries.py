@@ -111,7 +111,7 @@ class Tape:
         return [
             update.delta
             for request, update in self.updates
-            if request.kind == kind and request.info is not None and request.info.branch == branch
+            if request.kind == kind and request.info.branch == branch
             if (update.client_id == CLIENT) == own and update.round >= first
         ]  # fmt: skip
 

@@ -21,7 +21,7 @@ from oblivion.ledger.rounds import Branch
 from oblivion.metrics.suites import make_suite
 from oblivion.replies import LONGEST_REASON, MOST_CLIENTS, MOST_ROWS, OTHERS, SKIPPED, measured, one_line, served
 from oblivion.run.events import Event, Observer
-from oblivion.types import ClientTask, GlobalState, HostReply, HostRequest
+from oblivion.types import ClientTask, DescribeRequest, GlobalState, HostReply, HostRequest, TrainRequest
 from oblivion.wire import check_reply, pack_reply, unpack_reply
 
 HONEST = {client: {"samples": rows} for client, rows in CLIENTS.items()}
@@ -53,7 +53,7 @@ class TwoHosts:
             return HostReply(host=request.host, clients=HONEST)
         if request.kind == "evaluate":
             return HostReply(host=request.host, metrics={task.client_id: GOOD for task in tasks})
-        assert request.info is not None
+        assert isinstance(request, TrainRequest)
         return HostReply(host=request.host, updates=tuple(visit(task, request.info) for task in tasks))
 
 
@@ -344,7 +344,7 @@ def test_numbers_that_are_none_travel_and_are_dropped() -> None:
 
 
 def test_a_description_of_everything_is_bounded_before_it_is_read() -> None:
-    request = HostRequest(kind="query.describe", host="h", config={})
+    request = DescribeRequest(host="h", config={})
     many = {f"client-{k}": {"samples": 1} for k in range(200_000)}
     with pytest.raises(IntegrityError, match="no text of at most"):
         check_reply(pack_reply(HostReply(host="h", clients=many)), request)

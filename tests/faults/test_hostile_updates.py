@@ -23,7 +23,7 @@ from oblivion.provenance import code_fingerprint
 from oblivion.run.events import Observer
 from oblivion.seeding import torch_generator
 from oblivion.training.reach import reach
-from oblivion.types import ClientUpdate, HostReply, HostRequest, RoundInfo
+from oblivion.types import ClientUpdate, HostReply, HostRequest, RoundInfo, TrainRequest
 from oblivion.visits import steps_per_visit
 
 ROWS = 40
@@ -63,7 +63,7 @@ class Silos:
             if request.kind == "query.describe":
                 yield HostReply(host=request.host, clients={client: {"samples": ROWS}})
                 continue
-            assert request.info is not None
+            assert isinstance(request, TrainRequest)
             names = self.trained
             if request.config["lora"]["scheme"] == "rolora":
                 names = [name for name in names if ("lora_B" in name) == bool(request.info.round % 2)]

@@ -29,11 +29,11 @@ TOKEN = re.compile(r"[0-9a-f]{64}")
 SIMULATION = """
 import sys
 from oblivion.config import load_config
-from oblivion.types import HostRequest
+from oblivion.types import DescribeRequest
 from simulations.engines import ray as ray_engine
 
 def work(hosts):
-    list(hosts.ask([HostRequest(host=name, kind="query.describe", config={}) for name in hosts.names()]))
+    list(hosts.ask([DescribeRequest(host=name, config={}) for name in hosts.names()]))
     print("up", flush=True)  # the actors have answered
     sys.stdin.readline()
 

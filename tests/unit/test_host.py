@@ -21,7 +21,18 @@ from oblivion.federation.host import Host, visit_settings
 from oblivion.learners import learner_of
 from oblivion.provenance import code_fingerprint
 from oblivion.training.local import LocalTask
-from oblivion.types import ClientTask, GlobalState, HostReply, HostRequest, RoundInfo, Sample
+from oblivion.types import (
+    ClientTask,
+    DescribeRequest,
+    EvaluateRequest,
+    GlobalState,
+    HostReply,
+    HostRequest,
+    RoundInfo,
+    Sample,
+    TrainRequest,
+    VisitRequest,
+)
 from simulations.engines.inline import InlineHosts, run
 
 
@@ -58,11 +69,14 @@ def state(config: RunConfig, seed: int = 0) -> GlobalState:
     return GlobalState(adapter=adapter)
 
 
-def request(config: RunConfig, *tasks: ClientTask, kind: Any = "train", **changes: Any) -> HostRequest:
+def request(config: RunConfig, *tasks: ClientTask, kind: Any = TrainRequest, **changes: Any) -> HostRequest:
     info = RoundInfo(branch="main", round=1, rounds=2, population=("ann", "bob"), seed=config.seed)
-    cohorts = tuple((task,) for task in tasks)
-    values = {"kind": kind, "host": "h", "config": config.to_json(), "info": info, "cohorts": cohorts}
-    return HostRequest(**{**values, "state": state(config), **changes})
+    values = {"host": "h", "config": config.to_json(), "cohorts": tuple((task,) for task in tasks)}
+    if kind is not EvaluateRequest:
+        values["info"] = info
+    if kind is VisitRequest:
+        values |= {"local_epochs": 1, "learning_rate": 1e-3}
+    return kind(**{**values, "state": state(config), **changes})
 
 
 ANN, BOB = ClientTask(client_id="ann"), ClientTask(client_id="bob")
@@ -78,7 +92,7 @@ def same(one: HostReply, other: HostReply) -> bool:
 
 def test_describe_counts_rows_without_a_model(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_module, "learner_of", pytest.fail)
-    reply = Host().answer(HostRequest(kind="query.describe", host="h", config=config.to_json()))
+    reply = Host().answer(DescribeRequest(host="h", config=config.to_json()))
     assert reply == HostReply(host="h", clients={"ann": {"samples": 5}, "bob": {"samples": 4}})
 
 
@@ -155,7 +169,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[LocalTask]:
 
 
 def ask_to_unlearn(config: RunConfig, task: ClientTask, objective: str = "npo", **changes: Any) -> HostReply:
-    return Host().answer(request(config, task, kind="train.visit", objective=objective, local_epochs=2, **changes))
+    return Host().answer(request(config, task, kind=VisitRequest, objective=objective, local_epochs=2, **changes))
 
 
 def test_samples_are_unlearned_beside_the_clients_own_other_rows(config: RunConfig, seen: list[LocalTask]) -> None:
@@ -208,7 +222,7 @@ def test_samples_that_are_all_too_long_cannot_be_unlearned(config: RunConfig) ->
 
 
 def test_unlearning_has_settings_of_its_own(config: RunConfig) -> None:
-    message = HostRequest(kind="train.visit", config={}, local_epochs=2, learning_rate=0.5)
+    message = request(config, kind=VisitRequest, local_epochs=2, learning_rate=0.5)
     settings = visit_settings(message, config)
     assert settings.local_epochs == 2 and settings.learning_rate == 0.5
     unchanged = {"local_epochs": 1, "learning_rate": config.train.learning_rate}
@@ -245,7 +259,7 @@ def test_the_deadline_is_set_and_lifted(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_config_that_is_not_one_is_named(config: RunConfig) -> None:
     with pytest.raises(ConfigError, match="message: unknown key 'sede'"):
-        Host().answer(HostRequest(kind="query.describe", config={"sede": 1}))
+        Host().answer(DescribeRequest(config={"sede": 1}))
 
 
 def test_evaluation_answers_for_a_client_and_leaves_the_base_alone(config: RunConfig) -> None:
@@ -254,7 +268,7 @@ def test_evaluation_answers_for_a_client_and_leaves_the_base_alone(config: RunCo
     resident = learner_of(config)
     before = {n: p.detach().clone() for n, p in resident.model.named_parameters() if "lora" not in n}
     tasks = (BOB, ClientTask(client_id="ann", forget=(ids[0],)))
-    replies = [Host().answer(request(config, *tasks, kind="evaluate")) for _ in range(2)]
+    replies = [Host().answer(request(config, *tasks, kind=EvaluateRequest)) for _ in range(2)]
     assert replies[0] == replies[1]
     metrics = replies[0].metrics
     assert set(metrics) == {"bob", "ann (forgotten)", "ann (kept)"}
@@ -265,10 +279,10 @@ def test_evaluation_answers_for_a_client_and_leaves_the_base_alone(config: RunCo
 def test_evaluation_leaves_out_what_was_forgotten_before(config: RunConfig) -> None:
     ids = [row.id for row in resolve(config).clients["ann"]]
     answer = Host().answer
-    whole = answer(request(config, ANN, kind="evaluate")).metrics["ann"]
-    less = answer(request(config, ClientTask(client_id="ann", excluded=(ids[0],)), kind="evaluate")).metrics["ann"]
+    whole = answer(request(config, ANN, kind=EvaluateRequest)).metrics["ann"]
+    less = answer(request(config, ClientTask(client_id="ann", excluded=(ids[0],)), kind=EvaluateRequest)).metrics["ann"]
     parts = answer(
-        request(config, ClientTask(client_id="ann", excluded=(ids[0],), forget=(ids[1],)), kind="evaluate")
+        request(config, ClientTask(client_id="ann", excluded=(ids[0],), forget=(ids[1],)), kind=EvaluateRequest)
     ).metrics
     weights = {name: metrics["probability"][1] for name, metrics in parts.items()}
     assert whole["probability"][1] == len(ids) == 5 and less["probability"][1] == 4

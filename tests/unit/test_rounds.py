@@ -35,6 +35,7 @@ from oblivion.types import (
     HostRequest,
     RoundInfo,
     Sample,
+    TrainRequest,
 )
 
 SIZES = {"a": 4, "b": 3, "c": 2, "d": 1}
@@ -78,7 +79,7 @@ class FakeHosts:
     def _answer(self, request: HostRequest) -> HostReply:
         if request.kind == "query.describe":
             return HostReply(host=request.host, clients={c: {"samples": n} for c, n in self.sizes.items()})
-        assert request.info is not None
+        assert isinstance(request, TrainRequest)
         updates, failures = [], {}
         for task in (task for cohort in request.cohorts for task in cohort):
             client = task.client_id
@@ -414,7 +415,7 @@ def test_unlearning_visit_under_fedadam(reset: bool) -> None:
     asked = hosts.asked[-1]
     assert (asked.kind, asked.objective, asked.parameters) == ("train.visit", "npo", {"beta": 0.5})
     assert asked.cohorts == ((ClientTask(client_id="b", forget=("s1",)),),) and asked.public == ()
-    assert asked.state is not None and asked.state.adapter is before.state.adapter
+    assert asked.state.adapter is before.state.adapter
 
 
 def test_an_unlearning_visit_that_fails_once_is_asked_for_again() -> None:
@@ -569,7 +570,7 @@ def test_a_round_gives_the_config_and_the_seed_of_its_branch() -> None:
     made, _, _ = federation(hosts, branch=dataclasses.replace(MAIN, seed=17))
     made.run_round("main")
     request = hosts.asked[-1]
-    assert request.info is not None and request.info.seed == 17
+    assert request.info.seed == 17
     assert request.config == config().to_json() and request.objective == "lm"
 
 
@@ -621,9 +622,7 @@ def test_another_process_goes_on_with_the_same_bits(aggregator: str, after: bool
         again.run_round("main")
     assert bits(again) == bits(reference)
     assert without_time(ledger.records("main")) == without_time(reference.ledger.records("main"))
-    asked = {
-        (r.info.round, t.client_id) for r in hosts.asked if r.kind == "train" and r.info for c in r.cohorts for t in c
-    }
+    asked = {(r.info.round, t.client_id) for r in hosts.asked if r.kind == "train" for c in r.cohorts for t in c}
     assert not asked & stored, "what is stored is not trained again"
 
 

@@ -15,7 +15,16 @@ from flwr.supercore.task_identity import TaskIdentity
 from oblivion.aggregation.rules.fedadam import FedAdam
 from oblivion.aggregation.rules.fedavg import FedAvg
 from oblivion.errors import FederationError
-from oblivion.types import ClientTask, ClientUpdate, GlobalState, HostReply, HostRequest, RoundInfo
+from oblivion.types import (
+    ClientTask,
+    ClientUpdate,
+    DescribeRequest,
+    GlobalState,
+    HostReply,
+    HostRequest,
+    RoundInfo,
+    TrainRequest,
+)
 from oblivion.wire import pack_reply, unpack_request
 from strategies import grid_hosts
 from strategies.grid_hosts import GridHosts
@@ -169,8 +178,7 @@ def test_configure_asks_every_node_and_keeps_the_rule_state() -> None:
 
 
 def request(host: str, client: str) -> HostRequest:
-    return HostRequest(
-        kind="train",
+    return TrainRequest(
         host=host,
         config={},
         info=INFO,
@@ -214,7 +222,7 @@ def test_errors_and_malformed_answers_become_failures() -> None:
         hosts = GridHosts(FakeGrid([4], answer), deadline=5, expected=1)  # type: ignore[arg-type]
         (reply,) = hosts.ask([request("4", "a")])
         assert reply.host == "4" and list(reply.failures) == ["a"] and reason in reply.failures["a"]
-        (describe,) = hosts.ask([HostRequest(kind="query.describe", host="4", config={})])
+        (describe,) = hosts.ask([DescribeRequest(host="4", config={})])
         assert list(describe.failures) == ["4"] and not describe.clients
 
 

@@ -20,11 +20,15 @@ from oblivion.errors import IntegrityError
 from oblivion.types import (
     ClientTask,
     ClientUpdate,
+    DescribeRequest,
+    EvaluateRequest,
     GlobalState,
     HostReply,
     HostRequest,
     RoundInfo,
     Sample,
+    TrainRequest,
+    VisitRequest,
 )
 from oblivion.wire import pack_reply, pack_requests, unpack_reply, unpack_request
 
@@ -41,8 +45,7 @@ def tensors(seed: int) -> dict[str, torch.Tensor]:
     }
 
 
-REQUEST = HostRequest(
-    kind="train.visit",
+REQUEST = VisitRequest(
     local_epochs=3,
     learning_rate=2e-4,
     host="17",
@@ -88,13 +91,14 @@ def pack_request(request: HostRequest) -> RecordDict:
 
 def test_request_round_trip_is_exact() -> None:
     back = unpack_request(pack_request(REQUEST))
-    assert back.state is not None and REQUEST.state is not None
+    assert isinstance(back, VisitRequest)
     same(back.state.adapter, REQUEST.state.adapter)
     same(back.state.residual, REQUEST.state.residual)
-    assert dataclasses.replace(back, state=None) == dataclasses.replace(REQUEST, state=None)
+    none = GlobalState(adapter={})
+    assert dataclasses.replace(back, state=none) == dataclasses.replace(REQUEST, state=none)
     assert isinstance(back.cohorts, tuple) and isinstance(back.cohorts[0][0].excluded, tuple)
     assert isinstance(back.public[0].path, tuple) and isinstance(back.public[0].wrong_answers, tuple)
-    assert back.info is not None and isinstance(back.info.population, tuple)
+    assert isinstance(back.info.population, tuple)
 
 
 def test_a_state_that_several_hosts_get_is_written_once() -> None:
@@ -106,7 +110,7 @@ def test_a_state_that_several_hosts_get_is_written_once() -> None:
     assert arrays[0].data is arrays[1].data and arrays[2].data is not arrays[0].data
     for packed, request in ((first, REQUEST), (second, other), (third, alone)):
         back = unpack_request(packed)
-        assert back.state is not None and request.state is not None and back.host == request.host
+        assert isinstance(back, VisitRequest) and back.host == request.host
         same(back.state.adapter, request.state.adapter)
 
 
@@ -114,10 +118,25 @@ def test_none_and_empty_stay_apart() -> None:
     back = unpack_request(pack_request(REQUEST))
     forgets = [task.forget for cohort in back.cohorts for task in cohort]
     assert forgets == [None, (), ("s3",)]
-    describe = unpack_request(pack_request(HostRequest(kind="query.describe", host="1", config={})))
-    assert describe.state is None and describe.info is None and describe.cohorts == () and describe.public == ()
-    empty = unpack_request(pack_request(HostRequest(kind="train", config={}, state=GlobalState(adapter={}))))
-    assert empty.state == GlobalState(adapter={})
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        DescribeRequest(host="1", config={"seed": 1}),
+        EvaluateRequest(config={}, state=GlobalState(adapter={}), cohorts=((ClientTask(client_id="a"),),)),
+        TrainRequest(config={}, state=GlobalState(adapter={}), info=REQUEST.info, parameters={"x": 1}),
+    ],
+    ids=lambda request: request.kind,
+)
+def test_every_kind_of_request_comes_back_as_it_was_and_with_no_other_field(request_: HostRequest) -> None:
+    packed = pack_request(request_)
+    assert unpack_request(packed) == request_
+    message = json.loads(str(packed.config_records["message"]["json"]))
+    for other in ({**message, "kind": "train.unlearn"}, {**message, "weight": 1}, {k: message[k] for k in ("kind",)}):
+        packed.config_records["message"]["json"] = json.dumps(other)
+        with pytest.raises(IntegrityError, match="not of the form"):
+            unpack_request(packed)
 
 
 def test_reply_round_trip_is_exact() -> None:
@@ -287,3 +306,11 @@ def test_an_array_that_is_declared_as_something_else_is_refused(dtype: str, shap
         dtype=dtype, shape=shape, stype=array.stype, data=array.data
     )
     only_a_failed(packed)
+
+
+@pytest.mark.parametrize("kind", [DescribeRequest, EvaluateRequest, TrainRequest, VisitRequest])
+def test_the_client_app_answers_every_kind_of_request(kind: type[HostRequest]) -> None:
+    from clients.app import app
+
+    category, _, action = kind.kind.partition(".")
+    assert f"{category}.{action or 'default'}" in app._registered_funcs
