@@ -107,7 +107,7 @@ class ClientUpdate:
     Attributes
     ----------
     client_id, round
-        Whose, and of which round.
+        The client, and the round.
     delta : Adapter
         Same names and shapes as the global adapter.
     num_examples : int
@@ -115,7 +115,7 @@ class ClientUpdate:
     steps : int
         Optimizer steps taken (client-steps, the unit of cost).
     metrics : mapping of str to float
-        ``loss`` (mean over the visit's tokens, nats), ``tokens`` (forwarded), ...
+        ``loss`` (mean over the visit's tokens, in nats), ``tokens`` (the number forwarded), ...
     fingerprint : str
         Digest of the code that made the update.
     norms : mapping of str to float
@@ -134,7 +134,7 @@ class ClientUpdate:
 
 @dataclass(frozen=True, kw_only=True)
 class ForgetRequest:
-    """Who asks to be forgotten, and what: a whole client (`sample_ids` is None) or some of its samples.
+    """A request to forget a whole client (`sample_ids` is None) or some of its samples.
 
     A request that travels is signed by its client (`oblivion.ledger.requests`); one that a simulation makes for
     itself leaves the last five fields empty.
@@ -144,15 +144,15 @@ class ForgetRequest:
     id : str
         Identifies the request; of a signed one, it follows from the content.
     client_id : str
-        Who asks, and whose data is to be forgotten.
+        The client that asks, and whose data is to be forgotten.
     sample_ids : tuple of str or None
-        What to forget; None means all that the client has. Their order has no meaning.
+        The samples to forget, in any order; None means all that the client has.
     federation : str, default ""
         Id of the run that the request is for.
     issued_at, expires_at : str, default ""
-        When it was signed, and from when it counts no more: ISO 8601, UTC, such as ``2026-11-25T22:00:00Z``.
+        The times of signing and of expiry: ISO 8601, UTC, such as ``2026-11-25T22:00:00Z``.
     nonce : str, default ""
-        32 lower-case hex digits that no other request has.
+        32 lower-case hex digits, unique to this request.
     signature : str, default ""
         Ed25519, 128 lower-case hex digits.
     """
@@ -185,7 +185,7 @@ class ClientTask:
     forget : tuple of str or None
         In a visit, the sample ids to forget; None means all that the client has, and an empty tuple none of them.
     correction : Adapter
-        What the client adds to its gradient at every step, because the rule asks for it; empty for nothing.
+        The rule's correction, which the client adds to its gradient at every step; empty for none.
     noise_key : str
         With privacy of samples, the secret of this one visit in hex digits, made from the branch's; else empty.
     id_key : str
@@ -293,7 +293,7 @@ class HostReply:
     Attributes
     ----------
     host : str
-        Who answers.
+        The host that answers.
     updates : tuple of ClientUpdate
         For ``train`` and ``train.visit``.
     failures : mapping of str to str
@@ -313,7 +313,7 @@ class HostReply:
 
 @dataclass(frozen=True, kw_only=True)
 class MetricResult:
-    """A number that knows what it was averaged over.
+    """A metric's value with the number of rows it was averaged over.
 
     Attributes
     ----------
@@ -322,7 +322,7 @@ class MetricResult:
     per_example : mapping of str to mapping
         Row position (as text) to the row's own numbers, as OpenUnlearning writes them.
     n : int
-        Rows that entered.
+        The number of rows that entered.
     interval : tuple of float or None
         95 % interval over the rows; None where there is none.
     reason : str

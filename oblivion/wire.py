@@ -39,7 +39,7 @@ _ARRAYS = "arrays"
 _SEPARATOR = "|"
 _NAN = "nan"
 _HEADER = 256
-"""Bytes that NumPy's format may take before an array's own; it takes 128 for a tensor of an adapter."""
+"""The largest header of NumPy's format, in bytes; that of an adapter's tensor takes 128."""
 _LONGEST_NAME = 512
 _UPDATE = {"client_id", "round", "num_examples", "steps", "metrics", "fingerprint"}
 """The fields of an update in a message; its tensors are arrays beside it."""
@@ -47,7 +47,7 @@ _LONGEST_TEXT = 4 << 20
 _MALFORMED = (
     KeyError, TypeError, ValueError, AttributeError, EOFError, BadZipFile, RecursionError, MemoryError, OverflowError
 )  # fmt: skip
-"""What reading something malformed can end in; the words of such an error may hold what was sent, and are not told."""
+"""Exceptions that malformed input can raise. Their text may quote the input, so it is never shown."""
 _REQUESTS: Mapping[str, type[HostRequest]] = {
     kind.kind: kind for kind in (DescribeRequest, EvaluateRequest, TrainRequest, VisitRequest)
 }

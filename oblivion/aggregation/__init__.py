@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def rule_of(config: RunConfig) -> Rule:
-    """The server rule of a run, with its parameters.
+    """Make the server rule of a run, with its parameters.
 
     Raises
     ------
@@ -28,6 +28,6 @@ def rule_of(config: RunConfig) -> Rule:
 
 
 def scheme_of(config: RunConfig) -> LoraScheme:
-    """The LoRA scheme of a run, with the ranks of its clients."""
+    """Make the LoRA scheme of a run, with the ranks of its clients."""
     scheme: LoraScheme = build(schemes, config.lora.scheme, {"ranks": config.federation.ranks}, "lora.scheme")
     return scheme

@@ -1,4 +1,4 @@
-"""Whether a rule fits the federation: how its clients train, and how many of them there are."""
+"""Checks that a rule fits the federation: its clients' optimizer, their number, and the LoRA scheme."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_training(rule: Rule, config: RunConfig) -> None:
     Raises
     ------
     ConfigError
-        Naming the key and what would work.
+        The message names the setting and what would work.
     """
     name, train = config.federation.aggregator, config.train
     if rule.plain_sgd and train.optimizer != "sgd":
@@ -35,12 +35,12 @@ def check_training(rule: Rule, config: RunConfig) -> None:
 
 
 def check_scheme(rule: Rule, scheme: LoraScheme, config: RunConfig) -> None:
-    """Refuse a rule that makes no sense with the LoRA scheme, ranks that it cannot mix, and weights too coarse for it.
+    """Refuse a rule or ranks that the LoRA scheme cannot combine, and weights that are too coarse for its residual.
 
     Raises
     ------
     ConfigError
-        Saying why, and what would work.
+        The message says why, and what would work.
     """
     name = config.lora.scheme
     try:
@@ -69,25 +69,25 @@ def check_scheme(rule: Rule, scheme: LoraScheme, config: RunConfig) -> None:
 def short_round(
     rule: Rule, clients: Sequence[str], joins: Mapping[str, int], per_round: int, rounds: Sequence[int]
 ) -> tuple[int, int, int] | None:
-    """The first of some rounds that has clients, but fewer than the rule needs.
+    """Find the first of some rounds that has clients, but fewer than the rule needs.
 
     Parameters
     ----------
     rule : Rule
         The rule, with its parameters.
     clients : sequence of str
-        Who takes part.
+        The clients that take part.
     joins : mapping of str to int
-        First round of late joiners.
+        The first round of each client that joins late.
     per_round : int
-        Clients that are selected.
+        The number of clients that are selected.
     rounds : sequence of int
-        Rounds to look at, in order.
+        The rounds to look at, in order.
 
     Returns
     -------
     tuple of int or None
-        The round, its clients, and how many the rule needs; None if every round has enough.
+        The round, its number of clients and the number that the rule needs; None if every round has enough.
     """
     for number in rounds:
         there = min(per_round, len(population(clients, joins, number)))
@@ -98,12 +98,12 @@ def short_round(
 
 
 def check_number(rule: Rule, config: RunConfig, clients: Sequence[str]) -> None:
-    """Refuse a rule that some round of the learning has too few clients for.
+    """Refuse a rule that needs more clients than some round of the learning has.
 
     Raises
     ------
     ConfigError
-        Naming the round, both numbers and what would work.
+        The message names the round, both numbers and what would work.
     """
     federation = config.federation
     rounds = range(1, federation.rounds + 1)

@@ -1,7 +1,7 @@
 """The gate: what an update must satisfy before it becomes a contribution.
 
 Averaging takes whatever arrives: one NaN spreads to every parameter, a tensor of shape (1,) broadcasts into
-any shape, a claimed example count of 1e12 owns the model, a negative one turns the update round. The gate
+any shape, a claimed example count of 1e12 owns the model, a negative one reverses the update. The gate
 refuses such an update alone, and never the round: the aggregate of the others is bit for bit what it is
 without it.
 
@@ -26,50 +26,50 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WINDOW = 5
-"""Rounds that the bound from history looks back on, of those in which clients trained the same."""
+"""How many rounds the bound from history looks back, of those in which clients trained the same factors."""
 FEWEST_NORMS = 8
-"""Norms that it takes to make a bound of."""
+"""How many norms must be known before they make a bound."""
 METRICS = frozenset({"loss", "skipped", "together", "tokens"})
-"""What clients may tell of a visit."""
+"""The metrics that a client may report about a visit."""
 LARGEST_METRIC = 1e12
 QUARANTINE = "in quarantine"
-"""How the reason begins for which a client is not asked."""
+"""The beginning of the reason for which a client is not asked."""
 FOR_OTHERS = "its host answered for clients that it was not asked for"
-"""Why nothing counts that such a host sent: what it says of others is dropped, and is its own fault."""
+"""The reason for which everything from such a host is refused; what it says about other clients is dropped."""
 
 
 def tensor_norms(delta: Adapter) -> dict[str, float]:
-    """L2 norm of each tensor of an update, in fp64; it is finite exactly where all fp32 values are."""
+    """Return the L2 norm of each tensor of an update, in fp64; it is finite exactly if all fp32 values are."""
     import torch
 
     return {name: float(torch.linalg.vector_norm(delta[name], dtype=torch.float64)) for name in sorted(delta)}
 
 
 def total_norm(norms: Mapping[str, float]) -> float:
-    """L2 norm of a whole update from those of its tensors."""
+    """Return the L2 norm of a whole update from those of its tensors."""
     return math.sqrt(math.fsum(norms[name] ** 2 for name in sorted(norms)))
 
 
 def update_norm(delta: Adapter) -> float:
-    """L2 norm over all tensors of an update together, summed in fp64."""
+    """Return the L2 norm over all tensors of an update together, summed in fp64."""
     return total_norm(tensor_norms(delta))
 
 
 @dataclass(frozen=True, kw_only=True)
 class GateState:
-    """What the gate remembers, as part of the state of a round on its branch.
+    """What the gate remembers; it is part of the state of a round on its branch.
 
     Attributes
     ----------
     norms : tuple of tuple of (str, float)
-        Per round that passed the gate, oldest first: the accepted clients, by id, each with its update's L2
-        norm.
+        For each round that passed the gate, oldest first: the accepted clients by id, each with the L2 norm of its
+        update.
     trained : tuple of str
-        Per such round the LoRA factors that its updates have, ``"A"``, ``"B"`` or ``"AB"``: norms of different factors
-        cannot be compared.
+        For each such round the LoRA factors that its updates have, ``"A"``, ``"B"`` or ``"AB"``, since norms of
+        different factors cannot be compared.
     strikes : tuple of (str, int, int, str)
-        By client id, those whose last update was refused: in how many rounds in a row, in which round first, and why
-        then.
+        The clients whose last update was refused, by id: the number of such rounds in a row, the first of them, and the
+        reason then.
     """
 
     norms: tuple[tuple[tuple[str, float], ...], ...] = ()
@@ -86,9 +86,10 @@ class GateState:
         round : int
             The round.
         contributions : sequence of ClientUpdate
-            What passed, with what the gate measured of it.
+            The updates that passed, with the norms that the gate measured.
         refused : mapping of str to str
-            Clients whose update was refused in this round, with the reason. Who was not asked keeps its strikes.
+            The clients whose update was refused in this round, with the reason. A client that was not asked keeps its
+            strikes.
         """
         norms = tuple((update.client_id, total_norm(update.norms)) for update in contributions)
         passed = {update.client_id for update in contributions}
@@ -104,7 +105,7 @@ class GateState:
         )
 
     def without(self, client_id: str) -> GateState:
-        """Return the state without anything of one client; no round is dropped."""
+        """Return the state without anything about one client; no round is dropped."""
         return GateState(
             norms=tuple(tuple(pair for pair in norms if pair[0] != client_id) for norms in self.norms),
             trained=self.trained,
@@ -112,7 +113,7 @@ class GateState:
         )
 
     def quarantined(self, after: int) -> dict[str, str]:
-        """Clients whose updates were refused `after` times in a row (0: nobody), with since when and why."""
+        """Return the clients whose updates were refused `after` times in a row (none if it is 0), with the reason."""
         return {
             client: f"{QUARANTINE} since round {first}: {why}"
             for client, count, first, why in self.strikes
@@ -120,10 +121,10 @@ class GateState:
         }
 
     def bound(self, factor: float, trained: Sequence[Factor]) -> float:
-        """`factor` times the median norm of the updates accepted in the last rounds that trained the same factors.
+        """Return `factor` times the median norm of the updates of the last rounds that trained the same factors.
 
-        Infinite while fewer than `FEWEST_NORMS` are known, and with a factor of 0. It depends on rounds before this one
-        alone, so that the order in which updates arrive changes nothing.
+        The bound is infinite while fewer than `FEWEST_NORMS` norms are known, and with a factor of 0. It depends on
+        earlier rounds alone, so that the order in which updates arrive changes nothing.
         """
         wanted = "".join(sorted(trained))
         alike = [norms for norms, of in zip(self.norms, self.trained, strict=True) if of == wanted]
@@ -146,11 +147,11 @@ class Gate:
     fingerprint : str
         Digest of the code that updates must be made with.
     steps : callable or None
-        The number of optimizer steps that a visit of so many examples takes. Rules divide by it, so that a wrong one
-        scales the update. None where it is not known.
+        The number of optimizer steps that a visit with this many examples takes; None if it is not known. Rules divide
+        by it, so that a wrong number would scale the update.
     reach : callable
-        The largest L2 norm that an honest update of a client (id) with so many examples can have, in the unit of the
-        parameters; it is there from the first round on.
+        The largest L2 norm that an honest update of a client (by id) with this many examples can have, in the unit of
+        the parameters. It bounds updates from the first round on.
     """
 
     reference: Adapter
@@ -171,7 +172,7 @@ class Gate:
         update : ClientUpdate
             As received; its fields may hold anything.
         expected_client, expected_round
-            Who was asked, and in which round.
+            The client that was asked, and the round.
         max_examples : int
             The most examples that this client can have trained on.
 
@@ -186,7 +187,7 @@ class Gate:
     def _examine(
         self, update: ClientUpdate, client: str, round: int, limit: int
     ) -> tuple[str | None, dict[str, float]]:
-        """The reason to refuse, if there is one, and the norm of each tensor where it could be taken."""
+        """Return the reason to refuse the update, if there is one, and the norms of its tensors if they are known."""
         reason = self._check_envelope(update, client, round, limit) or self._check_manifest(update.delta)
         if reason is not None:
             return reason, {}
@@ -273,7 +274,7 @@ class Gate:
 
 
 def _plausible(metrics: Any) -> dict[str, float]:
-    """What a client tells of its visit, as far as it can be true: it is shown and averaged, and no reason to refuse."""
+    """Return the reported metrics that can be true; they are shown and averaged, and never a reason to refuse."""
     told = metrics if isinstance(metrics, Mapping) else {}
 
     def possible(name: Any, value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""How a server learning rate changes over the rounds of a branch.
+"""Schedules of the server learning rate over the rounds of a branch.
 
 The factor depends on the number of the round, and with ``linear`` and ``cosine`` on the last round R of its branch, on
 nothing else: a replay that ends where the original ended finds the same one from any round on; a branch that goes on
@@ -19,12 +19,12 @@ Schedule: TypeAlias = Literal["constant", "cosine", "linear"]
 
 
 def check_schedule(schedule: str) -> None:
-    """Refuse a name that is none of the three.
+    """Refuse a name that is not one of the three schedules.
 
     Raises
     ------
     ValueError
-        Naming the value and what is allowed.
+        The message names the value and what is allowed.
     """
     if schedule not in get_args(Schedule):
         raise ValueError(f"schedule = {schedule!r} is not allowed; it must be one of {', '.join(get_args(Schedule))}")
@@ -36,21 +36,21 @@ def scheduled(learning_rate: float, schedule: Schedule, info: RoundInfo) -> floa
     Parameters
     ----------
     learning_rate : float
-        That of the first round.
+        The rate of the first round.
     schedule : str
         ``constant``, ``cosine`` or ``linear``.
     info : RoundInfo
-        Which round it is, of how many. Not looked at where the rate is constant.
+        The round and the number of rounds; a constant rate does not depend on it.
 
     Returns
     -------
     float
-        Above 0, and at most `learning_rate`.
+        The rate of this round, above 0 and at most `learning_rate`.
 
     Raises
     ------
     FederationError
-        If the round is not one of those that the branch has.
+        If the branch has no such round.
     """
     if schedule == "constant":
         return learning_rate

@@ -1,4 +1,4 @@
-"""What privacy noise is worth: epsilon, at a delta, of mechanisms that add Gaussian noise.
+"""The privacy accountant: epsilon, at a delta, of mechanisms that add Gaussian noise.
 
 Sampled Gaussian (DP-SGD): Rényi differential privacy of Mironov, Talwar and Zhang (2019, "Rényi differential privacy of
 the sampled Gaussian mechanism", section 3.3) as Opacus computes it, added up over steps, and turned into epsilon by
@@ -28,11 +28,11 @@ ORDERS: tuple[float, ...] = (
     *(1 + tenth / 10 for tenth in range(1, 100)),
     *(float(order) for order in (*range(11, 64), 80, 96, 128, 192, 256, 384, 512, 768, 1024)),
 )
-"""Rényi orders that are tried; the best of them gives epsilon."""
+"""The Rényi orders that are tried; the one that gives the smallest epsilon counts."""
 
 
 def sampled_gaussian_rdp(rate: float, noise: float, orders: Sequence[float] = ORDERS) -> Vector:
-    """Rényi divergence that one step of DP-SGD costs, at each order.
+    """Compute the Rényi divergence of one step of DP-SGD at each order.
 
     ``1 / (a - 1) * log E_z (1 - q + q exp((2 z - 1) / (2 sigma^2)))^a`` with z normal of mean 0 and deviation sigma.
 
@@ -48,7 +48,7 @@ def sampled_gaussian_rdp(rate: float, noise: float, orders: Sequence[float] = OR
     Returns
     -------
     array of float (len(orders),)
-        Infinite where there is no noise.
+        The divergence at each order; infinite if there is no noise.
     """
     import numpy as np
 
@@ -64,19 +64,19 @@ def _divergences(rate: float, noise: float, orders: tuple[float, ...]) -> tuple[
 
 
 def epsilon_of_rdp(rdp: Vector, delta: float, orders: Sequence[float] = ORDERS) -> float:
-    """Epsilon at a delta from Rényi divergences; the smallest over the orders.
+    """Compute epsilon at a delta from Rényi divergences; it is the smallest over the orders.
 
     Parameters
     ----------
     rdp : array of float (len(orders),)
-        Summed over everything that was done.
+        The divergences, summed over all steps.
     delta : float
         Above 0 and below 1.
 
     Returns
     -------
     float
-        At least 0; infinite where no order has a finite divergence.
+        At least 0; infinite if no order has a finite divergence.
     """
     import numpy as np
 
@@ -86,7 +86,7 @@ def epsilon_of_rdp(rdp: Vector, delta: float, orders: Sequence[float] = ORDERS) 
 
 
 def gaussian_delta(epsilon: float, distance: float) -> float:
-    """Delta of a Gaussian mechanism: how much two normals a `distance` apart differ beyond a factor of e^epsilon.
+    """Compute the delta of a Gaussian mechanism at an epsilon.
 
     Parameters
     ----------
@@ -103,12 +103,12 @@ def gaussian_delta(epsilon: float, distance: float) -> float:
 
 
 def gaussian_epsilon(distance: float, delta: float) -> float:
-    """The smallest epsilon at which a Gaussian mechanism has a delta; see `gaussian_delta`.
+    """Compute the smallest epsilon at which a Gaussian mechanism has a delta; see `gaussian_delta`.
 
     Returns
     -------
     float
-        At least 0; infinite where there is no noise.
+        At least 0; infinite if there is no noise.
     """
     from scipy.optimize import brentq
 
@@ -123,7 +123,7 @@ def gaussian_epsilon(distance: float, delta: float) -> float:
 
 
 def group(epsilon: float, delta: float, size: int) -> tuple[float, float]:
-    """What (epsilon, delta) for one unit is for `size` of them (Dwork and Roth, 2014, theorem 2.2 step by step).
+    """Turn (epsilon, delta) for one unit into that for `size` units (Dwork and Roth, 2014, theorem 2.2, step by step).
 
     Returns
     -------

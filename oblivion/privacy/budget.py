@@ -1,4 +1,4 @@
-"""The privacy budget: what the clients of a federation have spent, and what a plan would spend.
+"""The privacy budget: the loss that the clients of a federation have spent, and the loss that a plan would spend.
 
 Worst case over clients. A client pays for every round in which it was asked, on every branch: also those of oracles and
 of removals that were tried and dropped, since each made a model from its data.
@@ -37,7 +37,7 @@ _LARGEST_GROUP = 3
 
 @dataclass(frozen=True)
 class Budget:
-    """What every client has spent; a value, `after` makes the next.
+    """The privacy loss of every client so far. A budget is a value; `after` makes the next.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ class Budget:
     spent: Mapping[str, Loss] = field(default_factory=dict)
 
     def after(self, *rounds: Charge) -> Budget:
-        """The budget after some more rounds."""
+        """Return the budget after some more rounds."""
         spent = dict(self.spent)
         for client, charged in (visit for clients in rounds for visit in clients.items()):
             spent[client] = spent.get(client, 0.0) + self._visit(charged)
@@ -73,7 +73,7 @@ class Budget:
 
     @property
     def distance(self) -> float:
-        """With unit client mu: how far models with and without a client can be apart, in deviations of the noise."""
+        """With unit client mu: the largest distance of models with and without a client, in deviations of the noise."""
         return math.sqrt(max((float(loss[0]) for loss in self.spent.values()), default=0.0))
 
     @property
@@ -85,7 +85,7 @@ class Budget:
         return max((epsilon_of_rdp(loss, delta) for loss in self.spent.values()), default=0.0)
 
     def trail(self, rounds: Sequence[Charge]) -> list[float]:
-        """Epsilon after each of some more rounds."""
+        """Return epsilon after each of some more rounds."""
         budget, epsilons = self, []
         for clients in rounds:
             budget = budget.after(clients)
@@ -93,7 +93,7 @@ class Budget:
         return epsilons
 
     def excess(self, rounds: Sequence[Charge]) -> str:
-        """What is wrong with spending some more rounds, in words; empty where they fit ``privacy.max-epsilon``."""
+        """Say why some more rounds exceed ``privacy.max-epsilon``; the text is empty if they fit."""
         bound = self.privacy.max_epsilon
         epsilons = self.trail(rounds)
         if not bound or not epsilons or epsilons[-1] <= bound:
@@ -106,25 +106,26 @@ class Budget:
 
 
 def budget_of(config: RunConfig) -> Budget | None:
-    """The empty budget of a run; None without privacy."""
+    """Return the empty budget of a run; None without privacy."""
     return None if config.privacy.unit == "none" else Budget(config.privacy, config.train)
 
 
 def charge(
     unit: str, samples: Mapping[str, int], selected: Collection[str], asked: Collection[str], others: bool
 ) -> dict[str, int]:
-    """Who pays for a round from the privacy budget, and for what.
+    """Return which clients pay for a round from the privacy budget, and for what.
 
     Parameters
     ----------
     unit : str
         ``"sample"`` or ``"client"``.
     samples : mapping of str to int
-        Number of samples of each client that is asked.
+        The number of samples of each client that is asked.
     selected, asked : collection of str
-        The clients that were selected, and those of them that are asked; the others were unavailable.
+        The selected clients, and those of them that are asked; the others are unavailable.
     others : bool
-        Whether the round's population has clients that were not selected, so that one takes the place of any that goes.
+        Whether the round's population has clients that were not selected: one of them takes the place of a client that
+        leaves.
 
     Returns
     -------
@@ -143,18 +144,18 @@ def charge(
 def expected_rounds(
     unit: str, samples: Mapping[str, int], joins: Mapping[str, int], per_round: int, seed: int, first: int, last: int
 ) -> list[dict[str, int]]:
-    """Who would pay for rounds `first` to `last`, and for what, if everybody is available.
+    """Return which clients would pay for rounds `first` to `last`, and for what, if all are available.
 
     Parameters
     ----------
     unit : str
-        Of privacy.
+        The unit of privacy.
     samples : mapping of str to int
-        The clients that take part, with their number of samples.
+        The number of samples of each client that takes part.
     joins, per_round, seed
-        What decides the selection.
+        The settings that decide the selection.
     first, last : int
-        Rounds, both included.
+        The first and the last round.
     """
     rounds = []
     for r in range(first, last + 1):
@@ -165,14 +166,14 @@ def expected_rounds(
 
 
 def statement(config: RunConfig, charged: Sequence[Charged], line: Sequence[tuple[int, int, int]]) -> dict[str, Any]:
-    """What a run says of its privacy, as plain values.
+    """Summarise the privacy of a run as plain values.
 
     Parameters
     ----------
     config : RunConfig
-        With a unit of privacy.
+        A config with a unit of privacy.
     charged : sequence of Charged
-        All rounds that were begun, in their order.
+        All rounds that were begun, in order.
     line : sequence of (int, int, int)
         The pieces of the head's line, as `oblivion.ledger.store.StoredLedger.line` gives them.
 
@@ -204,7 +205,7 @@ def statement(config: RunConfig, charged: Sequence[Charged], line: Sequence[tupl
 
 
 def forgetting_bounds(config: RunConfig, rounds: Sequence[Charge]) -> list[dict[str, Any]]:
-    """How far a model can be from one that some clients took no part in, nothing else being done.
+    """Bound how far a model is from one that some clients took no part in, if nothing is done to forget them.
 
     For one client it is the epsilon of `Budget` over the same rounds. For k clients the sum of a round moves by at most
     as much as for each of them in turn, so k times the distance of the one that moves most bounds it.

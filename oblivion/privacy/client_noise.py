@@ -1,4 +1,4 @@
-"""Differential privacy of a client: updates clipped, their sum noised, and the rule told of nothing else.
+"""Client-level differential privacy: updates are clipped, their sum is noised, and the rule sees nothing else.
 
 DP-FedAvg (McMahan, Ramage, Talwar and Zhang, 2018, "Learning differentially private recurrent language models",
 Algorithm 1, fixed-denominator estimator, flat clipping): ``mean = (sum_k delta_k min(1, C / ||delta_k||) + sigma C z) /
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ClientPrivacy:
-    """The stage between contributions and rule.
+    """The stage between the contributions of a round and the server rule.
 
     Attributes
     ----------
     noise_multiplier : float
-        sigma, at least 0.
+        sigma in the formula, at least 0.
     clip_norm : float
-        C, above 0: the largest L2 norm that an update counts with.
+        C in the formula, above 0: the largest L2 norm that an update counts with.
     asked : int
-        m, how many clients are asked in a round.
+        m in the formula: the number of clients that are asked in a round.
     """
 
     noise_multiplier: float
@@ -47,16 +47,16 @@ class ClientPrivacy:
     def mean(
         self, updates: Sequence[ClientUpdate], like: Mapping[str, Tensor], secret: bytes, info: RoundInfo
     ) -> ClientUpdate:
-        """The noised mean of a round's updates, as the one update that the rule sees.
+        """Compute the noised mean of a round's updates, which is the one update that the rule sees.
 
         Parameters
         ----------
         updates : sequence of ClientUpdate
-            Any order and number, none included; summed by client id in fp64.
+            The updates in any order, possibly none; they are summed by client id in fp64.
         like : mapping of str to Tensor
-            The tensors that are trained in this round; names and shapes.
+            The tensors that are trained in this round; their names and shapes are used.
         secret : bytes
-            Of the branch; with the round it decides the noise.
+            The noise secret of the branch; with the round it decides the noise.
         info : RoundInfo
             The round.
 
@@ -79,7 +79,7 @@ class ClientPrivacy:
 
 
 def client_privacy_of(config: RunConfig) -> ClientPrivacy | None:
-    """The stage that a run asks for; None for none."""
+    """Make the stage that a run asks for; None if it asks for no client-level privacy."""
     privacy = config.privacy
     if privacy.unit != "client":
         return None

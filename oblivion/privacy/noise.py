@@ -24,23 +24,23 @@ if TYPE_CHECKING:
 
 KEY_BYTES = 32
 _BITS = 53
-"""Of a fp64 number between 0 and 1."""
+"""Random bits of each number between 0 and 1, as many as fp64 holds."""
 
 
 def derive_key(secret: bytes, purpose: str, round: int = 0, client: str = "") -> bytes:
-    """A key of 32 bytes for one purpose, from which the secret cannot be computed.
+    """Derive a key of 32 bytes for one purpose; the secret cannot be computed from it.
 
     Parameters
     ----------
     secret : bytes
-        Of at least 32 bytes.
+        At least 32 bytes.
     purpose, round, client
-        What the key is for.
+        The use that the key is made for.
 
     Raises
     ------
     InputError
-        If the secret is too short to be one.
+        If the secret is too short.
     """
     if len(secret) < KEY_BYTES:
         raise InputError(f"a secret of {len(secret)} bytes; privacy noise needs at least {KEY_BYTES}")
@@ -64,14 +64,14 @@ class NoiseStream:
         self._stream = Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor()
 
     def uniform(self, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """`count` values, uniform in [0, 1), as multiples of 2^-53."""
+        """Return `count` values, uniform in [0, 1), as multiples of 2^-53."""
         import numpy as np
 
         bits = np.frombuffer(self._stream.update(bytes(8 * count)), dtype="<u8")
         return (bits >> np.uint64(64 - _BITS)).astype(np.float64) * 2.0**-_BITS
 
     def gaussian(self, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """`count` values of mean 0 and standard deviation 1."""
+        """Return `count` Gaussian values of mean 0 and standard deviation 1."""
         import numpy as np
 
         pairs = -(-count // 2)
@@ -81,19 +81,19 @@ class NoiseStream:
         return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
 
     def gaussian_like(self, tensors: Mapping[str, Tensor], deviation: float) -> dict[str, Tensor]:
-        """Noise for named tensors, drawn in name order.
+        """Draw Gaussian noise for named tensors, in name order.
 
         Parameters
         ----------
         tensors : mapping of str to Tensor
-            Whose shapes are taken.
+            Tensors whose shapes the noise copies.
         deviation : float
             The standard deviation.
 
         Returns
         -------
         dict of str to Tensor
-            In fp64, on the CPU, in name order.
+            The noise in fp64, on the CPU, in name order.
         """
         import torch
 
