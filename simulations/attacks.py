@@ -132,7 +132,7 @@ def run_cell(cell: Cell) -> float:
     from oblivion.ledger.memory import MemoryLedger
     from oblivion.ledger.rounds import Branch
     from oblivion.metrics.engine.one_pass import evaluate_client
-    from oblivion.metrics.suites import make_suite
+    from oblivion.metrics.suites import suite_of
     from oblivion.run.events import Observer
     from server.prepare import prepare
     from simulations.engines.inline import InlineHosts
@@ -159,7 +159,7 @@ def run_cell(cell: Cell) -> float:
             model,
             resident.task,
             data.groups["holdout"],
-            suite=make_suite(config.evaluate.suite, config.evaluate.parameters),
+            suite=suite_of(config.evaluate),
             max_new_tokens=config.evaluate.max_new_tokens,
             batch_size=config.evaluate.batch_size,
         )

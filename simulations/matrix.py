@@ -19,6 +19,8 @@ from typing import Any
 from oblivion.config import RunConfig, assign, config_from_mapping
 from oblivion.errors import ConfigError, InputError, PlanRefusedError
 from oblivion.files import write_atomically
+from oblivion.metrics.engine.suite import Number
+from oblivion.metrics.suites import suite_of
 from oblivion.outside import read_json, read_toml
 from oblivion.types import Adapter
 from server.prepare import check, check_names
@@ -143,10 +145,14 @@ def _measure(result: RunResult, method: str) -> dict[str, Any]:
 
     (request,) = result.record.requests
     tried, trained = request.models[method], request.models["oracle"]
+    headline = suite_of(result.config.evaluate).headline
     model, oracle = RunResult(result.directory, f"{request.id}/{method}"), _oracle(result).adapter
     adapter = model.adapter
 
-    def beside_oracle(metric: str) -> float:
+    def beside_oracle(number: Number | None) -> float | None:
+        if number is None:
+            return None
+        metric = number.metric
         one, other = tried.central[metric].value, trained.central[metric].value
         if one is None or other is None:
             raise InputError(f"{result.directory}: {metric} of {method} or of its oracle was not measured")
@@ -158,8 +164,8 @@ def _measure(result: RunResult, method: str) -> dict[str, Any]:
         "guarantee": tried.guarantee,
         "cost": tried.cost.fraction,
         "not_covered": [item.item for item in tried.touches if item.status == "not covered"],
-        "forget": beside_oracle("forget_Q_A_Prob"),
-        "retain": beside_oracle("retain_Q_A_Prob"),
+        "forget": beside_oracle(headline.forget),
+        "retain": beside_oracle(headline.kept),
     }
 
 

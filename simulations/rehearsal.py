@@ -19,13 +19,13 @@ from typing import Any
 from oblivion.config import load_config, parse_assignment
 from oblivion.data.federation import resolve
 from oblivion.errors import InputError, OblivionError
+from oblivion.metrics.engine.suite import Number, Suite
+from oblivion.metrics.suites import suite_of
 from oblivion.run.directory import RunDirectory
 from oblivion.run.records import Measure
 from oblivion.run.scenarios import scenario_path
 from server.prepare import absolute_paths, prepare
 from simulations.simulate import RunResult, resume, simulate
-
-ATTACK = "mia_min_k"
 
 Settings = Mapping[str, Any]
 
@@ -66,7 +66,8 @@ def rehearse(
     Raises
     ------
     InputError
-        If the data set has no held-out rows, or `out` holds a run with other settings.
+        If the data set has no held-out rows, `out` holds a run with other settings, or the suite has no membership
+        attack.
     """
     nobody = {"forget.client": "", "forget.samples": "", "forget.methods": [], "evaluate.oracle-seeds": 0}
     changes = {"engine": "inline", **(settings or {}), **nobody}
@@ -76,14 +77,15 @@ def rehearse(
             "data.parameters.holdout)"
         )
     run = finished(scenario, out, changes)
+    attack = _attack(suite_of(run.config.evaluate))
     areas = {}
     for value in values:
         trial = run.forget(client, samples, method="local", parameters={key: value})
         request, _, name = trial.model.partition("/")
         found = run.record.request(request)
-        measured = (found.models[name].central.get(ATTACK) if found else None) or Measure()
+        measured = (found.models[name].central.get(attack.metric) if found else None) or Measure()
         if measured.value is None:
-            raise InputError(f"{out}: {ATTACK} was not measured: {measured.reason or 'no row could be scored'}")
+            raise InputError(f"{out}: {attack.metric} was not measured: {measured.reason or 'no row could be scored'}")
         areas[value] = float(measured.value)
     return areas
 
@@ -93,9 +95,19 @@ def choose(areas: Mapping[float, float]) -> float:
     return min(areas, key=lambda value: (abs(areas[value] - 0.5), value))
 
 
-def rehearsal_table(name: str, areas: Mapping[float, float]) -> str:
+def _attack(suite: Suite) -> Number:
+    """The suite's membership attack."""
+    if suite.headline.membership is None:
+        raise InputError("evaluate.suite: the suite has no membership attack by which a value could be chosen")
+    return suite.headline.membership
+
+
+def rehearsal_table(name: str, areas: Mapping[float, float], suite: Suite) -> str:
     """The membership AUC by value in Markdown, and the value that is taken."""
-    lines = [f"| {name} of `local` | membership AUC (min-k) in the rehearsal |", "|---|---|"]
+    attack = _attack(suite)
+    column = suite.column(attack.metric)
+    title = column.title[:1].lower() + column.title[1:] if column else attack.noun
+    lines = [f"| {name} of `local` | {title} in the rehearsal |", "|---|---|"]
     lines += [f"| {value:g} | {area:.3f} |" for value, area in areas.items()]
     return "\n".join([*lines, "", f"Taken: {choose(areas):g}."]) + "\n"
 
@@ -131,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = dict(parse_assignment(text) for text in options.settings)
     scenario = scenario_path(options.scenario)
     areas = rehearse(scenario, options.out, options.client, options.key, values, options.samples, settings)
-    sys.stdout.write(rehearsal_table(options.key, areas))
+    sys.stdout.write(rehearsal_table(options.key, areas, suite_of(load_config(scenario, settings).evaluate)))
     return 0
 
 

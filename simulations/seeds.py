@@ -17,12 +17,15 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from oblivion.config import load_config
 from oblivion.data.federation import resolve
 from oblivion.files import write_atomically
-from oblivion.report.comparison import others_probability
+from oblivion.metrics.engine.suite import Suite
+from oblivion.metrics.suites import suite_of
+from oblivion.report.comparison import others_mean, others_name
 from oblivion.report.reading import read_run
 from oblivion.run.records import ModelRecord, RequestRecord
 from oblivion.run.scenarios import scenario_path
@@ -54,27 +57,26 @@ def share(scenario: Path, seed: int, settings: Settings) -> dict[str, int]:
 Measured = Callable[[RequestRecord, ModelRecord], float | None]
 
 
-def _central(metric: str) -> Measured:
-    def value(request: RequestRecord, model: ModelRecord) -> float | None:
-        measure = model.central.get(metric)
-        return measure.value if measure else None
-
-    return value
-
-
-LINES: tuple[tuple[str, Measured], ...] = (
-    ("probability of its answers", _central("forget_Q_A_Prob")),
-    ("extraction strength", _central("extraction_strength")),
-    ("membership AUC (min-k); 0.5: cannot be told from held-out rows", _central("mia_min_k")),
-    ("KS statistic of the truth ratios beside the oracle's", _central("ks_statistic")),
-    ("the other clients' probability", others_probability),
-    ("cost in client-steps, as a fraction of retraining", lambda _, model: model.cost.fraction),
-    ("cost in tokens, as a fraction of retraining", lambda _, model: model.cost.token_fraction),
-)
-"""What the table says of every model."""
+def _lines(suite: Suite) -> list[tuple[str, Measured]]:
+    """What the table says of every model: a label, and where the number stands."""
+    return [
+        *((label, partial(_central, metric)) for label, metric in suite.brief.items()),
+        (others_name(suite).replace("’", "'"), partial(_others, suite)),
+        ("cost in client-steps, as a fraction of retraining", lambda _, model: model.cost.fraction),
+        ("cost in tokens, as a fraction of retraining", lambda _, model: model.cost.token_fraction),
+    ]
 
 
-def table(requests: Mapping[int, RequestRecord], shares: Mapping[int, Mapping[str, int]]) -> str:
+def _central(metric: str, request: RequestRecord, model: ModelRecord) -> float | None:
+    measure = model.central.get(metric)
+    return measure.value if measure else None
+
+
+def _others(suite: Suite, request: RequestRecord, model: ModelRecord) -> float | None:
+    return others_mean(request, model, suite)
+
+
+def table(requests: Mapping[int, RequestRecord], shares: Mapping[int, Mapping[str, int]], suite: Suite) -> str:
     """Mean and range over the seeds in Markdown, and how many rows left with each seed.
 
     Parameters
@@ -83,12 +85,14 @@ def table(requests: Mapping[int, RequestRecord], shares: Mapping[int, Mapping[st
         Seed to the one request of its run.
     shares : mapping of int to mapping
         Seed to what `share` says.
+    suite : Suite
+        With which the runs measure.
     """
     models = list(next(iter(requests.values())).models)
     shown = sorted(models, key=lambda name: (name != "original", name != "oracle"))
     lines = ["| | " + " | ".join(name if name in ("original", "oracle") else f"`{name}`" for name in shown) + " |"]
     lines.append("|---|" + "---|" * len(shown))
-    for label, measured in LINES:
+    for label, measured in _lines(suite):
         values = {name: [measured(request, request.models[name]) for request in requests.values()] for name in shown}
         lines.append(f"| {label} | " + " | ".join(_range(values[name]) for name in shown) + " |")
     lines += ["", "| seed | rows that leave | rank among the clients by rows |", "|---|---|---|"]
@@ -146,7 +150,8 @@ def main(arguments: Sequence[str] | None = None, settings: Settings | None = Non
         "seeds": {seed: {**shares[seed], **request.model_dump(mode="json")} for seed, request in requests.items()},
     }
     write_atomically(options.out / "seeds.json", f"{json.dumps(found, indent=2, allow_nan=False)}\n".encode())
-    text = f"{rehearsal_table('learning rate', tried)}\n{table(requests, shares)}"
+    suite = suite_of(load_config(scenario, changes).evaluate)
+    text = f"{rehearsal_table('learning rate', tried, suite)}\n{table(requests, shares, suite)}"
     write_atomically(options.out / "seeds.md", text.encode())
     _say(f"table: {options.out / 'seeds.md'}")
     return 0

@@ -138,6 +138,7 @@ def language_model(name: str) -> Iterator[dict[str, Any]]:
     from oblivion.federation.measure import measure_clients
     from oblivion.federation.rounds import Federation
     from oblivion.learners import learner_of
+    from oblivion.metrics.suites import suite_of
     from oblivion.run.events import Observer
     from server.prepare import prepare
     from simulations.engines.inline import InlineHosts
@@ -158,11 +159,13 @@ def language_model(name: str) -> Iterator[dict[str, Any]]:
             federation.run_round(branch.name)
         return federation.head(branch.name).state.adapter
 
-    def probability(adapter: Adapter) -> float:
+    own = suite_of(config.evaluate).headline.own.metric
+
+    def known(adapter: Adapter) -> float:
         measured = measure_clients(
             GlobalState(adapter=adapter), federation, [ClientTask(client_id=LEAVES)], resident.max_length
         )
-        return float(measured[LEAVES]["probability"]["value"] or 0.0)
+        return float(measured[LEAVES][own]["value"] or 0.0)
 
     main = trained(Branch(name="main", seed=config.seed, rounds=learned))
     never = Branch(name="never", seed=config.seed, rounds=total, absent=absent)
@@ -173,15 +176,15 @@ def language_model(name: str) -> Iterator[dict[str, Any]]:
     for _ in range(ROUNDS_AFTER):
         federation.run_round("never")
     reference = federation.head("never").state.adapter
-    yield {"variates": "(the model before)", "further_rounds": 0, "distance": 1.0, "probability": probability(main)}
-    yield {"variates": "(never saw it)", "further_rounds": 0, "distance": 0.0, "probability": probability(reference)}
+    yield {"variates": "(the model before)", "further_rounds": 0, "distance": 1.0, "known": known(main)}
+    yield {"variates": "(never saw it)", "further_rounds": 0, "distance": 0.0, "known": known(reference)}
     rule = federation.rule
     assert isinstance(rule, ControlRule)
     for label, used in (("corrected", rule), ("stale", Stale(rule))):
         federation.replay.aggregation = dataclasses.replace(federation.replay.aggregation, rule=used)
         after = trained(Branch(name=label, seed=config.seed, rounds=total, parent="main", fork=learned, absent=absent))
         distance = product_distance(after, reference) / before
-        found = {"distance": distance, "probability": probability(after)}
+        found = {"distance": distance, "known": known(after)}
         yield {"variates": label, "further_rounds": ROUNDS_AFTER, **found}
 
 

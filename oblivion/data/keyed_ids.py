@@ -17,13 +17,13 @@ from pathlib import Path
 
 from oblivion.config import RunConfig
 from oblivion.data.corpus import FederatedData
+from oblivion.data.datasets import is_benchmark
 from oblivion.data.federation import check_client, resolve
 from oblivion.errors import IntegrityError
 from oblivion.files import erase
 from oblivion.types import Sample, check_client_id
 
 FOLDER = "client-keys"
-_BENCHMARKS = frozenset({"authors", "tofu"})
 _KEY_BYTES = 32
 _DIGITS = 32
 
@@ -40,7 +40,7 @@ def keyed_rows(rows: Iterable[Sample], key: bytes) -> tuple[Sample, ...]:
 
 def new_keys(config: RunConfig, clients: Iterable[str]) -> dict[str, bytes]:
     """Client id to a new key; none where the rows are a benchmark's."""
-    if config.data.name in _BENCHMARKS:
+    if is_benchmark(config.data.name):
         return {}
     return {client: secrets.token_bytes(_KEY_BYTES) for client in clients}
 
@@ -96,7 +96,7 @@ def run_data(root: Path, config: RunConfig, forgotten: Collection[str] = ()) -> 
         As `resolve` and `read_key`.
     """
     data = resolve(config, forgotten)
-    if config.data.name in _BENCHMARKS:
+    if is_benchmark(config.data.name):
         return data
     return keyed_data(data, {client: read_key(root, client) for client in data.clients if client not in forgotten})
 
@@ -130,7 +130,7 @@ def row_ids(root: Path, config: RunConfig, client: str) -> list[dict[str, str | 
     """The rows of one client for whoever has the data: ``row`` (counted from 1), ``plain`` and ``keyed`` id."""
     data = resolve(config)
     rows = data.clients[check_client(data, client)]
-    own = rows if config.data.name in _BENCHMARKS else keyed_rows(rows, read_key(root, client))
+    own = rows if is_benchmark(config.data.name) else keyed_rows(rows, read_key(root, client))
     return [
         {"row": number, "plain": row.id, "keyed": keyed.id}
         for number, (row, keyed) in enumerate(zip(rows, own, strict=True), start=1)

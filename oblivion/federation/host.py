@@ -139,10 +139,10 @@ class Host:
 
     def _evaluate(self, request: EvaluateRequest, config: RunConfig) -> HostReply:
         from oblivion.metrics.engine.one_pass import evaluate_client
-        from oblivion.metrics.suites import make_suite
+        from oblivion.metrics.suites import suite_of
 
         data, resident = resolve(config), self._resident(config)
-        suite = make_suite(config.evaluate.suite, config.evaluate.parameters)
+        suite = suite_of(config.evaluate)
         sizes = {"max_new_tokens": config.evaluate.max_new_tokens, "batch_size": config.evaluate.batch_size}
         resident.write(request.state.adapter)
         metrics: Metrics = {}

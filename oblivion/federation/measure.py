@@ -16,7 +16,7 @@ from oblivion.ledger.rounds import Absence, Branch
 from oblivion.metrics.engine.layout import MANIFEST
 from oblivion.metrics.engine.one_pass import NO_REFERENCE, Evaluation, evaluate_model, to_open_unlearning
 from oblivion.metrics.engine.suite import Groups, RunRows, Suite
-from oblivion.metrics.suites import make_suite
+from oblivion.metrics.suites import suite_of
 from oblivion.models.resident import ResidentModel
 from oblivion.removal.plan import RemovalPlan
 from oblivion.replies import heard, measured
@@ -85,7 +85,7 @@ def measure_model(
     """
     federation.observer.event("phase", text=f"measuring {model.name}")
     where, config = f"evaluations/{request.id if request else 'learned'}", federation.config
-    suite = suite_of(config)
+    suite = suite_of(config.evaluate)
     rows = suite.rows(RunRows(data=data, request=request))
     groups = {name: evenly(some, config.evaluate.limit) for name, some in rows.items()}
     oracles = list(oracle_seeds(config))
@@ -108,11 +108,6 @@ def measure_model(
         "cost": model.cost,
         "touches": [asdict(item) for item in model.plan.checklist] if model.plan else [],
     }
-
-
-def suite_of(config: RunConfig) -> Suite:
-    """Make the suite with which a run measures."""
-    return make_suite(config.evaluate.suite, config.evaluate.parameters)
 
 
 def _read_results(run: RunDirectory, where: str, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -149,7 +144,7 @@ def measure_centrally(
             max_new_tokens=config.evaluate.max_new_tokens,
             batch_size=config.evaluate.batch_size,
             references=references,
-            suite=suite_of(config),
+            suite=suite_of(config.evaluate),
         )
 
 
@@ -185,7 +180,7 @@ def measure_clients(
     """
     by_client = {task.client_id: task for task in tasks}
     given = assign([(client,) for client in by_client], federation.sizes, federation.serves)
-    config, bounds = federation.config.to_json(), suite_of(federation.config).client_bounds()
+    config, bounds = federation.config.to_json(), suite_of(federation.config.evaluate).client_bounds()
     requests = [
         EvaluateRequest(
             host=host,

@@ -1,26 +1,26 @@
 """Where each model of a request stands: how much it remembers, next to a model that never saw the data.
 
 The oracle is the reference everywhere. A removal is as good as it is close to it: below the oracle is as far
-off as above, because a model that avoids the data tells that it was there.
+off as above, because a model that avoids the data tells that it was there. Which numbers count, and what they are
+called, the run's suite says.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from oblivion.metrics.engine.suite import Number, Suite
 from oblivion.run.records import Measure, ModelRecord, RequestRecord
 
-FORGET_PROBABILITY = "forget_Q_A_Prob"
-MODEL_UTILITY = "model_utility"
-MEMBERSHIP = "mia_min_k"
 ORIGINAL = "original"
 ORACLE = "oracle"
 NO_GAP = 0.01
-"""Original and oracle closer than this (in probability): too little to say what share a removal closed."""
+"""Original and oracle closer than this: too little to say what share a removal closed."""
 LEVEL = 0.005
-"""Differences in probability below this are not called one way or the other."""
+"""Differences below this are not called one way or the other."""
 COLLAPSE = 0.5
 """A utility below this share of the oracle's is called collapsed."""
 _ORACLE = re.compile(r"oracle(-\d+)?")
@@ -35,26 +35,26 @@ class Standing:
     key, label, model
         Which model.
     forget : Measure
-        Probability of the forgotten answers.
+        How much of the forgotten rows it knows: the suite's number.
     distance : float or None
-        `forget` minus the oracle's; negative is below the oracle.
+        `forget` minus the oracle's.
     closed : float or None
         Share of the gap between original and oracle that is closed; above 1 it went past the oracle. None where that
         gap is nearly nothing, or lies within the oracle's interval.
-    below : bool
-        Whether it went below every oracle there is, and below what their intervals allow.
+    passed : bool
+        Whether it knows less of them than every oracle there is, and less than their intervals allow.
     others : float or None
-        Mean probability over the other clients, each client counting the same.
+        Mean of the other clients' own number, each client counting the same.
     utility : float or None
-        Model utility, or `others` where that was not measured.
+        The suite's utility, or `others` where that was not measured.
     collapsed : bool
         Whether the utility fell below half of the oracle's (without an oracle: of the original's), or cannot be
         computed any more where the oracle's can.
     membership : float or None
-        AUC of the min-k attack on the forgotten rows.
+        AUC of the suite's attack on the forgotten rows.
     recognised : {"", "still", "by avoidance"}
-        Whether that AUC lies above the oracles' intervals (the rows can still be recognised) or below them (they can be
-        recognised because the model avoids them: over-forgotten).
+        Whether that AUC lies beyond the oracles' intervals, on the side of a model that remembers (the rows can still
+        be recognised) or on the other (they can be recognised because the model avoids them: over-forgotten).
     """
 
     key: str
@@ -63,7 +63,7 @@ class Standing:
     forget: Measure
     distance: float | None
     closed: float | None
-    below: bool
+    passed: bool
     others: float | None
     utility: float | None
     collapsed: bool
@@ -73,15 +73,20 @@ class Standing:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """All models of one request: `methods` in the order of the file, `oracles` the reference first."""
+    """All models of one request: `methods` in the order of the file, `oracles` the reference first.
+
+    `number` says what `Standing.forget` is, and `suite` with what everything was measured.
+    """
 
     request: RequestRecord
+    suite: Suite
+    number: Number
     original: Standing | None
     oracles: tuple[Standing, ...]
     methods: tuple[Standing, ...]
     utility_name: str
     measurable: bool
-    """Whether the original lies so far above the oracle, and above its interval, that there is a gap to close."""
+    """Whether the original lies so far from the oracle, and outside its interval, that there is a gap to close."""
 
     @property
     def oracle(self) -> Standing | None:
@@ -90,18 +95,23 @@ class Comparison:
 
     @property
     def gap(self) -> float | None:
-        """Original minus oracle, in probability of the forgotten answers."""
+        """By how much more of the forgotten rows the original knows than the oracle."""
         if self.original is None or self.oracle is None:
             return None
         if self.original.forget.value is None or self.oracle.forget.value is None:
             return None
-        return self.original.forget.value - self.oracle.forget.value
+        return _sign(self.number) * (self.original.forget.value - self.oracle.forget.value)
 
     @property
     def standings(self) -> tuple[Standing, ...]:
         """Original, oracles, methods."""
         first = (self.original,) if self.original else ()
         return (*first, *self.oracles, *self.methods)
+
+
+def _sign(number: Number) -> int:
+    """1 where a model that remembers has a high number, -1 where it has a low one."""
+    return 1 if number.higher_remembers else -1
 
 
 def is_oracle(key: str) -> bool:
@@ -114,10 +124,9 @@ def own_entries(request: RequestRecord) -> tuple[str, ...]:
     return (f"{request.client} (forgotten)", request.client, f"{request.client} (kept)")
 
 
-def client_probability(model: ModelRecord, client: str) -> float | None:
-    """Mean probability of the client's own answers, or None."""
-    measure = model.clients.get(client, {}).get("probability")
-    return measure.value if measure else None
+def client_measure(model: ModelRecord, client: str, suite: Suite) -> Measure:
+    """What a client measured on its own rows: the suite's number for clients."""
+    return model.clients.get(client, {}).get(suite.headline.own.metric, Measure())
 
 
 def client_names(request: RequestRecord) -> list[str]:
@@ -131,83 +140,81 @@ def client_names(request: RequestRecord) -> list[str]:
     return [name for name in own if name in names] + sorted(names - set(own), key=natural)
 
 
-def others_probabilities(request: RequestRecord, model: ModelRecord) -> list[float]:
-    """The probability of every client that stays and was measured."""
-    values = [client_probability(model, name) for name in sorted(set(model.clients) - set(own_entries(request)))]
+def others_values(request: RequestRecord, model: ModelRecord, suite: Suite) -> list[float]:
+    """What every client that stays, and was measured, has on its own rows."""
+    names = sorted(set(model.clients) - set(own_entries(request)))
+    values = [client_measure(model, name, suite).value for name in names]
     return [value for value in values if value is not None]
 
 
-def others_probability(request: RequestRecord, model: ModelRecord) -> float | None:
-    """Mean probability over the clients that stay; every client counts the same, however much data it has."""
-    measured = others_probabilities(request, model)
+def others_mean(request: RequestRecord, model: ModelRecord, suite: Suite) -> float | None:
+    """Mean over the clients that stay; every client counts the same, however much data it has."""
+    measured = others_values(request, model, suite)
     return sum(measured) / len(measured) if measured else None
 
 
-def _central(model: ModelRecord | None, name: str) -> Measure:
-    return model.central.get(name, Measure()) if model else Measure()
+def _central(model: ModelRecord | None, number: Number | None) -> Measure:
+    return model.central.get(number.metric, Measure()) if model and number else Measure()
 
 
-def _forgetting(request: RequestRecord) -> dict[str, Measure]:
+def _forgetting(request: RequestRecord, suite: Suite) -> tuple[Number, dict[str, Measure]]:
+    """The number that says forgetting, of every model: the suite's own, or else that of the client who asked."""
+    headline = suite.headline
     # One source for all models, so that like is compared with like.
-    central = {key: _central(model, FORGET_PROBABILITY) for key, model in request.models.items()}
+    central = {key: _central(model, headline.forget) for key, model in request.models.items()}
     references = [measure for key, measure in central.items() if key == ORIGINAL or is_oracle(key)]
     if references and all(measure.value is not None for measure in references):
-        return central
+        return headline.forget, central
     measured: dict[str, Measure] = {}
     for key, model in request.models.items():
         entry = next((model.clients[name] for name in own_entries(request)[:2] if name in model.clients), {})
-        measured[key] = entry.get("probability", Measure())
-    return measured if any(measure.value is not None for measure in measured.values()) else central
+        measured[key] = entry.get(headline.own.metric, Measure())
+    if any(measure.value is not None for measure in measured.values()):
+        return headline.own, measured
+    return headline.forget, central
 
 
-def compare(request: RequestRecord) -> Comparison:
+def compare(request: RequestRecord, suite: Suite) -> Comparison:
     """Put every model of a request beside its oracle.
 
     Parameters
     ----------
     request : RequestRecord
         With any of: ``original``, ``oracle``, ``oracle-2``, ..., and one model per removal tried.
+    suite : Suite
+        With which the run measures.
 
     Returns
     -------
     Comparison
         With None wherever a number, or the reference it is compared with, is missing.
     """
-    forget = _forgetting(request)
+    headline = suite.headline
+    number, forget = _forgetting(request, suite)
+    sign = _sign(number)
     oracles = sorted((key for key in request.models if is_oracle(key)), key=lambda key: (len(key), key))
     reference = request.models.get(oracles[0]) if oracles else None
-    # Utility is a harmonic mean: on a base model too weak for one of its nine parts it is 0 for all, and says nothing.
-    by_utility = any(_central(model, MODEL_UTILITY).value for model in request.models.values())
+    # A utility that is 0 for all, as a harmonic mean is on a base model too weak for one of its parts, says nothing.
+    by_utility = any(_central(model, headline.utility).value for model in request.models.values())
 
     def utility(model: ModelRecord | None) -> float | None:
         if model is None:
             return None
-        return _central(model, MODEL_UTILITY).value if by_utility else others_probability(request, model)
+        return _central(model, headline.utility).value if by_utility else others_mean(request, model, suite)
 
     goal = forget[oracles[0]].value if oracles else None
     start = forget[ORIGINAL].value if ORIGINAL in request.models else None
-    oracle_values = [value for key in oracles if (value := forget[key].value) is not None]
-    # The oracle's own interval over the rows is what cannot be told from it.
-    floor = min(
-        [v - LEVEL for v in oracle_values] + [i[0] for key in oracles if (i := forget[key].interval)], default=0.0
-    )
-    interval = forget[oracles[0]].interval if oracles else None
-    gap = start - goal if start is not None and goal is not None else 0.0
-    measurable = gap >= NO_GAP and (interval is None or (start or 0.0) > interval[1])
+    floor = _floor([forget[key] for key in oracles], sign)
+    measurable = _is_gap(forget.get(ORIGINAL), forget[oracles[0]] if oracles else None, sign)
     standard = utility(reference if reference else request.models.get(ORIGINAL))
-    attacks = [_central(request.models[key], MEMBERSHIP) for key in oracles]
-    # An interval of no width, at an AUC of 0 or 1, says nothing.
-    bounds = [attack.interval for attack in attacks if attack.interval and attack.interval[0] < attack.interval[1]]
-
-    def recognised(attack: float | None) -> Literal["", "still", "by avoidance"]:
-        if attack is None or not bounds or min(low for low, _ in bounds) <= attack <= max(high for _, high in bounds):
-            return ""
-        return "still" if attack > max(high for _, high in bounds) else "by avoidance"
+    attacks = [_central(request.models[key], headline.membership) for key in oracles]
 
     def standing(key: str) -> Standing:
         model, value, useful = request.models[key], forget[key].value, utility(request.models[key])
-        lost = useful is None and bool(standard) and bool(_central(model, MODEL_UTILITY).reason)
-        closed = (start - value) / gap if measurable and start is not None and value is not None else None
+        lost = useful is None and bool(standard) and bool(_central(model, headline.utility).reason)
+        closed = None
+        if measurable and start is not None and goal is not None and value is not None:
+            closed = (start - value) / (start - goal)
         return Standing(
             key=key,
             label=request.label(key),
@@ -215,19 +222,56 @@ def compare(request: RequestRecord) -> Comparison:
             forget=forget[key],
             distance=None if value is None or goal is None else value - goal,
             closed=closed,
-            below=value is not None and bool(oracle_values) and value < floor,
-            others=others_probability(request, model),
+            passed=value is not None and floor is not None and sign * value < floor,
+            others=others_mean(request, model, suite),
             utility=useful,
             collapsed=lost or (useful is not None and standard is not None and useful < COLLAPSE * standard),
-            membership=_central(model, MEMBERSHIP).value,
-            recognised=recognised(_central(model, MEMBERSHIP).value),
+            membership=_central(model, headline.membership).value,
+            recognised=_recognised(_central(model, headline.membership).value, attacks, headline.membership),
         )
 
     return Comparison(
         request=request,
+        suite=suite,
+        number=number,
         original=standing(ORIGINAL) if ORIGINAL in request.models else None,
         oracles=tuple(standing(key) for key in oracles),
         methods=tuple(standing(key) for key in request.models if key != ORIGINAL and not is_oracle(key)),
         measurable=measurable,
-        utility_name="model utility" if by_utility else "the other clients’ probability",
+        utility_name=(headline.utility.noun if headline.utility and by_utility else others_name(suite)),
     )
+
+
+def others_name(suite: Suite) -> str:
+    """What sentences call the mean of the other clients' own number."""
+    return f"the other clients’ {suite.headline.own.noun}"
+
+
+def _floor(oracles: Sequence[Measure], sign: int) -> float | None:
+    """What a model must fall below to know less than every oracle; None without an oracle's value."""
+    values = [sign * measure.value for measure in oracles if measure.value is not None]
+    if not values:
+        return None
+    # The oracle's own interval over the rows is what cannot be told from it.
+    ends = [sign * end for measure in oracles if measure.interval for end in measure.interval]
+    return min([value - LEVEL for value in values] + ends)
+
+
+def _is_gap(original: Measure | None, oracle: Measure | None, sign: int) -> bool:
+    if original is None or oracle is None or original.value is None or oracle.value is None:
+        return False
+    outside = oracle.interval is None or sign * original.value > max(sign * end for end in oracle.interval)
+    return sign * (original.value - oracle.value) >= NO_GAP and outside
+
+
+def _recognised(
+    attack: float | None, oracles: Sequence[Measure], number: Number | None
+) -> Literal["", "still", "by avoidance"]:
+    # An interval of no width, at an AUC of 0 or 1, says nothing.
+    bounds = [one.interval for one in oracles if one.interval and one.interval[0] < one.interval[1]]
+    if attack is None or number is None or not bounds:
+        return ""
+    low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
+    if low <= attack <= high:
+        return ""
+    return "still" if (attack > high) == number.higher_remembers else "by avoidance"

@@ -100,6 +100,11 @@ def plural(value: int, noun: str) -> str:
     return f"{count(value)} {noun}{'' if value == 1 else 's'}"
 
 
+def capital(text: str) -> str:
+    """The text with its first letter as a capital, and the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
 def shorten(text: str, length: int) -> str:
     """Cut `text` to at most `length` characters, with an ellipsis where something is missing."""
     return text if len(text) <= length else text[: length - 1] + "…"

@@ -15,7 +15,7 @@ from oblivion.errors import InputError
 from oblivion.files import write_atomically
 from oblivion.report.comparison import Comparison, Standing, compare
 from oblivion.report.drawing import icon, marks
-from oblivion.report.formatting import count, percent, plural, shorten
+from oblivion.report.formatting import capital, count, percent, plural, shorten
 from oblivion.report.picture_clients import clients_picture, shown_clients
 from oblivion.report.picture_costs import costs_picture
 from oblivion.report.picture_curves import branches, curves_picture
@@ -23,11 +23,11 @@ from oblivion.report.picture_tradeoff import tradeoff_picture
 from oblivion.report.privacy import privacy_view
 from oblivion.report.reading import Run, flatten, read_run
 from oblivion.report.tables import (
-    MEASURES,
-    RUNS_HEAD,
     clients_table,
     everything_table,
+    measures,
     methods_table,
+    runs_head,
     runs_table,
 )
 from oblivion.report.wording import (
@@ -73,7 +73,7 @@ def _request_view(comparison: Comparison, anchor: str) -> dict[str, Any]:
         "title": request_title(request),
         "id": request.id,
         "facts": request_facts(comparison),
-        "shared": shared(request),
+        "shared": shared(comparison),
         "head": [
             {
                 "label": standing.label,
@@ -88,6 +88,10 @@ def _request_view(comparison: Comparison, anchor: str) -> dict[str, Any]:
         "everything": everything_table(comparison),
         "hurt": notes,
         "touches": [_touches(standing) for standing in comparison.methods if standing.model.touches],
+        "noun": comparison.number.noun,
+        "own_noun": capital(comparison.suite.headline.own.noun),
+        "overdone": comparison.suite.headline.overdone,
+        "overdone_side": "Left" if comparison.number.higher_remembers else "Right",
         "clients_picture": clients_picture(comparison, f"{anchor}-clients"),
         "tradeoff_picture": tradeoff_picture(comparison, f"{anchor}-tradeoff"),
         "costs_picture": costs_picture(comparison, f"{anchor}-costs"),
@@ -134,6 +138,7 @@ def _run_view(run: Run, comparisons: Sequence[Comparison], name: str, anchor: st
             _request_view(comparison, f"{anchor}-request-{index}")
             for index, comparison in enumerate(comparisons, start=1)
         ],
+        "measures": measures(run.suite),
         "curves_picture": curves_picture(run.metrics, f"{anchor}-curves"),
         "branches": [
             {
@@ -190,7 +195,7 @@ def build_report(runs: Sequence[Path]) -> str:
         raise InputError("no run directory was given; name at least one, such as runs/demo")
     read = [read_run(Path(path)) for path in runs]
     names = _names(read)
-    compared = [[compare(request) for request in run.metrics.requests] for run in read]
+    compared = [[compare(request, run.suite) for request in run.metrics.requests] for run in read]
     if len(read) > 1:
         title = f"{count(len(read))} runs compared: {shorten(', '.join(names), LONGEST_TITLE)}"
     else:
@@ -200,8 +205,7 @@ def build_report(runs: Sequence[Path]) -> str:
         # Our own file, the only text that goes into the page unescaped.
         css=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
         opening=opening(read[0].metrics) if len(read) == 1 else opening_of_several(list(zip(names, read, strict=True))),
-        measures=MEASURES,
-        runs_head=RUNS_HEAD,
+        runs_head=runs_head([run.suite for run in read]),
         runs_rows=runs_table(list(zip(names, compared, strict=True))),
         runs=[
             _run_view(run, comparisons, name, f"run-{index}")

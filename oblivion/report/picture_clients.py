@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from oblivion.report.comparison import Comparison, Standing, client_names, client_probability, own_entries
+from oblivion.report.comparison import Comparison, Standing, client_measure, client_names, own_entries
 from oblivion.report.drawing import WIDTH, Mark, Scale, line, marks, picture, tag, text, tick_label, ticks
-from oblivion.report.formatting import number, plural, shorten
-from oblivion.run.records import Measure, RequestRecord
+from oblivion.report.formatting import capital, number, plural, shorten
 
 MOST = 25
 """More clients than this do not fit a page: the picture then keeps those that changed most."""
@@ -44,19 +43,20 @@ def shown_clients(comparison: Comparison) -> list[str]:
     others = [name for name in names if name not in own]
     if len(others) <= MOST:
         return own + others
-    reference = comparison.oracle or comparison.original
+    reference, suite = comparison.oracle or comparison.original, comparison.suite
 
     def change(name: str) -> float:
-        base = client_probability(reference.model, name) if reference else None
-        values = [client_probability(standing.model, name) for standing in comparison.methods]
+        base = client_measure(reference.model, name, suite).value if reference else None
+        values = [client_measure(standing.model, name, suite).value for standing in comparison.methods]
         return max((abs(value - base) for value in values if value is not None and base is not None), default=0.0)
 
     most = set(sorted(others, key=lambda name: (-change(name), name))[:MOST])
     return own + [name for name in others if name in most]
 
 
-def _title(name: str, request: RequestRecord) -> str:
-    measures = [model.clients.get(name, {}).get("probability", Measure()) for model in request.models.values()]
+def _title(name: str, comparison: Comparison) -> str:
+    request = comparison.request
+    measures = [client_measure(model, name, comparison.suite) for model in request.models.values()]
     counts = {int(measure.n) for measure in measures if measure.value is not None and measure.n is not None}
     rows = f", {plural(counts.pop(), 'row')}" if len(counts) == 1 else ""
     if name == request.client:
@@ -104,14 +104,14 @@ def _legend(shown: list[Standing], looks: dict[str, Mark], with_oracle: bool) ->
 
 
 def _rows(comparison: Comparison, shown: list[Standing]) -> list[_Row]:
-    request, oracle = comparison.request, comparison.oracle
+    request, oracle, suite = comparison.request, comparison.oracle, comparison.suite
     rows = []
     for name in shown_clients(comparison):
-        values = {standing.key: client_probability(standing.model, name) for standing in shown}
-        reference = client_probability(oracle.model, name) if oracle else None
+        values = {standing.key: client_measure(standing.model, name, suite).value for standing in shown}
+        reference = client_measure(oracle.model, name, suite).value if oracle else None
         if reference is not None or any(value is not None for value in values.values()):
             first = name in own_entries(request)[:2]
-            rows.append(_Row(name, _title(name, request), first, values, reference))
+            rows.append(_Row(name, _title(name, comparison), first, values, reference))
     return rows
 
 
@@ -129,14 +129,14 @@ def _heading(x: Scale, y: float, bottom: float, row: _Row) -> list[Markup]:
     return parts
 
 
-def _axis(x: Scale, top: float, bottom: float) -> tuple[list[Markup], list[Markup]]:
+def _axis(x: Scale, top: float, bottom: float, noun: str) -> tuple[list[Markup], list[Markup]]:
     anchors = ("start", *["middle"] * (len(x.marks) - 2), "end")
     grid = [line(x(value), top, x(value), bottom, "grid") for value in x.marks]
     words = [
         text(x(value), bottom + 14, tick_label(value), "small", anchor=anchor)
         for value, anchor in zip(x.marks, anchors, strict=True)
     ]
-    said = "probability of the client’s own answers"
+    said = f"{noun} of the client’s own answers"
     return grid, [*words, text(WIDTH / 2, bottom + 31, said, "small", anchor="middle")]
 
 
@@ -150,7 +150,7 @@ def _told(rows: list[_Row], shown: list[Standing]) -> str:
 
 
 def clients_picture(comparison: Comparison, key: str) -> Markup | None:
-    """Every client's own probability under every model, as a distance from the oracle's.
+    """Every client's own number under every model, as a distance from the oracle's.
 
     Parameters
     ----------
@@ -182,6 +182,7 @@ def clients_picture(comparison: Comparison, key: str) -> Markup | None:
         for index, standing in enumerate(shown):
             body.append(_lane(x, y + 22 + lane * (index + 0.5), row, standing, looks[standing.key]))
         y = bottom + 3
-    grid, words = _axis(x, top + 2, y)
-    title = f"Probability of each client’s own answers, {comparison.request.client} first"
+    noun = comparison.suite.headline.own.noun
+    grid, words = _axis(x, top + 2, y, noun)
+    title = f"{capital(noun)} of each client’s own answers, {comparison.request.client} first"
     return picture(key, y + 38, title, _told(rows, shown), [*bands, *grid, *legend, *body, *words])

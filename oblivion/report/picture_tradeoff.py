@@ -12,17 +12,20 @@ HEIGHT = 330.0
 _RIGHT, _TOP, _BOTTOM = WIDTH - 12.0, 26.0, HEIGHT - 56.0
 
 
-def _frame(x: Scale, y: Scale, utility_name: str) -> list[Markup]:
+def _frame(x: Scale, y: Scale, comparison: Comparison) -> list[Markup]:
     left = x.start
     parts = [line(x(value), _TOP, x(value), _BOTTOM, "grid") for value in x.marks]
     parts += [line(left, y(value), _RIGHT, y(value), "grid") for value in y.marks]
     parts += [text(x(value), _BOTTOM + 15, tick_label(value), "small", anchor="middle") for value in x.marks]
     parts += [text(left - 6, y(value) + 4, tick_label(value), "small", anchor="end") for value in y.marks]
-    said = "forget probability minus the oracle’s (0 = never saw it)"
+    said = f"forget {comparison.number.noun} minus the oracle’s (0 = never saw it)"
     parts.append(text((left + _RIGHT) / 2, _BOTTOM + 32, said, "small", anchor="middle"))
-    parts.append(text(left, _BOTTOM + 49, "← finds them too unlikely", "small"))
-    parts.append(text(_RIGHT, _BOTTOM + 49, "still remembers →", "small", anchor="end"))
-    parts.append(text(4, 12, f"↑ {utility_name}", "small"))
+    low, high = comparison.suite.headline.overdone_short, "still remembers"
+    if not comparison.number.higher_remembers:
+        low, high = high, low
+    parts.append(text(left, _BOTTOM + 49, f"← {low}", "small"))
+    parts.append(text(_RIGHT, _BOTTOM + 49, f"{high} →", "small", anchor="end"))
+    parts.append(text(4, 12, f"↑ {comparison.utility_name}", "small"))
     return parts
 
 
@@ -54,7 +57,7 @@ def tradeoff_picture(comparison: Comparison, key: str) -> Markup | None:
     x = Scale(tuple(ticks(min(*across, -0.05), max(*across, 0.05))), left, _RIGHT)
     looks = marks([standing.key for standing in comparison.standings])
     labels = Labels(frame=(left + 2, _TOP - 10, WIDTH - 2, _BOTTOM - 1))
-    parts = _frame(x, y, comparison.utility_name)
+    parts = _frame(x, y, comparison)
     parts.append(line(x(0.0), _TOP, x(0.0), _BOTTOM, "reference"))
     goal = comparison.oracle.utility if comparison.oracle else None
     if goal is not None:

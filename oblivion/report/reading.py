@@ -9,10 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from oblivion.config import EvaluateConfig
 from oblivion.errors import InputError
+from oblivion.metrics.engine.suite import Suite
+from oblivion.metrics.suites import suite_of
 from oblivion.outside import parse_json, read, read_json, read_toml
 from oblivion.run.records import RunRecord, clean, read_run_record
 from oblivion.run_format import check_format
+from oblivion.validation import faults
 
 _MOST_EVENTS, _LONGEST_EVENT = 2**30, 2**20
 """Bytes of all events, and of one; a longer one cannot be read."""
@@ -40,9 +46,13 @@ class Events:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run directory; `manifest` and `config` are (dotted key, value) rows, None for a missing file."""
+    """One run directory, with the suite by which it measured.
+
+    `manifest` and `config` are (dotted key, value) rows, None for a missing file.
+    """
 
     name: str
+    suite: Suite
     metrics: RunRecord
     manifest: tuple[tuple[str, str], ...] | None
     config: tuple[tuple[str, str], ...] | None
@@ -70,13 +80,21 @@ def _read_manifest(directory: Path) -> tuple[tuple[str, str], ...] | None:
     return tuple(flatten(manifest)) if manifest else ()
 
 
-def _read_config(directory: Path) -> tuple[tuple[str, str], ...] | None:
+def _read_config(directory: Path) -> dict[str, Any] | None:
     path = directory / "config.toml"
-    if not path.exists():
-        return None
-    remedy = "restore the file that the run wrote"
-    config = read_toml(path, f"what the run wrote; {remedy}")
-    return tuple(flatten(config)) if config else ()
+    return read_toml(path, "what the run wrote; restore the file that the run wrote") if path.exists() else None
+
+
+def _suite(config: Mapping[str, Any], directory: Path) -> Suite:
+    """The suite that a run's config names; that of a new run where there is no config."""
+    where = f"{directory / 'config.toml'}: evaluate"
+    table = config.get("evaluate", {})
+    try:
+        settings = EvaluateConfig.model_validate(table)
+    except ValidationError as error:
+        _, key, value, said = next(faults(EvaluateConfig, error))
+        raise InputError(f"{where}.{key} = {value}: {said}; restore the file that the run wrote") from None
+    return suite_of(settings, where)
 
 
 def _read_events(directory: Path) -> Events | None:
@@ -126,10 +144,12 @@ def read_run(directory: Path) -> Run:
     """
     directory = Path(directory)
     check_format(directory)
+    record, config = read_run_record(directory), _read_config(directory)
     return Run(
         name=clean(directory.resolve().name),
-        metrics=read_run_record(directory),
+        suite=_suite(config or {}, directory),
+        metrics=record,
         manifest=_read_manifest(directory),
-        config=_read_config(directory),
+        config=None if config is None else tuple(flatten(config)) if config else (),
         events=_read_events(directory),
     )

@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from oblivion.metrics.forget_quality import ENOUGH, detectable
+from oblivion.metrics.engine.suite import Column, Suite
 from oblivion.report.comparison import (
-    FORGET_PROBABILITY,
-    MODEL_UTILITY,
     Comparison,
     Standing,
+    client_measure,
     client_names,
-    client_probability,
-    others_probabilities,
+    others_name,
+    others_values,
     own_entries,
 )
-from oblivion.report.formatting import NOT_MEASURED, count, number, percent, plural, power_of_ten, scientific, signed
-from oblivion.report.wording import measured_on
+from oblivion.report.formatting import (
+    NOT_MEASURED,
+    capital,
+    count,
+    number,
+    percent,
+    plural,
+    power_of_ten,
+    scientific,
+    signed,
+)
+from oblivion.report.wording import measured_on, went_past
 from oblivion.run.records import Measure
-
-
-@dataclass(frozen=True, kw_only=True)
-class Column:
-    """A measure of the table: its name in the file, what readers call it, what is good, and what it is a mean over."""
-
-    metric: str
-    title: str
-    meaning: str
-    logarithmic: bool = False
-    over: str = "row"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,76 +66,31 @@ def _line(title: str, cells: Sequence[Cell], over: str, counts: Sequence[float |
     return Row(title=title, cells=tuple(cells), strong=strong)
 
 
-FORGET_QUALITY = "forget_quality"
-OTHERS, COST, GUARANTEE = "others", "cost", "guarantee"
-MEASURES = (
-    Column(
-        metric=FORGET_PROBABILITY,
-        title="Probability",
-        meaning="how likely the model finds the forgotten answers. As close to the oracle as possible.",
-    ),
-    Column(
-        metric="forget_Q_A_ROUGE",
-        title="ROUGE",
-        meaning="how much of the forgotten answer it writes by itself. As close to the oracle as possible.",
-    ),
-    Column(
-        metric="forget_TR__closer_to_1_better",
-        title="Truth ratio",
-        meaning="whether wrong answers look as likely as the true one (1: they do). "
-        "As close to the oracle as possible.",
-    ),
-    Column(
-        metric=FORGET_QUALITY,
-        title="Forget quality",
-        meaning="how well the truth ratios agree with the oracle’s (p-value; differences as powers of ten). "
-        "High is good, but only where there are enough rows: below stands the largest KS distance that may be chance.",
-        logarithmic=True,
-    ),
-    Column(
-        metric=MODEL_UTILITY,
-        title="Model utility",
-        meaning="what the model is still good for, on data that nobody withdrew. Not below the oracle.",
-    ),
-    Column(
-        metric="extraction_strength",
-        title="Extraction strength",
-        meaning="how much of a forgotten answer follows from its start. As close to the oracle as possible.",
-    ),
-    Column(
-        metric="mia_min_k",
-        title="Membership AUC (min-k)",
-        meaning="how well an attacker tells forgotten rows from rows never seen; 0.5 is guessing. "
-        "As close to the oracle as possible.",
-    ),
-    Column(
-        metric="privleak",
-        title="PrivLeak",
-        meaning="the same attack, in percent off the oracle. 0 is ideal; negative: it remembers, "
-        "positive: it overdid the forgetting. The interval is that of the difference on the same rows.",
-    ),
-    Column(
-        metric=OTHERS,
-        title="Other clients’ probability",
-        meaning="mean over the clients that stay, each counting the same. Not below the oracle.",
-        over="client",
-    ),
-    Column(
-        metric=COST,
-        title="Cost",
-        meaning="client-steps in units of training again without the data, then tokens. Low is good.",
-    ),
-    Column(
-        metric=GUARANTEE,
-        title="Guarantee",
-        meaning="exact: as if never trained on; certified: a proven bound; approximate: measured only; "
-        "none: just no longer used; suppression: hidden, the model still contains it.",
-    ),
-)
+OTHERS, COST, GUARANTEE = "(others)", "(cost)", "(guarantee)"
 
 
-RELATIVE = (FORGET_QUALITY, "privleak")
-"""Measures that compare with the oracle, and so say nothing of the oracle itself."""
+def measures(suite: Suite) -> tuple[Column, ...]:
+    """The lines of the table: the suite's columns, and what is told of every removal whatever the suite."""
+    return (
+        *suite.columns,
+        Column(
+            metric=OTHERS,
+            title=capital(others_name(suite).removeprefix("the ")),
+            meaning="mean over the clients that stay, each counting the same. Not below the oracle.",
+            over="client",
+        ),
+        Column(
+            metric=COST,
+            title="Cost",
+            meaning="client-steps in units of training again without the data, then tokens. Low is good.",
+        ),
+        Column(
+            metric=GUARANTEE,
+            title="Guarantee",
+            meaning="exact: as if never trained on; certified: a proven bound; approximate: measured only; "
+            "none: just no longer used; suppression: hidden, the model still contains it.",
+        ),
+    )
 
 
 def _guarantee(standing: Standing) -> str:
@@ -145,15 +98,9 @@ def _guarantee(standing: Standing) -> str:
     return f"{model.guarantee or '–'}{', up to rounding' if model.rounding and model.guarantee == 'exact' else ''}"
 
 
-def few_rows(metric: str, measure: Measure) -> bool:
-    """Whether a forget quality stands on so few rows that only a difference above `ENOUGH` could be detected."""
-    return metric == FORGET_QUALITY and measure.n is not None and (_detectable(measure) or 0) > ENOUGH
-
-
-def _detectable(measure: Measure) -> float | None:
-    if measure.detectable is not None or not measure.n:
-        return measure.detectable
-    return detectable(int(measure.n), int(measure.n))  # written before it stood in the file
+def _has_few_rows(column: Column | None, measure: Measure) -> bool:
+    """Whether a number stands on so few rows that it is not shown."""
+    return column is not None and measure.n is not None and (measure.detectable or 0) > column.enough
 
 
 def _interval(measure: Measure) -> str:
@@ -161,11 +108,12 @@ def _interval(measure: Measure) -> str:
 
 
 def _beside(column: Column, measure: Measure) -> str:
-    """What stands under a value: its interval; under a forget quality, which has none, what it can detect."""
-    distance = _detectable(measure) if column.metric == FORGET_QUALITY else None
+    """What stands under a value: its interval, or for a test, which has none, what it can detect."""
+    distance = measure.detectable if column.detects else None
     if distance is None:
         return _interval(measure)
-    return f"KS up to {number(distance)} may be chance" if distance < 1 else "any KS may be chance"
+    said = f"{column.detects} up to {number(distance)} may be chance"
+    return said if distance < 1 else f"any {column.detects} may be chance"
 
 
 def _difference(value: float, reference: float, logarithmic: bool) -> str:
@@ -179,8 +127,9 @@ def _difference(value: float, reference: float, logarithmic: bool) -> str:
 
 def _measure(standing: Standing, column: Column, comparison: Comparison) -> Measure:
     if column.metric == OTHERS:
-        return Measure(value=standing.others, n=len(others_probabilities(comparison.request, standing.model)))
-    if column.metric == FORGET_PROBABILITY:
+        counted = len(others_values(comparison.request, standing.model, comparison.suite))
+        return Measure(value=standing.others, n=counted)
+    if column.metric == comparison.suite.headline.forget.metric:
         return standing.forget
     return standing.model.central.get(column.metric, Measure())
 
@@ -201,8 +150,8 @@ def _cell(standing: Standing, column: Column, comparison: Comparison) -> Cell:
         steps, _, tokens = cost_share(standing).partition(", ")
         return Cell(value=steps, difference=tokens)
     measure = _measure(standing, column, comparison)
-    relative = standing is comparison.oracle and column.metric in RELATIVE
-    if few_rows(column.metric, measure) and not relative:
+    relative = standing is comparison.oracle and column.relative
+    if _has_few_rows(column, measure) and not relative:
         return Cell(
             value=f"not enough rows (n = {count(measure.n)})", interval=_beside(column, measure), measured=False
         )
@@ -234,21 +183,22 @@ def methods_table(comparison: Comparison) -> tuple[Row, ...]:
             [_cell(standing, column, comparison) for standing in comparison.standings],
             column.over,
             [_measure(standing, column, comparison).n for standing in comparison.standings],
-            strong=column.metric == FORGET_PROBABILITY,
+            strong=column.metric == comparison.suite.headline.forget.metric,
         )
-        for column in MEASURES
+        for column in measures(comparison.suite)
     )
 
 
 def clients_table(comparison: Comparison) -> tuple[Row, ...]:
-    """One row per client: the probability of its own answers under each model, beside the oracle."""
-    rows, oracle = [], comparison.oracle
+    """One row per client: its own number under each model, beside the oracle."""
+    rows, oracle, suite = [], comparison.oracle, comparison.suite
     for name in client_names(comparison.request):
-        reference = client_probability(oracle.model, name) if oracle else None
+        reference = client_measure(oracle.model, name, suite).value if oracle else None
         cells, counts = [], []
         for standing in comparison.standings:
-            value = client_probability(standing.model, name)
-            counts.append(standing.model.clients.get(name, {}).get("probability", Measure()).n)
+            measured = client_measure(standing.model, name, suite)
+            value = measured.value
+            counts.append(measured.n)
             if value is None:
                 cells.append(Cell(value=NOT_MEASURED, measured=False))
             elif standing is oracle or reference is None:
@@ -264,27 +214,23 @@ def everything_table(comparison: Comparison) -> tuple[Row, ...]:
     names = sorted({name for standing in comparison.standings for name in standing.model.central})
     rows = []
     for name in names:
-        cells, counts = [], []
+        cells, counts, column = [], [], comparison.suite.column(name)
         for standing in comparison.standings:
             measure = standing.model.central.get(name, Measure())
             counts.append(measure.n)
-            show = scientific if name == FORGET_QUALITY else number
-            few = few_rows(name, measure)
+            show = scientific if column is not None and column.logarithmic else number
+            few = _has_few_rows(column, measure)
             shown = f"not enough rows (n = {count(measure.n)})" if few else show(measure.value)
             cells.append(Cell(value=shown, measured=measure.value is not None and not few))
         rows.append(_line(name, cells, "row", counts))
     return tuple(rows)
 
 
-RUNS_HEAD = (
-    "Forget probability",
-    "Off the oracle",
-    "Gap closed",
-    "Utility",
-    "Other clients",
-    "Cost",
-    "Guarantee",
-)
+def runs_head(suites: Collection[Suite]) -> tuple[str, ...]:
+    """The titles of the table over several runs; what all of them measure has its name."""
+    nouns = {suite.headline.forget.noun for suite in suites}
+    forget = f"Forget {nouns.pop()}" if len(nouns) == 1 else "Forgetting"
+    return (forget, "Off the oracle", "Gap closed", "Utility", "Other clients", "Cost", "Guarantee")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,7 +257,11 @@ def runs_table(runs: Sequence[tuple[str, Sequence[Comparison]]]) -> tuple[RunRow
                 cells = (
                     number(standing.forget.value),
                     off,
-                    "went below" if method and standing.below else "–" if closed is None else percent(min(closed, 1.0)),
+                    went_past(comparison)
+                    if method and standing.passed
+                    else "–"
+                    if closed is None
+                    else percent(min(closed, 1.0)),
                     number(standing.utility) + note,
                     number(standing.others),
                     cost_share(standing),

@@ -8,7 +8,7 @@ from pathlib import PurePath
 
 from markupsafe import Markup
 
-from oblivion.report.comparison import LEVEL, NO_GAP, Comparison, Standing, client_probability, own_entries
+from oblivion.report.comparison import LEVEL, NO_GAP, Comparison, Standing, client_measure, others_name, own_entries
 from oblivion.report.formatting import count, in_words, number, percent, plural
 from oblivion.report.reading import Run
 from oblivion.run.records import RequestRecord, RunRecord
@@ -30,7 +30,7 @@ MOST_SETTINGS = 6
 SHARED = 20
 """How many of the rows that others also hold are named on the page; ``metrics.json`` has all of them."""
 HURT = 0.01
-"""A client whose probability fell by more than this against the oracle is named."""
+"""A client whose own number fell by more than this against the oracle is named."""
 
 
 def code(name: str) -> Markup:
@@ -45,7 +45,7 @@ def _series(parts: Sequence[Markup]) -> Markup:
 
 
 def _measured_rows(comparison: Comparison) -> list[int]:
-    """On how many rows the forget probabilities of the models stand, each number once; empty where nobody says."""
+    """On how many rows the forget numbers of the models stand, each count once; empty where nobody says."""
     return sorted({int(standing.forget.n) for standing in comparison.standings if standing.forget.n is not None})
 
 
@@ -58,7 +58,7 @@ def _questions(comparison: Comparison) -> Markup:
 
 
 def _rows(comparison: Comparison) -> tuple[str, str]:
-    """How many questions there are, and before it how many of them the forget probabilities stand on, if fewer."""
+    """How many questions there are, and before it how many of them the forget numbers stand on, if fewer."""
     rows, counts = comparison.request.rows, _measured_rows(comparison)
     if not rows:
         return "", plural(counts[0], "question") if len(counts) == 1 else ""
@@ -80,7 +80,9 @@ def _before(comparison: Comparison) -> Markup:
     oracle = comparison.oracle.forget.value if comparison.oracle else None
     if original is None:
         return Markup("How well the model answered {} before the request was not measured.").format(about)
-    first = Markup("Before the request, the model answered {} with probability {}").format(about, number(original))
+    first = Markup("Before the request, the model answered {} with {} {}").format(
+        about, comparison.number.noun, number(original)
+    )
     if oracle is None:
         return first + Markup("; without an oracle, nothing here says how much of that is memory of the data.")
     return first + Markup("; a model that never saw them gives {}.").format(number(oracle))
@@ -92,8 +94,8 @@ def _moved(standing: Standing, comparison: Comparison, note: str = "") -> Markup
         name += Markup(", {},").format(note)
     if value is None:
         return Markup("{} was not measured").format(name)
-    if standing.below:
-        said = Markup("{} went below the oracle, to {}").format(name, number(value))
+    if standing.passed:
+        said = Markup("{} {} the oracle, to {}").format(name, went_past(comparison), number(value))
     elif standing.closed is None:
         said = Markup("{} ended at {}").format(name, number(value))
     elif standing.closed < 0:
@@ -110,13 +112,15 @@ def _moved(standing: Standing, comparison: Comparison, note: str = "") -> Markup
         more = "" if tokens is None else f" in client-steps, {number(tokens)} in tokens"
         said += Markup(" (at {} of the cost of retraining{})").format(number(fraction), more)
     if standing.recognised:
-        good = standing.closed is not None and standing.closed >= NEARLY and not standing.below
+        good = standing.closed is not None and standing.closed >= NEARLY and not standing.passed
         how = "can still be recognised"
         if standing.recognised != "still":
             how = "can be recognised because the model avoids them: over-forgotten"
-        said += Markup(", {} its rows {} (membership AUC {}, the oracle’s {})").format(
+        membership = comparison.suite.headline.membership
+        said += Markup(", {} its rows {} ({} {}, the oracle’s {})").format(
             "but" if good else "and",
             how,
+            membership.noun if membership else "",
             number(standing.membership),
             number(comparison.oracle.membership if comparison.oracle else None),
         )
@@ -127,6 +131,11 @@ def _moved(standing: Standing, comparison: Comparison, note: str = "") -> Markup
             said += Markup(", the oracle has {}").format(number(comparison.oracle.utility))
         said += Markup(")")
     return said
+
+
+def went_past(comparison: Comparison) -> str:
+    """What a model did that knows less than every oracle."""
+    return "went below" if comparison.number.higher_remembers else "went above"
 
 
 def _spoken(comparison: Comparison) -> tuple[list[tuple[Standing, str]], int]:
@@ -158,7 +167,7 @@ def _others(comparison: Comparison, spoken: Sequence[Standing]) -> Markup:
         return Markup("")
     if len(spoken) == 1:
         moved = [Markup("to {}").format(number(spoken[0].others))]
-    said = Markup(", while the other clients’ probability moved from {} {}").format(number(start), _series(moved))
+    said = Markup(", while {} moved from {} {}").format(others_name(comparison.suite), number(start), _series(moved))
     if comparison.oracle and comparison.oracle.others is not None:
         said += Markup(" (the oracle’s is {})").format(number(comparison.oracle.others))
     return said
@@ -185,8 +194,8 @@ def committed(request: RequestRecord) -> Markup | None:
 def answer(comparison: Comparison) -> Markup:
     """What the request came to, in two sentences.
 
-    Distance to the oracle is what counts, in probability and in membership: a model that went below it is said to have
-    gone below it, never to be better; one whose forgotten rows an attack tells apart where it could not on the oracle
+    Distance to the oracle is what counts, in knowledge and in membership: a model that went past it is said to have
+    gone past it, never to be better; one whose forgotten rows an attack tells apart where it could not on the oracle
     is said to show them still, or to be over-forgotten; and one whose utility collapsed is said to have collapsed.
 
     Parameters
@@ -238,7 +247,7 @@ def learned(metrics: RunRecord) -> Markup:
 
 def hurt(comparison: Comparison) -> list[Markup]:
     """Per method, the client that stays and lost most against the oracle."""
-    oracle, own = comparison.oracle, own_entries(comparison.request)
+    oracle, own, suite = comparison.oracle, own_entries(comparison.request), comparison.suite
     if oracle is None:
         return []
     said = []
@@ -246,8 +255,8 @@ def hurt(comparison: Comparison) -> list[Markup]:
         losses = [
             (value - reference, name, value, reference)
             for name in sorted(set(standing.model.clients) - set(own))
-            if (value := client_probability(standing.model, name)) is not None
-            and (reference := client_probability(oracle.model, name)) is not None
+            if (value := client_measure(standing.model, name, suite).value) is not None
+            and (reference := client_measure(oracle.model, name, suite).value) is not None
         ]
         if not losses:
             continue
@@ -280,7 +289,7 @@ def noise(comparison: Comparison) -> str:
     spread = max(values) - min(values)
     return (
         f"{count(len(values))} oracles that differ only in their seed lie {number(max(spread, 0.0))} apart "
-        f"in forget probability; a distance below that is noise."
+        f"in forget {comparison.number.noun}; a distance below that is noise."
         if spread >= LEVEL
         else f"{count(len(values))} oracles that differ only in their seed agree to within {number(LEVEL)}."
     )
@@ -357,20 +366,22 @@ def request_title(request: RequestRecord) -> str:
     return f"{request.client} asked that {plural(request.samples, 'sample')} be forgotten"
 
 
-def shared(request: RequestRecord) -> Markup | None:
+def shared(comparison: Comparison) -> Markup | None:
     """Which of the rows to be forgotten others also hold; None if there are none."""
+    request, result = comparison.request, comparison.suite.headline.shared
     if not request.shared:
         return None
     said = "Others also hold {} that {} asked to be forgotten: {}. No removal forgets such rows, and the oracle has "
-    said += "learned them as well. They are measured separately ({}), and count neither as forgotten nor as kept."
+    said += "learned them as well. They are measured separately{}, and count neither as forgotten nor as kept."
+    where = Markup(" ({})").format(code(result)) if result else ""
     ids = list(dict.fromkeys(request.shared))
     names = _series([code(name) for name in ids[:SHARED]] + [Markup(f"{len(ids) - SHARED} more")] * (len(ids) > SHARED))
     rows = f"{len(request.shared)} of {plural(request.rows, 'row')}" if request.rows else plural(len(ids), "row")
-    return Markup(said).format(rows, request.client, names, code("shared_Q_A_Prob"))
+    return Markup(said).format(rows, request.client, names, where)
 
 
 def measured_on(comparison: Comparison) -> str:
-    """How many questions the forget probabilities stand on; empty where nobody says."""
+    """How many questions the forget numbers stand on; empty where nobody says."""
     few, total = _rows(comparison)
     return f"measured on {few}{total}" if _measured_rows(comparison) else total
 

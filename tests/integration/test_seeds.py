@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from metric_rows import TOFU
 
 from oblivion.errors import ConfigError, InputError
 from oblivion.run.records import CostRecord, Measure, ModelRecord, RequestRecord
@@ -54,7 +55,7 @@ def test_an_error_of_the_command_is_one_line(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_the_table_has_means_and_ranges_worked_out_by_hand() -> None:
-    lines = table({1: request(0.5), 2: request(0.75)}, {1: {"rows": 9, "rank": 1, "of": 8}}).splitlines()
+    lines = table({1: request(0.5), 2: request(0.75)}, {1: {"rows": 9, "rank": 1, "of": 8}}, TOFU).splitlines()
     assert lines[0] == "| | original | oracle | `local` |"
     assert lines[2].endswith("| 0.62 (0.50 to 0.75) | 0.25 | 0.12 |")
     assert lines[3].endswith("|  |  |  |")  # extraction strength was not measured

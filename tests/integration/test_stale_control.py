@@ -27,4 +27,4 @@ def test_the_study_runs_on_a_language_model(monkeypatch: pytest.MonkeyPatch) -> 
     found = {result["variates"]: result for result in language_model("scaffold")}
     assert list(found) == ["(the model before)", "(never saw it)", "corrected", "stale"]
     assert found["corrected"]["distance"] != found["stale"]["distance"]
-    assert all(0 < result["probability"] < 1 for result in found.values())
+    assert all(0 < result["known"] < 1 for result in found.values())

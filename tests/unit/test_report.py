@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from metric_rows import TOFU
 
 from oblivion import run_format
 from oblivion.config import RunConfig
@@ -267,7 +268,7 @@ def test_falls_back_on_the_clients_own_probability(tmp_path: Path) -> None:
 
 def test_table_holds_the_numbers_and_their_distance_to_the_oracle(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "run"))
-    comparison = compare(run.metrics.requests[0])
+    comparison = compare(run.metrics.requests[0], TOFU)
     column = [standing.key for standing in comparison.standings].index("local")
     cells = {row.title: row.cells[column] for row in methods_table(comparison)}
     assert (cells["ROUGE"].value, cells["ROUGE"].difference) == ("0.27", "+0.03")
@@ -408,7 +409,7 @@ def test_not_measured_is_written(tmp_path: Path) -> None:
     content["requests"][0]["models"]["local"]["central"]["mia_min_k"]["value"] = None
     page = _page(tmp_path, content, bare=True)
     assert "local was not measured" in page.text
-    comparison = compare(read_run(tmp_path / "run").metrics.requests[0])
+    comparison = compare(read_run(tmp_path / "run").metrics.requests[0], TOFU)
     missing = [row.title for row in methods_table(comparison) if not row.cells[2].measured]
     assert missing == ["Probability", "Membership AUC (min-k)", "PrivLeak"]
     assert "manifest.json: missing" in page.text and "Events: not recorded" in page.text
@@ -485,7 +486,7 @@ def test_many_clients_keep_the_picture_small(tmp_path: Path) -> None:
             model["clients"][f"client-{index}"] = {"probability": {"value": 0.5}}
     content["requests"][0]["models"]["local"]["clients"]["client-77"]["probability"]["value"] = 0.1
     write_run(tmp_path / "run", content)
-    comparison = compare(read_run(tmp_path / "run").metrics.requests[0])
+    comparison = compare(read_run(tmp_path / "run").metrics.requests[0], TOFU)
     shown = shown_clients(comparison)
     assert shown[0] == "client-5" and "client-77" in shown and len(shown) == 26
     page = _page(tmp_path, content)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from metric_rows import TOFU
 from test_removal import WHOLE, situation
 from test_report import _Page, metrics, write_run
 
@@ -51,7 +52,7 @@ def test_samples_of_which_few_were_measured(tmp_path: Path) -> None:
 
 
 def comparison_of(content: dict[str, Any]) -> Any:
-    return compare(RunRecord.model_validate(content).requests[0])
+    return compare(RunRecord.model_validate(content).requests[0], TOFU)
 
 
 def test_models_that_were_measured_on_different_rows() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from metric_rows import TOFU
 
 from oblivion import run_format
 from oblivion.errors import InputError
@@ -161,7 +162,8 @@ def test_comparison_by_hand() -> None:
             original=clients(client_1=0.7, client_2=0.8, client_3=0.6),
             oracle=clients(client_1=0.2, client_2=0.8, client_3=0.7),
             local=clients(client_1=0.3, client_2=0.5, client_3=0.2),
-        )
+        ),
+        TOFU,
     )
     assert [standing.key for standing in comparison.standings] == [
         "original", "oracle", "oracle-2", "oracle-10", "local", "other",
@@ -171,15 +173,15 @@ def test_comparison_by_hand() -> None:
     assert comparison.gap == pytest.approx(0.5)
     assert local.closed == pytest.approx(0.8) and local.distance == pytest.approx(0.1)
     assert local.others == pytest.approx(0.35) and local.utility == local.others and local.collapsed
-    assert other.closed is None and other.distance is None and not other.below and not other.collapsed
+    assert other.closed is None and other.distance is None and not other.passed and not other.collapsed
     assert comparison.utility_name == "the other clients’ probability"
 
 
 @given(st.floats(0.3, 1.0), st.floats(0.0, 0.2), st.floats(0.0, 1.0))
 def test_closed_is_one_at_the_oracle_and_zero_at_the_original(start: float, goal: float, value: float) -> None:
-    made = compare(request({"original": start, "oracle": goal, "a": start, "b": goal, "c": value}))
+    made = compare(request({"original": start, "oracle": goal, "a": start, "b": goal, "c": value}), TOFU)
     same, there, between = made.methods
-    assert same.closed == pytest.approx(0.0) and there.closed == pytest.approx(1.0) and not there.below
+    assert same.closed == pytest.approx(0.0) and there.closed == pytest.approx(1.0) and not there.passed
     assert between.closed is not None and between.distance is not None and made.gap is not None
     assert between.closed * made.gap + between.distance == pytest.approx(made.gap)
 
@@ -189,7 +191,7 @@ def test_a_gap_inside_the_interval_of_the_oracle_is_no_gap() -> None:
     oracle = made.models["oracle"]
     measure = oracle.central["forget_Q_A_Prob"].model_copy(update={"interval": (0.14, 0.29)})
     models = {**made.models, "oracle": oracle.model_copy(update={"central": {"forget_Q_A_Prob": measure}})}
-    comparison = compare(made.model_copy(update={"models": models}))
+    comparison = compare(made.model_copy(update={"models": models}), TOFU)
     assert [standing.closed for standing in comparison.methods] == [None, None] and not comparison.measurable
     said = str(answer(comparison))
     assert "so no share of a gap is given: <code>a</code> ended at 0.24" in said
@@ -204,10 +206,10 @@ def test_names_of_oracles_and_order_of_clients() -> None:
 
 
 def test_answer_without_an_oracle_or_an_original() -> None:
-    said = answer(compare(request({"original": 0.7, "local": 0.3}, rows=1)))
+    said = answer(compare(request({"original": 0.7, "local": 0.3}, rows=1), TOFU))
     assert "client-1’s 1 question with probability 0.70; without an oracle, nothing here says" in said
     assert "The removal <code>local</code> ended at 0.30." in said
-    said = answer(compare(request({"oracle": 0.2, "local": 0.3})))
+    said = answer(compare(request({"oracle": 0.2, "local": 0.3}), TOFU))
     assert said.startswith("How well the model answered client-1’s questions before the request was not measured.")
 
 
@@ -221,7 +223,7 @@ def test_answer_with_one_method_names_no_method_for_the_others() -> None:
     assert (
         "Of that gap, <code>local</code> closed all of it (at the full cost of retraining), "
         "while the other clients’ probability moved from 0.80 to 0.60 (the oracle’s is 0.80)."
-    ) in answer(compare(made))
+    ) in answer(compare(made, TOFU))
 
 
 AUCS = {"original": (1.0, (1.0, 1.0)), "oracle": (0.45, (0.28, 0.62))}
@@ -257,30 +259,30 @@ STILL = "its rows can still be recognised (membership AUC 0.98, the oracle’s 0
     ],
 )
 def test_the_answer_looks_at_membership_beside_probability(closed: float, auc: float, said: str) -> None:
-    comparison = compare(attacked(closed, auc))
+    comparison = compare(attacked(closed, auc), TOFU)
     assert said in answer(comparison)
     assert comparison.methods[0].membership == auc
 
 
 def test_membership_is_judged_by_all_oracles_and_not_by_an_interval_of_no_width() -> None:
     second = {"oracle-2": (0.2, (0.05, 0.35))}
-    assert compare(attacked(1.0, 0.14, **second)).methods[0].recognised == ""
-    assert compare(attacked(1.0, 0.04, **second)).methods[0].recognised == "by avoidance"
+    assert compare(attacked(1.0, 0.14, **second), TOFU).methods[0].recognised == ""
+    assert compare(attacked(1.0, 0.04, **second), TOFU).methods[0].recognised == "by avoidance"
     sure = attacked(1.0, 0.9)
     sure.models["oracle"].central["mia_min_k"] = Measure(value=1.0, interval=(1.0, 1.0), n=34)
-    assert compare(sure).methods[0].recognised == ""
+    assert compare(sure, TOFU).methods[0].recognised == ""
     sure.models["oracle"].central["mia_min_k"] = Measure(
         reason="no answer of group 'forget' has a token before its end"
     )
-    assert compare(sure).methods[0].recognised == "" and "over-forgotten" not in answer(compare(sure))
+    assert compare(sure, TOFU).methods[0].recognised == "" and "over-forgotten" not in answer(compare(sure, TOFU))
 
 
 def test_a_collapse_stands_beside_membership_and_counts_where_the_utility_is_gone() -> None:
-    said = answer(compare(attacked(1.0, 0.14, utility=0.01)))
+    said = answer(compare(attacked(1.0, 0.14, utility=0.01), TOFU))
     assert f"{OTHER_SIDE} <strong>but its utility collapsed</strong> (model utility 0.01, the oracle has 0.50)." in said
     made = attacked(1.0, 0.45)
     made.models["local"].central["model_utility"] = Measure(reason="the model finds all answers impossible")
-    said = answer(compare(made))
+    said = answer(compare(made, TOFU))
     assert (
         "<strong>but its utility collapsed</strong> (model utility has no value any more, the oracle has 0.50)." in said
     )
@@ -292,7 +294,7 @@ def test_a_removal_that_overdid_it_is_never_left_to_the_table() -> None:
     for place, value in enumerate((0.2, 0.25, 0.69)):
         central = oracle.central | {"forget_Q_A_Prob": Measure(value=value)}
         made.models[f"m{place}"] = oracle.model_copy(update={"central": central})
-    said = answer(compare(made))
+    said = answer(compare(made, TOFU))
     assert "<code>m0</code>, the closest to the oracle" in said and "<code>m2</code>, the farthest" in said
     assert "<code>local</code> closed 80" in said and OTHER_SIDE in said
 
@@ -301,20 +303,18 @@ def test_a_removal_that_overdid_it_is_never_left_to_the_table() -> None:
     ("n", "distance", "value", "under"),
     [
         (40, 0.304, "0.87", "KS up to 0.30 may be chance"),
-        (40, None, "0.87", "KS up to 0.30 may be chance"),
         (17, 0.466, "not enough rows (n\u00a0=\u00a017)", "KS up to 0.47 may be chance"),
-        (17, None, "not enough rows (n\u00a0=\u00a017)", "KS up to 0.47 may be chance"),
         (1, 1.92, "not enough rows (n\u00a0=\u00a01)", "any KS may be chance"),
     ],
 )
-def test_forget_quality_never_stands_alone(n: int, distance: float | None, value: str, under: str) -> None:
+def test_forget_quality_never_stands_alone(n: int, distance: float, value: str, under: str) -> None:
     made = attacked(1.0, 0.45)
     for key, quality in (("original", 1.6e-14), ("oracle", None), ("local", None if n == 1 else 0.87)):
         made.models[key].central["forget_quality"] = Measure(value=quality, n=n, detectable=distance)
-    row = next(row for row in methods_table(compare(made)) if row.title == "Forget quality")
+    row = next(row for row in methods_table(compare(made, TOFU)) if row.title == "Forget quality")
     oracle, local = row.cells[1], row.cells[2]
     assert (local.value, local.interval) == (value, under) and oracle.value == "the reference"
-    everything = next(row for row in everything_table(compare(made)) if row.title == "forget_quality")
+    everything = next(row for row in everything_table(compare(made, TOFU)) if row.title == "forget_quality")
     assert everything.cells[2].value == value
     text = " ".join([row.counted, *(cell.value + cell.counted for cell in row.cells)])
     assert f"{n} " in text or f"\u00a0{n})" in text
@@ -323,7 +323,7 @@ def test_forget_quality_never_stands_alone(n: int, distance: float | None, value
 def test_a_value_that_is_missing_for_a_reason_gives_it() -> None:
     made = attacked(1.0, 0.45)
     made.models["local"].central["privleak"] = Measure(reason="nearly nothing to divide by")
-    row = next(row for row in methods_table(compare(made)) if row.title == "PrivLeak")
+    row = next(row for row in methods_table(compare(made, TOFU)) if row.title == "PrivLeak")
     assert (row.cells[2].value, row.cells[2].interval) == ("no value", "nearly nothing to divide by")
 
 
@@ -332,17 +332,17 @@ def test_hurt_needs_an_oracle_and_names_the_worst() -> None:
         "oracle": clients(client_1=0.2, client_2=0.8, client_3=0.7),
         "local": clients(client_1=0.1, client_2=0.7, client_3=0.3),
     }
-    said = hurt(compare(request({"oracle": 0.2, "local": 0.2}, **models)))
+    said = hurt(compare(request({"oracle": 0.2, "local": 0.2}, **models), TOFU))
     assert said == [
         "<code>local</code>: 2 of 2 other clients lost more than 0.01; most client-3 (0.30, the oracle gives 0.70)."
     ]
-    assert hurt(compare(request({"local": 0.2}, local=models["local"]))) == []
+    assert hurt(compare(request({"local": 0.2}, local=models["local"]), TOFU)) == []
 
 
 def test_noise_needs_two_oracles() -> None:
-    assert noise(compare(request({"oracle": 0.2}))) == ""
-    assert "lie 0.04 apart" in noise(compare(request({"oracle": 0.2, "oracle-2": 0.24})))
-    assert "agree to within 0.005" in noise(compare(request({"oracle": 0.2, "oracle-2": 0.201})))
+    assert noise(compare(request({"oracle": 0.2}), TOFU)) == ""
+    assert "lie 0.04 apart" in noise(compare(request({"oracle": 0.2, "oracle-2": 0.24}), TOFU))
+    assert "agree to within 0.005" in noise(compare(request({"oracle": 0.2, "oracle-2": 0.201}), TOFU))
 
 
 def test_opening_counts_clients_once() -> None:
@@ -366,7 +366,8 @@ def test_tables_of_clients_and_of_everything() -> None:
             {"original": 0.7, "oracle": 0.2},
             original=clients(client_1=0.7, client_2=0.8),
             oracle=clients(client_1=0.2),
-        )
+        ),
+        TOFU,
     )
     first, second = clients_table(comparison)
     assert first.title == "client-1" and first.strong and not second.strong
@@ -377,14 +378,14 @@ def test_tables_of_clients_and_of_everything() -> None:
 
 
 def test_runs_table_says_below_and_caps_at_all() -> None:
-    comparison = compare(request({"original": 0.7, "oracle": 0.2, "a": 0.198, "b": 0.1, "c": 0.45}))
+    comparison = compare(request({"original": 0.7, "oracle": 0.2, "a": 0.198, "b": 0.1, "c": 0.45}), TOFU)
     rows = runs_table([("demo", [comparison])])
     assert [row.cells[2] for row in rows] == ["–", "–", "100\u00a0%", "went below", "50\u00a0%"]
     assert [row.cells[1] for row in rows] == ["+0.50", "–", "−0.002", "−0.10", "+0.25"]
 
 
 def test_pictures_are_none_where_there_is_nothing_to_draw() -> None:
-    empty = compare(request({"original": None, "oracle": None, "local": None}))
+    empty = compare(request({"original": None, "oracle": None, "local": None}), TOFU)
     assert clients_picture(empty, "k") is None
     assert tradeoff_picture(empty, "k") is None
     assert costs_picture(empty, "k") is None
@@ -397,7 +398,7 @@ def test_clients_picture_puts_values_where_they_belong() -> None:
         original=clients(client_1=0.5, client_2=1.0),
         oracle=clients(client_1=0.0, client_2=1.0),
     )
-    drawn = str(clients_picture(compare(made), "k"))
+    drawn = str(clients_picture(compare(made, TOFU), "k"))
     # The axis goes from 14 to 386 for 0 to 1: 0.5 is at 200.
     stems = re.findall(r'<line x1="([\d.]+)" y1="[\d.]+" x2="([\d.]+)" y2="[\d.]+" class="stem', drawn)
     assert stems == [("14.0", "200.0"), ("386.0", "386.0")]
@@ -409,7 +410,7 @@ def test_tradeoff_picture_draws_one_mark_per_model() -> None:
     made = RequestRecord.model_validate(
         {"id": "r", "client": "c", "models": {"original": utility["a"], "oracle": utility["b"], "m": utility["a"]}}
     )
-    drawn = str(tradeoff_picture(compare(made), "k"))
+    drawn = str(tradeoff_picture(compare(made, TOFU), "k"))
     assert drawn.count('class="mark') == 3
     assert "m: ±0 off the oracle, model utility 0.40" in drawn
 
@@ -417,7 +418,7 @@ def test_tradeoff_picture_draws_one_mark_per_model() -> None:
 def test_costs_picture_has_a_bar_for_every_share() -> None:
     cost = {"cost": {"client_steps": 700, "tokens": 1200000, "bytes_up": 5e6, "bytes_down": 6e6, "fraction": 0.25}}
     bare = {"cost": {"client_steps": 2800}}
-    comparison = compare(request({"original": 0.5, "local": 0.3}, original=bare, local=cost))
+    comparison = compare(request({"original": 0.5, "local": 0.3}, original=bare, local=cost), TOFU)
     assert cost_line(comparison.methods[0]) == "700 client-steps, 1.2\u00a0M tokens, 5\u00a0MB up, 6\u00a0MB down"
     drawn = str(costs_picture(comparison, "k"))
     # A quarter of 372 units.
@@ -427,22 +428,22 @@ def test_costs_picture_has_a_bar_for_every_share() -> None:
 
 def test_costs_are_told_in_tokens_too_where_they_are_known() -> None:
     cost = {"cost": {"client_steps": 700, "fraction": 0.2, "token_fraction": 0.25}}
-    comparison = compare(request({"original": 0.5, "oracle": 0.1, "local": 0.3}, local=cost))
+    comparison = compare(request({"original": 0.5, "oracle": 0.1, "local": 0.3}, local=cost), TOFU)
     assert cost_share(comparison.methods[0]) == "0.20\u00a0× steps, 0.25\u00a0× tokens"
     assert "local: 0.20 × (tokens: 0.25 ×)" in str(costs_picture(comparison, "k"))
     assert "(at 0.20 of the cost of retraining in client-steps, 0.25 in tokens)" in answer(comparison)
-    only = compare(request({"original": 0.5, "local": 0.3}, local={"cost": {"fraction": 0.2}}))
+    only = compare(request({"original": 0.5, "local": 0.3}, local={"cost": {"fraction": 0.2}}), TOFU)
     assert cost_share(only.methods[0]) == "0.20\u00a0×"
 
 
 def test_rows_that_others_hold_are_named_and_not_counted_as_forgotten() -> None:
     asked = request({"original": 0.5, "oracle": 0.1, "local": 0.3})
-    assert shared(asked) is None
+    assert shared(compare(asked, TOFU)) is None
     some = asked.model_copy(update={"rows": 40, "shared": tuple(f"row-{n}" for n in range(25))})
-    said = str(shared(some))
+    said = str(shared(compare(some, TOFU)))
     assert "25 of 40 rows" in said and "<code>row-19</code> and 5 more" in said and "row-20" not in said
     every = asked.model_copy(update={"rows": 25, "shared": some.shared})
-    assert "is also held by others, so no row can be forgotten" in answer(compare(every))
+    assert "is also held by others, so no row can be forgotten" in answer(compare(every, TOFU))
 
 
 def test_curves_leave_out_rounds_without_a_loss() -> None:

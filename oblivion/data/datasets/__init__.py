@@ -7,6 +7,7 @@ from oblivion.registry import Registry
 
 T = TypeVar("T", bound=Callable[..., Any])
 _PATHS = "path_parameters"
+_BENCHMARK = "benchmark"
 
 
 datasets = Registry(
@@ -30,6 +31,17 @@ def with_paths(*parameters: str) -> Callable[[T], T]:
         return loader
 
     return declare
+
+
+def benchmark(loader: T) -> T:
+    """Declare that everybody has the rows that the decorated function loads, so that their ids need no key."""
+    setattr(loader, _BENCHMARK, True)
+    return loader
+
+
+def is_benchmark(name: str) -> bool:
+    """Whether the data set of this name declares that everybody has its rows."""
+    return bool(getattr(datasets.get(name), _BENCHMARK, False))
 
 
 def path_parameters(loader: Callable[..., Any]) -> tuple[str, ...]:

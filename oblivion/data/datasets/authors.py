@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from oblivion.config import DataConfig
 from oblivion.data.corpus import Corpus
+from oblivion.data.datasets import benchmark
 from oblivion.data.datasets.authors_text import (
     FACTS,
     FIRST_NAMES,
@@ -247,6 +248,7 @@ def digest(rows: Mapping[str, Iterable[Sample]]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+@benchmark
 def load(data: DataConfig, *, clients: int, seed: int, rows_per_client: int = 35, holdout_authors: int = 7) -> Corpus:
     """Generated questions about fictitious authors, and public ones that the model `tiny` knows.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from oblivion.config import DataConfig
 from oblivion.data.corpus import Corpus
+from oblivion.data.datasets import benchmark
 from oblivion.data.hub import is_hub_id, read_hub_table
 from oblivion.data.row_files import read_row_file
 from oblivion.data.rows import RowFile, digest_of, text_of, texts_of
@@ -53,6 +54,7 @@ class _Source:
         return file
 
 
+@benchmark
 def load(
     data: DataConfig, *, clients: int, seed: int, authors: int = AUTHORS, split: str = "forget10", revision: str = ""
 ) -> Corpus:

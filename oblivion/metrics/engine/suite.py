@@ -119,14 +119,16 @@ class Headline:
     Attributes
     ----------
     forget : Number
-        How much of the forgotten rows a model knows; compared with the oracle's.
+        How much of the forgotten rows a model knows, between 0 and 1; compared with the oracle's.
     own : Number
-        What a client measures on its own rows: how well it is served, and how much of the forgotten rows is known
-        where nothing was measured centrally.
+        What a client measures on its own rows, between 0 and 1. It says how well a client is served, and stands in for
+        `forget` where that was not measured.
     utility : Number or None
         What the model is still good for.
     membership : Number or None
-        How well an attacker tells the forgotten rows from rows that were never seen.
+        The AUC with which an attacker tells the forgotten rows from rows that were never seen; 0.5 is guessing.
+    kept : Number or None
+        How much of the rows that stay a model knows.
     overdone, overdone_short : str
         What a model does that passed the oracle in `forget`: a predicate for a sentence, and one for a picture.
     shared : str
@@ -137,6 +139,7 @@ class Headline:
     own: Number
     utility: Number | None = None
     membership: Number | None = None
+    kept: Number | None = None
     overdone: str = "finds the answers less likely"
     overdone_short: str = "finds them too unlikely"
     shared: str = ""
@@ -182,6 +185,8 @@ class Suite(abc.ABC):
         Group of rows to how they are asked, for those that are not asked as the run says.
     aliases : mapping of str to str
         Name that files of others have for a result, to the suite's own name.
+    brief : mapping of str to str
+        What a table over several runs says of each model: a label, and the result that it stands for.
     default_split : str
         Which split of the suite's own folder is taken where none is named.
     """
@@ -191,6 +196,7 @@ class Suite(abc.ABC):
     sections: ClassVar[Mapping[str, Sequence[str]]] = {}
     formats: ClassVar[Mapping[str, Format]] = {}
     aliases: ClassVar[Mapping[str, str]] = {}
+    brief: ClassVar[Mapping[str, str]] = {}
     default_split: ClassVar[str] = ""
 
     @property

@@ -11,6 +11,7 @@ from oblivion.parameters import build
 from oblivion.registry import Registry
 
 if TYPE_CHECKING:
+    from oblivion.config import EvaluateConfig
     from oblivion.metrics.engine.suite import Suite
 
 suites = Registry(
@@ -41,6 +42,11 @@ def make_suite(name: str, parameters: Mapping[str, Any] | None = None, key: str 
     """
     suite: Suite = build(suites, name, parameters or {}, key)
     return suite
+
+
+def suite_of(settings: EvaluateConfig, where: str = "evaluate") -> Suite:
+    """Make the suite that the settings under ``evaluate`` name; raises as `make_suite`."""
+    return make_suite(settings.suite, settings.parameters, f"{where}.parameters")
 
 
 def entries_of(suite: str, parameters: Mapping[str, Any] | None = None) -> list[EntryPoint]:

@@ -131,6 +131,7 @@ class Tofu(Suite):
         own=OWN_PROBABILITY,
         utility=Number(metric="model_utility", noun="model utility"),
         membership=Number(metric="mia_min_k", noun="membership AUC"),
+        kept=Number(metric="retain_Q_A_Prob", noun="probability of the rows that stay"),
         shared="shared_Q_A_Prob",
     )
     columns: ClassVar[tuple[Column, ...]] = _COLUMNS
@@ -147,6 +148,12 @@ class Tofu(Suite):
     aliases: ClassVar[Mapping[str, str]] = {
         "forget_truth_ratio": "forget_TR__closer_to_1_better",
         **{f"{group}_Truth_Ratio": f"{group}_TR__true_better" for group in _RIGHT},
+    }
+    brief: ClassVar[Mapping[str, str]] = {
+        "probability of its answers": "forget_Q_A_Prob",
+        "extraction strength": "extraction_strength",
+        "membership AUC (min-k); 0.5: cannot be told from held-out rows": "mia_min_k",
+        "KS statistic of the truth ratios beside the oracle's": "ks_statistic",
     }
     default_split: ClassVar[str] = "forget10"
 
