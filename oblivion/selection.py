@@ -1,4 +1,4 @@
-"""Who takes part in a round, and which clients are trained together. Both are pure functions.
+"""The selection of a round and its cohorts, as pure functions.
 
 Neither depends on the number of hosts or on the order in which anything arrives, and taking a client out of the
 population changes the selection only in rounds that had selected it.
@@ -14,12 +14,12 @@ from oblivion.seeding import derive_seed
 
 
 def population(clients: Sequence[str], joins: Mapping[str, int], round: int) -> tuple[str, ...]:
-    """Clients that have joined by `round` (counted from 1), sorted by id."""
+    """Return the clients that have joined by `round` (counted from 1), sorted by id."""
     return tuple(sorted(client for client in clients if joins.get(client, 1) <= round))
 
 
 def select_clients(population: Sequence[str], count: int, seed: int, round: int) -> tuple[str, ...]:
-    """The `count` clients whose keyed hash of (seed, round, client) is smallest, sorted by id."""
+    """Return the `count` clients with the smallest keyed hash of (seed, round, client), sorted by id."""
     ranked = sorted(population, key=lambda client: (derive_seed(seed, "selection", round, client), client))
     return tuple(sorted(ranked[:count]))
 
@@ -27,18 +27,18 @@ def select_clients(population: Sequence[str], count: int, seed: int, round: int)
 def client_steps(
     steps: Mapping[str, int], joins: Mapping[str, int], count: int, seed: int, first: int, last: int
 ) -> int:
-    """Client-steps of rounds `first` to `last`, both included.
+    """Count the client-steps of rounds `first` to `last`.
 
     Parameters
     ----------
     steps : mapping of str to int
         Client id to the optimizer steps of one visit.
     joins : mapping of str to int
-        First round of late joiners.
+        The first round of each client that joins late.
     count : int
         Clients per round.
     seed : int
-        Of the selection.
+        The seed of the selection.
     first, last : int
         Rounds, counted from 1.
     """
@@ -52,8 +52,8 @@ def client_steps(
 def form_cohorts(selected: Sequence[str], sizes: Mapping[str, int], count: int) -> tuple[tuple[str, ...], ...]:
     """Deal clients into cohorts of equal work, at most `count` in each.
 
-    The largest come first, by turns, there and back; then the cohorts with the most and the least work trade clients as
-    long as that brings the two closer.
+    Clients are dealt in boustrophedon order of size; then the most and the least loaded cohort swap clients while that
+    narrows the gap.
     """
     ordered = sorted(selected, key=lambda client: (-sizes[client], client))
     places = range(math.ceil(len(ordered) / count))
@@ -81,7 +81,7 @@ def _trade(cohorts: list[list[str]], sizes: Mapping[str, int]) -> bool:
 
 
 def without(cohorts: Sequence[Sequence[str]], absent: Collection[str]) -> tuple[tuple[str, ...], ...]:
-    """The same cohorts less some clients; who is trained with whom does not change for the others."""
+    """Return the cohorts without some clients; the others stay with the clients that they were with."""
     left = (tuple(client for client in cohort if client not in absent) for cohort in cohorts)
     return tuple(cohort for cohort in left if cohort)
 
@@ -105,17 +105,17 @@ def assign(
     Parameters
     ----------
     cohorts : sequence of sequence of str
-        As `form_cohorts` makes them; a cohort that no single host serves is split into single clients.
+        The result of `form_cohorts`; a cohort that no single host serves is split into single clients.
     sizes : mapping of str to int
-        Rows per client.
+        The number of rows of each client.
     serves : mapping of str to sequence of str
         Client id to the hosts that serve it.
 
     Returns
     -------
     dict
-        Host to its cohorts; what nobody serves is given to nobody. Results do not depend on this assignment, only the
-        time does.
+        Host to its cohorts; a cohort that no host serves is left out. The assignment changes the time of a round and
+        nothing of its result.
     """
     load: dict[str, int] = {host: 0 for hosts in serves.values() for host in hosts}
     given: dict[str, list[tuple[str, ...]]] = {host: [] for host in load}

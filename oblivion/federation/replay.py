@@ -39,21 +39,21 @@ class Replay:
         self.info = info
 
     def state(self, name: str, round: int, start: RoundState | None = None) -> RoundState:
-        """The state after a round of a branch's line.
+        """Return the state after a round of a branch's line.
 
         Parameters
         ----------
         name : str
             The branch.
         round : int
-            The round, or the branch's fork.
+            The round; at least the branch's fork.
         start : RoundState, optional
-            An earlier state of the line; by default the last that is kept at or before the round.
+            An earlier state of the line; by default the last one that is kept at or before the round.
 
         Raises
         ------
         IntegrityError
-            If contributions on the way are kept no more.
+            If contributions between the two states are no longer stored.
         """
         state = start or self.ledger.last_state(name, round)
         records = {record.round: record for record in self.ledger.records(name)}
@@ -71,17 +71,17 @@ class Replay:
         return self._entering(self.ledger.branch(name), state)
 
     def check(self, name: str) -> int:
-        """Aggregate a branch's own rounds again from what the ledger holds, and compare with the states that it kept.
+        """Aggregate a branch's own rounds again from the ledger, and compare the results with the states that it kept.
 
         Returns
         -------
         int
-            How many rounds were aggregated again.
+            The number of rounds that were aggregated again.
 
         Raises
         ------
         IntegrityError
-            If a state is not what its contributions make.
+            If a stored state differs from the result.
         """
         branch = self.ledger.branch(name)
         own = [record for record in self.ledger.records(name) if record.branch == name]
@@ -120,14 +120,14 @@ class Replay:
         return state
 
     def owner(self, name: str, round: int) -> Branch:
-        """The branch of a line that a round was run on."""
+        """Return the branch of a line on which a round was run."""
         branches = {branch.name: branch for branch in self.ledger.branches()}
         pieces = line(branches, name, round)
         return next(branches[owner] for owner, first, last in pieces if first <= round <= last)
 
 
 def _struck(record: RoundRecord) -> dict[str, str]:
-    """The clients whose update was refused in a round, without those that were not asked for one."""
+    """Return the clients whose update was refused in a round, without those in quarantine, which were not asked."""
     return {c: why for c, why in record.refused.items() if not why.startswith(QUARANTINE)}
 
 
@@ -146,13 +146,13 @@ def _same(one: RoundState, other: RoundState) -> bool:
 def verify_head(root: Path, request: str = "") -> str:
     """Aggregate the head of a run again from its contributions, and return the SHA-256 of the adapter file.
 
-    Only the last removal of a run can be replayed: what an earlier one made holds who was forgotten since. Where the
-    head is not what answered `request` (if one is named), the text is empty.
+    Only the last removal of a run can be replayed: the result of an earlier one holds clients that were forgotten
+    since. If a `request` is named and the head does not answer it, the text is empty.
 
     Raises
     ------
     OblivionError
-        If the ledger is damaged, or a state is not what its contributions make.
+        If the ledger is damaged, or a stored state is not the one that its contributions give.
     """
     import hashlib
 

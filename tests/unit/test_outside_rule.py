@@ -5,15 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from outside import Install
 from outside import install as install
+from rule_rounds import update
 
 from oblivion.aggregation import rule_of, scheme_of
 from oblivion.aggregation.fit import check_scheme, check_training
+from oblivion.aggregation.gate import GateState
+from oblivion.aggregation.round import RoundState, aggregate_round
 from oblivion.aggregation.rules import aggregators
 from oblivion.config import load_config
 from oblivion.errors import ConfigError
+from oblivion.federation.replay import replay_of
+from oblivion.ledger.memory import MemoryLedger
+from oblivion.ledger.rounds import Branch
 from oblivion.privacy.settings import check_privacy
+from oblivion.types import GlobalState
 
 RULES = '''
 """Rules of another package."""
@@ -74,6 +82,20 @@ def test_client_privacy_takes_a_rule_that_is_of_the_mean_and_no_other() -> None:
     check("half_mean", privacy__unit="client", federation__parameters={"share": 0.25})
     with pytest.raises(ConfigError, match=r"'first' is not a function of the mean alone; choose one of .*half_mean"):
         check("first", privacy__unit="client")
+
+
+def test_a_round_with_client_privacy_and_a_rule_from_outside_by_hand() -> None:
+    # Clipped to a norm of 1: (1, -0.5); without noise their mean over m = 2 is 0.25, and the rule takes 0.5 of it.
+    values = {"privacy.unit": "client", "privacy.noise-multiplier": 0, "privacy.clip-norm": 1.0}
+    config = load_config(None, {**values, "federation.aggregator": "half_mean", "federation.clients-per-round": 2})
+    ledger = MemoryLedger()
+    adapter = {"x.lora_A": torch.zeros(1), "x.lora_B": torch.zeros(1)}
+    before = RoundState(round=0, state=GlobalState(adapter=adapter), rule_state={}, gate_state=GateState())
+    ledger.open_branch(Branch(name="main", seed=0, rounds=1), before)
+    replay = replay_of(config, ledger, ["client-0", "client-1"])
+    updates = [update(k, {**adapter, "x.lora_A": torch.tensor([value])}, 9 - k) for k, value in enumerate((3.0, -0.5))]
+    after = aggregate_round(before, updates, replay.info("main", 1), replay.aggregation)
+    assert float(after.state.adapter["x.lora_A"]) == pytest.approx(0.125)
 
 
 @pytest.mark.parametrize("scheme", ["fedex", "flexlora", "flora"])
