@@ -19,7 +19,7 @@ from oblivion.data.templates import templates
 from oblivion.errors import ConfigError, InputError, IntegrityError, PlanRefusedError, nearest
 from oblivion.federation.fitting import check_fits
 from oblivion.federation.planning import make_context, make_plan, make_request, oracle_seeds, present
-from oblivion.federation.spending import check_learning, check_removals
+from oblivion.federation.spending import check_removals
 from oblivion.learners import learner_of
 from oblivion.ledger.register import EXCLUSIONS, absences
 from oblivion.ledger.rounds import Absence
@@ -29,6 +29,7 @@ from oblivion.objectives.terms import objective_from
 from oblivion.parameters import build
 from oblivion.parts import parts_of
 from oblivion.privacy.settings import check_privacy
+from oblivion.privacy.spending import check_learning
 from oblivion.removal.context import PlanningContext
 from oblivion.run.directory import RunDirectory
 from oblivion.run.manifest import make_manifest
@@ -149,7 +150,7 @@ def check(
     data = resolve(config, gone) if root is None else run_data(root, config, gone)
     locate(config.model)
     check_number(rule_of(config), config, tuple(data.clients))
-    budget = check_learning(config, data) if fresh else None
+    budget = check_learning(config, {client: len(rows) for client, rows in data.clients.items()}) if fresh else None
     if config.forget.client:
         left = present(data, forgotten)
         request = make_request(left, config.forget.client, config.forget.samples)

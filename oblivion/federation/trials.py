@@ -19,10 +19,11 @@ from oblivion.federation.measure import Trained
 from oblivion.federation.opened import OpenRun
 from oblivion.federation.planning import make_context, make_plan, oracle_seeds, request_entry
 from oblivion.federation.results import Results
-from oblivion.federation.spending import check_removals, spent
+from oblivion.federation.spending import check_removals
 from oblivion.ledger.register import Asked
 from oblivion.ledger.requests import issue
 from oblivion.ledger.rounds import Branch
+from oblivion.privacy.spending import spent
 from oblivion.removal.context import PlanningContext, from_round
 from oblivion.removal.phases import run_phases
 from oblivion.removal.plan import RemovalPlan, in_short, plan_values
