@@ -165,7 +165,7 @@ def language_model(name: str) -> Iterator[dict[str, Any]]:
         measured = measure_clients(
             GlobalState(adapter=adapter), federation, [ClientTask(client_id=LEAVES)], resident.max_length
         )
-        return float(measured[LEAVES][own]["value"] or 0.0)
+        return float(measured[LEAVES][own].value or 0.0)
 
     main = trained(Branch(name="main", seed=config.seed, rounds=learned))
     never = Branch(name="never", seed=config.seed, rounds=total, absent=absent)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Any
 
 from oblivion.ledger.rounds import RoundRecord
+from oblivion.run.records import CostRecord
 from oblivion.types import Adapter, ClientUpdate, Cost, GlobalState
 
 BLIND = 16.0
@@ -71,18 +71,18 @@ def cost_of(
     )
 
 
-def in_units(cost: Cost, oracle: Mapping[str, Any] | None = None, planned: float | None = None) -> dict[str, Any]:
-    """A cost, with ``fraction`` (client-steps) and ``token_fraction`` (tokens) in units of what the oracle cost.
+def in_units(cost: Cost, oracle: Cost | CostRecord | None = None, planned: float | None = None) -> CostRecord:
+    """Return a cost, with ``fraction`` (client-steps) and ``token_fraction`` (tokens) in units of the oracle's cost.
 
-    None where a number is withheld, or the oracle had nothing to do; without an oracle, `fraction` is as planned.
+    A fraction is None where a number is withheld, or the oracle had nothing to do; without an oracle, it is as planned.
     """
 
     def share(name: str) -> float | None:
-        part, whole = getattr(cost, name), oracle.get(name) if oracle else None
+        part, whole = getattr(cost, name), getattr(oracle, name, None)
         return None if part is None or not whole else part / whole
 
     fraction = planned if oracle is None else share("client_steps")
-    return {**asdict(cost), "fraction": fraction, "token_fraction": share("tokens")}
+    return CostRecord(**asdict(cost), fraction=fraction, token_fraction=share("tokens"))
 
 
 def _bytes(tensors: Adapter) -> int:

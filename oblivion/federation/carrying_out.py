@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from oblivion.federation.absence import to_replay
 from oblivion.federation.accounting import in_units
@@ -15,11 +14,14 @@ from oblivion.ledger.rounds import Branch
 from oblivion.removal.phases import run_phases
 from oblivion.removal.plan import RemovalPlan, plan_values
 from oblivion.run.directory import to_json
+from oblivion.run.records import RequestRecord
 from oblivion.types import ForgetRequest
 
 
-def carry_out(opened: OpenRun, name: str, plan: RemovalPlan, request: ForgetRequest, entry: dict[str, Any]) -> None:
-    """Carry a plan out on a branch of its own as the trial `name`, and measure it."""
+def carry_out(
+    opened: OpenRun, name: str, plan: RemovalPlan, request: ForgetRequest, entry: RequestRecord
+) -> RequestRecord:
+    """Carry a plan out on a branch of its own as the trial `name`, measure it, and return the request's entry."""
     federation, run, results = opened.federation, opened.run, Results(opened)
     opened.observer.event("phase", text=f"removal {plan.label} (guarantee: {plan.guarantee})")
     opened.register.move(request.id, "running")
@@ -30,14 +32,16 @@ def carry_out(opened: OpenRun, name: str, plan: RemovalPlan, request: ForgetRequ
     run.write_json(f"{where}/plan.json", content)
     _run_phases(opened, branch, request, plan)
     state, cost = federation.head(branch).state, results.cost(branch, own=True)
-    units = in_units(cost, entry["models"].get("oracle", {}).get("cost"), plan.fraction)
+    units = in_units(cost, entry.models["oracle"].cost if "oracle" in entry.models else None, plan.fraction)
     results.save_adapter(f"{where}/adapters", state)
     trial = Trained(name=name, state=state, folder=f"{where}/adapters", cost=units, plan=plan)
-    entry["models"][name] = results.measured(trial, request, entry)
-    run.write_json(f"{where}/metrics.json", entry["models"][name])
+    model = results.measured(trial, request, entry)
+    run.write_json(f"{where}/metrics.json", model.to_json())
     federation.replay.check(branch)
     opened.register.move(request.id, "verified")
+    entry = entry.with_model(name, model)
     results.enter(entry)  # last: from here on the trial is not run again
+    return entry
 
 
 def _run_phases(opened: OpenRun, name: str, request: ForgetRequest, plan: RemovalPlan) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from oblivion.aggregation.schemes.products import as_adapter
-from oblivion.errors import ConfigError, InputError, IntegrityError, OblivionError, PlanRefusedError, nearest
+from oblivion.errors import ConfigError, IntegrityError, OblivionError, PlanRefusedError, nearest
 from oblivion.federation.erasing import check_removable, erase_files, erase_numbers, files_to_erase, stuck
 from oblivion.federation.opened import OpenRun
 from oblivion.federation.results import Results
@@ -31,6 +31,7 @@ from oblivion.models.resident import weight_bytes
 from oblivion.outside import shown
 from oblivion.report import write_report
 from oblivion.report.page import build_report
+from oblivion.run.records import Measure, PlanRecord, RequestRecord, read_plan
 
 PUBLIC_KEY = "public-key.pem"
 _CODE = ("versions", "commit", "code_fingerprint", "packages", "packages_added")
@@ -39,6 +40,7 @@ _ENVIRONMENT = (*_CODE, "model", "model_digest", "seed", "engine", "machine")
 
 
 _COST = ("client_steps", "fraction")
+_NUMBERS = ("value", "interval", "n")
 _REWRITTEN = ("metrics.json", "manifest.json", "config.toml", "events.jsonl", "report.html", PUBLIC_KEY)
 _SPARE_BYTES = 2**20
 
@@ -75,8 +77,8 @@ def commit_trial(opened: OpenRun, trial: str, accept_no_guarantee: bool = False)
     """
     asked, entry = _find(opened, trial)
     name, folder = trial.partition("/")[2], opened.run.root / "forgets" / trial
-    plan = opened.run.read_json(f"forgets/{trial}/plan.json", {})
-    _check_guarantee(str(plan.get("guarantee")), accept_no_guarantee)
+    plan = read_plan(opened.run.root, trial)
+    _check_guarantee(plan.guarantee, accept_no_guarantee)
     replayed = opened.federation.replay.check(trial)
     after = opened.federation.head(trial).state
     if hashlib.sha256(weight_bytes(as_adapter(after))).hexdigest() != _digest(folder / "adapters" / WEIGHTS):
@@ -87,9 +89,9 @@ def commit_trial(opened: OpenRun, trial: str, accept_no_guarantee: bool = False)
     facts = {
         "trial": name,
         "whole_client": asked.request.whole_client,
-        "guarantee": plan["guarantee"],
-        "accepted_no_guarantee": plan["guarantee"] == "none",
-        "from_round": plan.get("from_round"),
+        "guarantee": plan.guarantee,
+        "accepted_no_guarantee": plan.guarantee == "none",
+        "from_round": plan.from_round,
         "before": before | {WEIGHTS: _sha256(made[WEIGHTS])},
         "after": _digests(folder / "adapters"),
         "erases": erases,
@@ -104,18 +106,18 @@ def commit_trial(opened: OpenRun, trial: str, accept_no_guarantee: bool = False)
     return finish_commits(opened)[trial]
 
 
-def _find(opened: OpenRun, trial: str) -> tuple[Asked, dict[str, Any]]:
+def _find(opened: OpenRun, trial: str) -> tuple[Asked, RequestRecord]:
     """The open request of a trial, and its entry in ``metrics.json``."""
     request_id, _, name = trial.partition("/")
     asked = opened.register.asked(request_id)
     if not asked.open:
         raise PlanRefusedError(f"{request_id} is {asked.state} already{f': {asked.ground}' if asked.ground else ''}")
-    entries = {entry["id"]: entry for entry in Results(opened).metrics()["requests"]}
-    models: dict[str, Any] = entries[request_id]["models"] if request_id in entries else {}
-    if not name or name not in models or not opened.has(trial):
+    entry = Results(opened).record().request(request_id)
+    models = entry.models if entry else {}
+    if entry is None or name not in models or not opened.has(trial):
         known = [key for key in models if opened.has(f"{request_id}/{key}")]
         raise ConfigError(f"{request_id} has no trial '{name}' at the present head; {nearest(name, known)}")
-    return asked, entries[request_id]
+    return asked, entry
 
 
 def _check_guarantee(guarantee: str, accepted: bool) -> None:
@@ -210,46 +212,40 @@ def unfinished(opened: OpenRun, trial: str, problem: str) -> str:
 
 
 def _evidence_beforehand(
-    opened: OpenRun, asked: Asked, entry: Mapping[str, Any], plan: Mapping[str, Any], name: str, replayed: int
+    opened: OpenRun, asked: Asked, entry: RequestRecord, plan: PlanRecord, name: str, replayed: int
 ) -> dict[str, Any]:
     """What evidence will say that is known before the commit, so that no file is needed for it afterwards."""
-    request, manifest, models = asked.request, opened.run.read_json("manifest.json", {}), entry["models"]
+    request, manifest, models = asked.request, opened.run.read_json("manifest.json", {}), entry.models
     told = {key: model for key, model in models.items() if key in ("original", name) or key.startswith("oracle")}
-    try:
-        return {
-            "request": {
-                "id": request.id,
-                "client": request.client_id,
-                "scope": "client" if request.whole_client else "samples",
-                "samples": entry["rows"],
-                **({"shared": entry["shared"]} if "shared" in entry else {}),
-                "issued_at": request.issued_at,
-                "received_at": asked.received_at,
-                "due_at": asked.due_at,
-                "key_id": _key_id(opened, asked),
-            },
-            "plan": {
-                "method": plan["method"],
-                "label": plan["label"],
-                "guarantee": plan["guarantee"],
-                **({"accepted_no_guarantee": True} if plan["guarantee"] == "none" else {}),
-                "from_round": plan["from_round"],
-                "restored_round": _restored(plan),
-                "phases": plan["phases"],
-                "checklist": plan["checklist"],
-                "cost": {key: models[name]["cost"].get(key) for key in _COST},
-                "rounds_checked_by_replay": replayed,
-            },
-            "measured": {"original": {}, "oracle": {}}
-            | {"committed" if key == name else key: _numbers(model["central"]) for key, model in told.items()},
-            "invalidated": plan["invalidates"],
-            "environment": {part: manifest[part] for part in _ENVIRONMENT if part in manifest},
-        }
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{opened.run.root}: plan.json of {request.id}/{name}, or metrics.json, is not complete ({error}); "
-            "restore it, or run the removal again. Nothing was changed"
-        ) from None
+    return {
+        "request": {
+            "id": request.id,
+            "client": request.client_id,
+            "scope": "client" if request.whole_client else "samples",
+            "samples": entry.rows,
+            **({"shared": list(entry.shared)} if entry.shared else {}),
+            "issued_at": request.issued_at,
+            "received_at": asked.received_at,
+            "due_at": asked.due_at,
+            "key_id": _key_id(opened, asked),
+        },
+        "plan": {
+            "method": plan.method,
+            "label": plan.label,
+            "guarantee": plan.guarantee,
+            **({"accepted_no_guarantee": True} if plan.guarantee == "none" else {}),
+            "from_round": plan.from_round,
+            "restored_round": plan.restored_round,
+            "phases": [phase.to_json() for phase in plan.phases],
+            "checklist": [item.to_json() for item in plan.checklist],
+            "cost": {key: getattr(models[name].cost, key) for key in _COST},
+            "rounds_checked_by_replay": replayed,
+        },
+        "measured": {"original": {}, "oracle": {}}
+        | {"committed" if key == name else key: _numbers(model.central) for key, model in told.items()},
+        "invalidated": list(plan.invalidates),
+        "environment": {part: manifest[part] for part in _ENVIRONMENT if part in manifest},
+    }
 
 
 def _rehearse(opened: OpenRun, asked: Asked, facts: Mapping[str, Any]) -> None:
@@ -290,13 +286,9 @@ def _statement(said: Mapping[str, Any], log: Mapping[str, Any]) -> dict[str, Any
     return statement(said["before"], said["after"], content)
 
 
-def _numbers(central: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: {key: measure[key] for key in ("value", "interval", "n")} for name, measure in central.items()}
-
-
-def _restored(plan: Mapping[str, Any]) -> int | None:
-    first = plan["phases"][0] if plan["phases"] else {}
-    return first["round"] if first.get("kind") == "restore" else None
+def _numbers(central: Mapping[str, Measure]) -> dict[str, Any]:
+    values = {name: measure.to_json() for name, measure in central.items()}
+    return {name: {key: said.get(key) for key in _NUMBERS} for name, said in values.items()}
 
 
 def _log_proof(opened: OpenRun, removal: Record) -> dict[str, Any]:

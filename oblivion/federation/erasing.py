@@ -25,6 +25,7 @@ from oblivion.outside import parse_json
 from oblivion.run.directory import RunDirectory, to_json
 from oblivion.run.events import round_entry
 from oblivion.run.manifest import describe_clients
+from oblivion.run.records import ModelRecord, RequestRecord, read_record
 from oblivion.run_format import ORIGINAL
 
 EVENTS = "events.jsonl"
@@ -51,7 +52,7 @@ def files_to_erase(opened: OpenRun, asked: Asked, trial: str) -> dict[str, list[
     """
     root, closed = opened.run.root, closed_requests(opened, asked)
     known = {a.request.id for a in opened.register.all_asked()} | closed
-    known |= {entry["id"] for entry in Results(opened).metrics()["requests"]}
+    known |= {entry.id for entry in Results(opened).record().requests}
     oracles = [f"adapters/oracle*-{request}" for request in sorted(known - {asked.request.id})]
     trials = [f"forgets/{request}/*/plan.json" for request in sorted(known)]
     adapters = [root / ORIGINAL, *(path for pattern in oracles for path in sorted(root.glob(pattern)))]
@@ -117,9 +118,8 @@ def erase_files(opened: OpenRun, removal: Record) -> list[str]:
     What was made again since (another request's trial on the new head, where this was not finished at once) stays.
     """
     root, problems = opened.run.root, []
-    entries = {entry["id"]: entry for entry in Results(opened).metrics()["requests"]}
-    again = {request: e for request, e in entries.items() if _open(opened, request)}
-    adapters = {model["adapter"] for entry in again.values() for model in entry["models"].values()}
+    again = {entry.id: entry for entry in Results(opened).record().requests if _open(opened, entry.id)}
+    adapters = {model.adapter for entry in again.values() for model in entry.models.values()}
     for name in [*removal.content["erases"]["adapters"], *removal.content["erases"]["files"]]:
         parts = name.split("/")
         trial = parts[0] == "forgets" and opened.has("/".join(parts[1:3]))
@@ -149,9 +149,9 @@ def erase_numbers(opened: OpenRun, removal: Record, asked: Asked) -> None:
     _metrics(opened, removal, asked)
     for path in sorted(opened.run.root.glob("forgets/*/*/metrics.json")):
         name = path.relative_to(opened.run.root).as_posix()
-        model = opened.run.read_json(name, {})
+        model = read_record(ModelRecord, path, "what the run measured of a trial")
         own = path.parent.parent.name == asked.request.id
-        opened.run.write_json(name, _unnumbered(model, None if own else client))
+        opened.run.write_json(name, _unnumbered(model, None if own else client).to_json())
     _events(opened, client, set(asked.request.sample_ids or ()))
     if client is not None:
         _settings(opened.run, client)
@@ -160,35 +160,39 @@ def erase_numbers(opened: OpenRun, removal: Record, asked: Asked) -> None:
 
 
 def _metrics(opened: OpenRun, removal: Record, asked: Asked) -> None:
-    metrics, request = Results(opened).metrics(), asked.request
-    client = request.client_id if request.whole_client else None
-    first = not any(e["id"] == request.id and "committed" in e for e in metrics["requests"])
-    if first:  # later, another request may have been answered on the new head
+    results, request = Results(opened), asked.request
+    record, head = results.record(), f"forgets/{opened.head}/adapters"
+    requests, before = record.requests, record.request(request.id)
+    if before is None or before.committed is None:  # later, another request may have been answered on the new head
         closed = closed_requests(opened, asked)
-        metrics["requests"] = [entry for entry in metrics["requests"] if entry["id"] in closed]
-    metrics["head"] = f"forgets/{opened.head}/adapters"
-    for entry in metrics["requests"]:
-        if entry["id"] == request.id:
-            entry |= {"committed": removal.content["trial"], "committed_at": removal.content["committed_at"]}
-        if entry["client"] == client:
-            entry["sample_ids"] = None  # of an earlier request for some of its samples
-        if entry["id"] == request.id or not _open(opened, entry["id"]):
-            own = entry["id"] == request.id
-            entry["models"] = {n: _unnumbered(m, None if own else client) for n, m in entry["models"].items()}
-        for model in entry["models"].values():
-            if model["adapter"] in removal.content["erases"]["adapters"] and model["adapter"] != metrics["head"]:
-                model["adapter"] = None
-    if "learned" in metrics:
-        metrics["learned"] = _unnumbered({**metrics["learned"], "adapter": None}, client)
-    metrics["history"] = []  # what the ledger still has is written into it
-    Results(opened).write_metrics(metrics)
+        requests = tuple(entry for entry in requests if entry.id in closed)
+    entries = tuple(_entry_left(opened, entry, removal, asked, head) for entry in requests)
+    record = record.but(head=head, requests=entries, history=())  # what the ledger still has is written into it
+    if record.learned is not None:
+        client = request.client_id if request.whole_client else None
+        record = record.but(learned=_unnumbered(record.learned.but(adapter=None), client))
+    results.write(record)
 
 
-def _unnumbered(model: Mapping[str, Any], client: str | None) -> dict[str, Any]:
+def _entry_left(opened: OpenRun, entry: RequestRecord, removal: Record, asked: Asked, head: str) -> RequestRecord:
+    """What is left of the entry of a request when a removal was committed."""
+    client = asked.request.client_id if asked.request.whole_client else None
+    own, models, erased = entry.id == asked.request.id, entry.models, removal.content["erases"]["adapters"]
+    if own:
+        said = removal.content
+        entry = entry.but(committed=said["trial"], committed_at=said["committed_at"])
+    if entry.client == client:
+        entry = entry.but(sample_ids=None)  # of an earlier request for some of its samples
+    if own or not _open(opened, entry.id):
+        models = {name: _unnumbered(model, None if own else client) for name, model in models.items()}
+    gone = {name for name, model in models.items() if model.adapter in erased and model.adapter != head}
+    return entry.but(models={n: m.but(adapter=None) if n in gone else m for n, m in models.items()})
+
+
+def _unnumbered(model: ModelRecord, client: str | None) -> ModelRecord:
     """A model's entry without tokens, and without what a client that is forgotten measured of it."""
-    measured = {name: said for name, said in model.get("clients", {}).items() if name.split(" (")[0] != client}
-    cost = {**model.get("cost", {}), "tokens": None, "token_fraction": None}
-    return {**model, "clients": measured, "cost": cost}
+    measured = {name: said for name, said in model.clients.items() if name.split(" (")[0] != client}
+    return model.but(clients=measured, cost=model.cost.but(tokens=None, token_fraction=None))
 
 
 def _events(opened: OpenRun, client: str | None, samples: set[str]) -> None:

@@ -64,7 +64,7 @@ class Learning:
             run.observer.event("warning", text=f"these layers carry no adapter, see docs/models.md: {layers}")
         run_phases(learning_phases(config, replay=False), PhaseRunner(run.federation, MAIN), MAIN, None, 0)
         self.keep_original()
-        self.results.write_metrics(self.results.metrics())
+        self.results.write(self.results.record())
 
     def keep_original(self) -> None:
         """Save what was learned, if a crash came before that."""
@@ -89,7 +89,6 @@ class Learning:
 
     def measure_learned(self) -> None:
         """Measure the learned model where nobody asks to be forgotten."""
-        metrics = self.results.metrics()
-        if "learned" not in metrics:
-            metrics["learned"] = self.results.entry_of(self.results.original(), None)
-            self.results.write_metrics(metrics)
+        record = self.results.record()
+        if record.learned is None:
+            self.results.write(record.but(learned=self.results.entry_of(self.results.original(), None)))

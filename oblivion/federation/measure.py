@@ -21,6 +21,7 @@ from oblivion.models.resident import ResidentModel
 from oblivion.removal.plan import RemovalPlan
 from oblivion.replies import heard, measured
 from oblivion.run.directory import RunDirectory
+from oblivion.run.records import ChecklistEntry, CostRecord, Measure, ModelRecord
 from oblivion.selection import assign
 from oblivion.types import ClientTask, EvaluateRequest, ForgetRequest, GlobalState, MetricResult
 
@@ -37,7 +38,7 @@ class Trained:
         Its key in ``metrics.json``, and where its adapter lies in the run directory.
     state : GlobalState
         The model: adapter and residual.
-    cost : dict
+    cost : CostRecord
         What it took, and the same in units of retraining; see `oblivion.federation.accounting.in_units`.
     plan : RemovalPlan or None
         For a trial, what was carried out.
@@ -46,7 +47,7 @@ class Trained:
     name: str
     state: GlobalState
     folder: str
-    cost: dict[str, Any]
+    cost: CostRecord
     plan: RemovalPlan | None = None
 
 
@@ -58,7 +59,7 @@ def measure_model(
     resident: ResidentModel,
     federation: Federation,
     exclusions: Sequence[Absence],
-) -> dict[str, Any]:
+) -> ModelRecord:
     """Measure a model centrally and on every client; per-row results go to ``evaluations/``.
 
     Parameters
@@ -80,7 +81,7 @@ def measure_model(
 
     Returns
     -------
-    dict
+    ModelRecord
         The model's entry in ``metrics.json``.
     """
     federation.observer.event("phase", text=f"measuring {model.name}")
@@ -97,17 +98,17 @@ def measure_model(
     if evaluation.skipped:
         text = f"left out whole, because longer than the context: {plural(len(evaluation.skipped), 'evaluation row')}"
         federation.observer.event("warning", text=text, samples=evaluation.skipped)
-    return {
-        "label": model.plan.label if model.plan else model.name,
-        "guarantee": model.plan.guarantee if model.plan else None,
-        "adapter": model.folder,
-        "central": summary(evaluation),
-        "clients": measure_clients(
-            model.state, federation, client_tasks(data, request, exclusions), resident.max_length
-        ),
-        "cost": model.cost,
-        "touches": [asdict(item) for item in model.plan.checklist] if model.plan else [],
-    }
+    tasks = client_tasks(data, request, exclusions)
+    checklist = model.plan.checklist if model.plan else ()
+    return ModelRecord(
+        label=model.plan.label if model.plan else model.name,
+        guarantee=model.plan.guarantee if model.plan else None,
+        adapter=model.folder,
+        central=summary(evaluation),
+        clients=measure_clients(model.state, federation, tasks, resident.max_length),
+        cost=model.cost,
+        touches=tuple(ChecklistEntry(**asdict(item)) for item in checklist),
+    )
 
 
 def _read_results(run: RunDirectory, where: str, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -168,7 +169,7 @@ def client_tasks(data: FederatedData, request: ForgetRequest | None, exclusions:
 
 def measure_clients(
     state: GlobalState, federation: Federation, tasks: Sequence[ClientTask], max_length: int
-) -> dict[str, dict[str, dict[str, float | None]]]:
+) -> dict[str, dict[str, Measure]]:
     """Let clients measure a model on their own rows; numbers that can be true come back, never text.
 
     `max_length` is the number of tokens that a row can have.
@@ -176,7 +177,7 @@ def measure_clients(
     Returns
     -------
     dict
-        Client (in two parts where only some of its rows are asked for) to metric to ``{"value", "n"}``.
+        Client (in two parts where only some of its rows are asked for) to metric to its value and number of rows.
     """
     by_client = {task.client_id: task for task in tasks}
     given = assign([(client,) for client in by_client], federation.sizes, federation.serves)
@@ -190,7 +191,7 @@ def measure_clients(
         )
         for host, mine in given.items()
     ]
-    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    found: dict[str, dict[str, Measure]] = {}
     silent = set(given)
     for client in sorted(by_client.keys() - federation.serves.keys()):
         federation.observer.event("warning", text=f"{client} could not be measured: no host serves it", client=client)
@@ -202,7 +203,7 @@ def measure_clients(
             federation.observer.event("warning", text=f"host {reply.host}: {text}", host=reply.host)
         for client, metrics in taken.items():
             found[client] = {
-                name: {"value": total / weight if weight else None, "n": weight}
+                name: Measure(value=total / weight if weight else None, n=weight)
                 for name, (total, weight) in metrics.items()
             }
         for client, reason in reply.failures.items():
@@ -223,11 +224,15 @@ def _portions(task: ClientTask, federation: Federation) -> dict[str, int]:
     return {f"{task.client_id} (forgotten)": asked, f"{task.client_id} (kept)": left - asked}
 
 
-def summary(evaluation: Evaluation) -> dict[str, Any]:
-    """Metric name to ``{"value", "interval", "n"}``, with the reason for a missing value and what stands beside it."""
+def summary(evaluation: Evaluation) -> dict[str, Measure]:
+    """Return the measures by metric, with the reason for a missing value and what stands beside the value."""
     return {
-        name: {"value": result.value, "interval": result.interval, "n": result.n}
-        | ({"reason": result.reason} if result.reason else {})
-        | {key: result.extra[key] for key in _BESIDE if key in result.extra}
+        name: Measure(
+            value=result.value,
+            interval=result.interval,
+            n=result.n,
+            **({"reason": result.reason} if result.reason else {}),
+            **{key: result.extra[key] for key in _BESIDE if key in result.extra},
+        )
         for name, result in evaluation.results.items()
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from oblivion.aggregation import rule_of, scheme_of
 from oblivion.config import RunConfig
@@ -20,6 +19,7 @@ from oblivion.privacy.budget import budget_of
 from oblivion.removal import removal_from
 from oblivion.removal.context import PlanningContext, first_asked, from_round
 from oblivion.removal.plan import RemovalPlan, plan_removal
+from oblivion.run.records import RequestRecord
 from oblivion.seeding import derive_seed
 from oblivion.selection import population, select_clients
 from oblivion.types import ForgetRequest
@@ -61,7 +61,7 @@ def visits(config: RunConfig, usable: Mapping[str, int]) -> dict[str, int]:
     return {c: steps_per_visit(rows, train.batch_size, train.local_epochs) for c, rows in usable.items()}
 
 
-def request_entry(data: FederatedData, request: ForgetRequest, context: PlanningContext, never: str) -> dict[str, Any]:
+def request_entry(data: FederatedData, request: ForgetRequest, context: PlanningContext, never: str) -> RequestRecord:
     """What ``metrics.json`` says about a request before any removal was run.
 
     Parameters
@@ -74,18 +74,18 @@ def request_entry(data: FederatedData, request: ForgetRequest, context: Planning
     rows = asked_rows(data.clients[request.client_id], request)
     shared = [row.id for row in shared_rows(data, request)]
     accepted = (record.round for record in context.records if request.client_id in record.accepted)
-    return {
-        "id": request.id,
-        "client": request.client_id,
-        "samples": None if request.whole_client else len(rows),
-        "sample_ids": request.sample_ids,
-        "rows": len(rows),
-        **({"shared": shared} if shared else {}),
-        "t_u": first_asked(request, context),
-        "first_update": next(accepted, None),
+    return RequestRecord(
+        id=request.id,
+        client=request.client_id,
+        samples=None if request.whole_client else len(rows),
+        sample_ids=request.sample_ids,
+        rows=len(rows),
+        **({"shared": tuple(shared)} if shared else {}),
+        t_u=first_asked(request, context),
+        first_update=next(accepted, None),
         **({"never": never} if never else {}),
-        "models": {},
-    }
+        models={},
+    )
 
 
 def make_context(

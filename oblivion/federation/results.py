@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from oblivion.aggregation.schemes.products import as_adapter
 from oblivion.federation.accounting import in_units, rounded_otherwise
 from oblivion.federation.measure import Trained, measure_model
-from oblivion.federation.numbers import read_metrics, write_metrics
 from oblivion.federation.opened import OpenRun
+from oblivion.federation.spending import privacy_values
 from oblivion.files import remove
 from oblivion.ledger.adapters import note_adapter
 from oblivion.models.loading import locate
 from oblivion.models.resident import weight_bytes
+from oblivion.run.events import round_entry
+from oblivion.run.records import (
+    METRICS,
+    VERSION,
+    ModelRecord,
+    RequestRecord,
+    RoundEntry,
+    RunRecord,
+    read_run_record,
+)
 from oblivion.types import Cost, ForgetRequest, GlobalState
 
 
@@ -28,19 +36,28 @@ class Results:
     def __init__(self, opened: OpenRun) -> None:
         self.opened = opened
 
-    def metrics(self) -> dict[str, Any]:
-        """What ``metrics.json`` says."""
-        return read_metrics(self.opened.run)
+    def record(self) -> RunRecord:
+        """Return what ``metrics.json`` says; empty numbers where there is none yet."""
+        root = self.opened.run.root
+        return read_run_record(root) if (root / METRICS).exists() else RunRecord(scenario=root.name)
 
-    def write_metrics(self, metrics: dict[str, Any]) -> None:
+    def write(self, record: RunRecord) -> None:
         """Write ``metrics.json``, with the rounds that were committed since."""
-        write_metrics(self.opened.run, metrics, self.opened.config, self.opened.ledger, self.opened.head)
+        run = self.opened
+        known, history = {(entry.branch, entry.round) for entry in record.history}, list(record.history)
+        for branch in run.ledger.branches():
+            for committed in run.ledger.records(branch.name):
+                if committed.branch == branch.name and (branch.name, committed.round) not in known:
+                    history.append(RoundEntry(**round_entry(committed)))
+        record = record.but(version=VERSION, history=tuple(history), requests=record.requests)
+        privacy = privacy_values(run.config, run.ledger, run.head)
+        if privacy is not None:
+            record = record.but(privacy=privacy)
+        run.run.write_json(METRICS, record.to_json())
 
-    def enter(self, entry: dict[str, Any]) -> None:
+    def enter(self, entry: RequestRecord) -> None:
         """Write the entry of a request into ``metrics.json``, in place of the one that is there."""
-        metrics = self.metrics()
-        metrics["requests"] = [e for e in metrics["requests"] if e["id"] != entry["id"]] + [entry]
-        self.write_metrics(metrics)
+        self.write(self.record().with_request(entry))
 
     def save_adapter(self, name: str, state: GlobalState) -> None:
         """Save a model's adapter as the folder `name` of the run directory, in PEFT format."""
@@ -66,22 +83,25 @@ class Results:
         records = self.opened.ledger.records(branch)
         return sum((record.cost for record in records if not own or record.branch == branch), Cost())
 
-    def entry_of(self, model: Trained, request: ForgetRequest | None) -> dict[str, Any]:
+    def entry_of(self, model: Trained, request: ForgetRequest | None) -> ModelRecord:
         """Measure a model; return its entry in ``metrics.json``."""
         run = self.opened
         exclusions = run.register.exclusions()
         return measure_model(model, request, run.run, run.data, run.resident, run.federation, exclusions)
 
-    def measured(self, model: Trained, request: ForgetRequest, entry: dict[str, Any]) -> dict[str, Any]:
+    def measured(self, model: Trained, request: ForgetRequest, entry: RequestRecord) -> ModelRecord:
         """Measure a model for a request; its entry also says why its rounds may be rounded differently, if they may."""
         run = self.opened
         branches = [name for name in (run.head, f"{request.id}/{model.name}") if run.has(name)]
         records = [record for name in branches for record in run.ledger.records(name)]
-        own = rounded_otherwise(run.resident.repeats_bits, records)
-        rounding = own or entry["models"].get("oracle", {}).get("rounding")
-        return {**self.entry_of(model, request), **({"rounding": rounding} if rounding else {})}
+        rounding = rounded_otherwise(run.resident.repeats_bits, records)
+        if not rounding and "oracle" in entry.models:
+            rounding = entry.models["oracle"].rounding
+        found = self.entry_of(model, request)
+        return found.but(rounding=rounding) if rounding else found
 
-    def measure(self, model: Trained, request: ForgetRequest, entry: dict[str, Any]) -> None:
-        """Measure a model and write it into the request's entry in ``metrics.json``."""
-        entry["models"][model.name] = self.measured(model, request, entry)
+    def measure(self, model: Trained, request: ForgetRequest, entry: RequestRecord) -> RequestRecord:
+        """Measure a model; write it into the request's entry in ``metrics.json``, and return the entry."""
+        entry = entry.with_model(model.name, self.measured(model, request, entry))
         self.enter(entry)
+        return entry

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from oblivion.config import RunConfig
 from oblivion.federation.planning import oracle_seeds
@@ -11,6 +10,7 @@ from oblivion.ledger.store import StoredLedger
 from oblivion.privacy.budget import Budget, expected_rounds, statement
 from oblivion.privacy.spending import check_rounds
 from oblivion.removal.plan import RemovalPlan
+from oblivion.run.records import PrivacyRecord
 
 
 def check_removals(
@@ -50,9 +50,9 @@ def check_removals(
     check_rounds(budget, wanted)
 
 
-def privacy_values(config: RunConfig, ledger: StoredLedger, head: str) -> dict[str, Any] | None:
+def privacy_values(config: RunConfig, ledger: StoredLedger, head: str) -> PrivacyRecord | None:
     """What ``metrics.json`` says of privacy; None without."""
     if config.privacy.unit == "none":
         return None
     there = any(branch.name == head for branch in ledger.branches())
-    return statement(config, ledger.charged(), ledger.line(head) if there else ())
+    return PrivacyRecord.model_validate(statement(config, ledger.charged(), ledger.line(head) if there else ()))

@@ -5,10 +5,8 @@ Everything can be interrupted and done again: what the ledger and the run direct
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from oblivion.federation.absence import never_took_part, refusal
 from oblivion.federation.accounting import in_units, rounded_otherwise
@@ -28,6 +26,7 @@ from oblivion.removal.context import PlanningContext, from_round
 from oblivion.removal.phases import run_phases
 from oblivion.removal.plan import RemovalPlan, in_short, plan_values
 from oblivion.run.directory import to_json
+from oblivion.run.records import RequestRecord
 from oblivion.types import ForgetRequest
 
 
@@ -99,50 +98,49 @@ class Trials:
         Learning(run).keep_original()
         request = asked.request
         entry = self._request_entry(request)
-        if "never" in entry:
+        if entry.never:
             self.results.enter(entry)
-            raise refusal(run.run.root, request, entry["never"])
+            raise refusal(run.run.root, request, entry.never)
         plans = {method: self.plan(request, method) for method in methods}
         names = {method: self._trial_name(entry, plan) for method, plan in plans.items()}
-        new = [plan for method, plan in plans.items() if names[method] not in entry["models"]]
-        self.check_budget(request, new, [name for name in oracle_seeds(run.config) if name not in entry["models"]])
-        if "shared" in entry and not entry["models"]:
-            text = f"of what {request.client_id} asks to be forgotten, others also hold {in_short(entry['shared'])}: "
+        new = [plan for method, plan in plans.items() if names[method] not in entry.models]
+        self.check_budget(request, new, [name for name in oracle_seeds(run.config) if name not in entry.models])
+        if entry.shared and not entry.models:
+            text = f"of what {request.client_id} asks to be forgotten, others also hold {in_short(entry.shared)}: "
             run.observer.event("warning", text=text + "that stays learned from them, and is measured separately")
         if plans and asked.state == "received":
             run.register.move(request.id, "planned")
-        self._measure_oracles(request, entry)
-        if "original" not in entry["models"]:
-            self.results.measure(self.results.original(), request, entry)
+        entry = self._measure_oracles(request, entry)
+        if "original" not in entry.models:
+            entry = self.results.measure(self.results.original(), request, entry)
         for method, plan in plans.items():
-            if names[method] not in entry["models"]:
-                carry_out(run, names[method], plan, request, entry)
+            if names[method] not in entry.models:
+                entry = carry_out(run, names[method], plan, request, entry)
         return names
 
-    def _request_entry(self, request: ForgetRequest) -> dict[str, Any]:
-        for entry in self.results.metrics()["requests"]:
-            if entry["id"] == request.id:
-                return dict(entry)
-        return request_entry(self.opened.data, request, self._context(request), self._never(request))
+    def _request_entry(self, request: ForgetRequest) -> RequestRecord:
+        return self.results.record().request(request.id) or request_entry(
+            self.opened.data, request, self._context(request), self._never(request)
+        )
 
-    def _trial_name(self, entry: Mapping[str, Any], plan: RemovalPlan) -> str:
+    def _trial_name(self, entry: RequestRecord, plan: RemovalPlan) -> str:
         """The trial of this very plan if there is one, else a new name."""
         content = json.loads(to_json(plan_values(plan)))
         number = 1
         while True:
             name = plan.method if number == 1 else f"{plan.method}-{number}"
-            known = self.opened.run.read_json(f"forgets/{entry['id']}/{name}/plan.json", None)
-            if name not in entry["models"] or known == content:
+            known = self.opened.run.read_json(f"forgets/{entry.id}/{name}/plan.json", None)
+            if name not in entry.models or known == content:
                 return name
             number += 1
 
-    def _measure_oracles(self, request: ForgetRequest, entry: dict[str, Any]) -> None:
+    def _measure_oracles(self, request: ForgetRequest, entry: RequestRecord) -> RequestRecord:
         """Train the federation that never saw the data, once per seed; the first seed is the run's own."""
         run, federation = self.opened, self.opened.federation
         rounds = run.config.federation.rounds
         for index, (name, seed) in enumerate(oracle_seeds(run.config).items()):
             branch = f"{request.id}/{name}"
-            if name not in entry["models"]:
+            if name not in entry.models:
                 run.observer.event("phase", text=f"training the {name}: the federation without the data to forget")
                 start = run.initial if index == 0 else run.resident.initial_adapter(seed)
                 oracle = Branch(name=branch, seed=seed, rounds=rounds, absent=run.absent(request), history=False)
@@ -151,10 +149,11 @@ class Trials:
                 phases = learning_phases(run.config, replay=index == 0)
                 run_phases(phases, runner(run, t_u), branch, request, 0)
                 state, cost = federation.head(branch).state, self.results.cost(branch)
-                units = in_units(cost, dataclasses.asdict(cost))
+                units = in_units(cost, cost)
                 folder = f"adapters/{name}-{request.id}"
                 self.results.save_adapter(folder, state)
                 model = Trained(name=name, state=state, folder=folder, cost=units)
-                self.results.measure(model, request, entry)
+                entry = self.results.measure(model, request, entry)
             if run.has(branch):
                 federation.forget_branch(branch)
+        return entry

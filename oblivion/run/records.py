@@ -241,6 +241,7 @@ class PhaseEntry(Record):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     kind: Text
+    round: int | None = None
 
 
 class PlanRecord(Record):
@@ -261,6 +262,11 @@ class PlanRecord(Record):
     fraction: float
     invalidates: tuple[Text, ...]
     shared: tuple[Text, ...] = ()
+
+    @property
+    def restored_round(self) -> int | None:
+        """The round whose state the removal goes back to; None where it goes on from the head."""
+        return self.phases[0].round if self.phases and self.phases[0].kind == "restore" else None
 
 
 R = TypeVar("R", bound=Record)

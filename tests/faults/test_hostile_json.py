@@ -16,6 +16,7 @@ from oblivion.data.row_files import read_row_file
 from oblivion.errors import InputError, IntegrityError
 from oblivion.ledger.keys import Keys
 from oblivion.metrics.engine.layout import read_reference
+from oblivion.metrics.suites import make_suite
 from oblivion.outside import DEEPEST, parse_json, parse_toml, read
 from oblivion.report.reading import read_run
 from oblivion.run.directory import RunDirectory
@@ -106,7 +107,7 @@ def test_a_reference_a_request_and_a_checkpoint_are_refused(run: Path, tmp_path:
     path = tmp_path / "file.json"
     path.write_bytes(data)
     with pytest.raises(InputError, match=r"file\.json: "):
-        read_reference(path)
+        read_reference(path, make_suite("tofu"))
     ask = ("forget", run, "--method", "exclude", "--request", path)
     for words in (ask, ("ledger", "verify", run, "--checkpoint", path)):
         code, _, said = command_line.oblivion(*words)
