@@ -28,7 +28,7 @@ from oblivion.models.resident import weight_bytes
 from oblivion.outside import shown
 from oblivion.report import write_report
 from oblivion.report.page import build_report
-from server.erasing import check_removable, erase_files, erase_numbers, files_to_erase, stuck
+from server.erasing import check_removable, erase_files, erase_numbers, files_to_erase, outside, stuck
 from server.workflow import Workflow
 
 PUBLIC_KEY = "public-key.pem"
@@ -95,7 +95,7 @@ def commit_trial(workflow: Workflow, trial: str, accept_no_guarantee: bool = Fal
         "evidence": _evidence_beforehand(workflow, asked, entry, plan, name, replayed),
     }
     _rehearse(workflow, asked, facts)
-    check_removable(workflow.run.root, [*erases["adapters"], *erases["files"]])
+    check_removable(workflow.run.root, [*erases["adapters"], *erases["files"], f"forgets/{trial}/evidence.json"])
     _check_writable(workflow, folder)
     build_report([workflow.run.root])  # it must be possible afterwards
     workflow.observer.event("phase", text=f"committing {trial}: erasing what holds the forgotten data")
@@ -181,6 +181,9 @@ def finish_commits(workflow: Workflow) -> dict[str, str]:
         trial = str(removal.content["branch"])
         asked = workflow.register.asked(removal.content["request"])
         problems: list[str] = []
+        if reason := outside(workflow.run.root, f"forgets/{trial}/evidence.json"):
+            done[trial] = f"no evidence can be written: {reason}"
+            continue
         for step in (
             lambda removal=removal, asked=asked: erase_numbers(workflow, removal, asked),
             lambda removal=removal, problems=problems: problems.extend(erase_files(workflow, removal)),

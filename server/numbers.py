@@ -2,19 +2,71 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ValidationError
 
 from oblivion.config import RunConfig
+from oblivion.errors import InputError
+from oblivion.ledger.requests import ID
 from oblivion.ledger.store import StoredLedger
+from oblivion.outside import shown
+from oblivion.validation import faults
 from server.events import round_entry
 from server.run_directory import RunDirectory
 from server.spending import privacy_values
 
 
+def _request_id(text: str) -> str:
+    """A request's id: files are looked for, and erased, by it."""
+    if not ID.fullmatch(text):
+        raise ValueError("is no id of a request (req- and 12 hex digits)")
+    return text
+
+
+class _Model(BaseModel):
+    adapter: str | None
+    central: dict[str, Any]
+    clients: dict[str, Any] = {}
+    cost: dict[str, Any] = {}
+
+
+class _Request(BaseModel):
+    id: Annotated[str, AfterValidator(_request_id)]
+    client: str
+    models: dict[str, _Model]
+
+
+class _Round(BaseModel):
+    branch: str
+    round: int
+
+
+class _Metrics(BaseModel):
+    """What the program relies on when it goes on with a run, which anybody may have edited."""
+
+    requests: list[_Request]
+    history: list[_Round]
+    learned: _Model | None = None
+
+
 def read_metrics(run: RunDirectory) -> dict[str, Any]:
-    """What ``metrics.json`` says; empty numbers where there is none yet."""
+    """What ``metrics.json`` says; empty numbers where there is none yet.
+
+    Raises
+    ------
+    InputError
+        If it is not what a run writes.
+    """
     empty = {"scenario": run.root.name, "requests": [], "history": []}
     metrics: dict[str, Any] = run.read_json("metrics.json", empty)
+    try:
+        _Metrics.model_validate(metrics)
+    except ValidationError as error:
+        _, where, value, said = next(faults(_Metrics, error))
+        raise InputError(
+            f"{run.root / 'metrics.json'}: {shown(where)[1:-1]} = {value}: {said}; restore the file that the run wrote"
+        ) from None
     return metrics
 
 
