@@ -38,8 +38,8 @@ _HEADER = 256
 """Bytes that NumPy's format may take before an array's own; it takes 128 for a tensor of an adapter."""
 _LONGEST_NAME = 512
 _LONGEST_TEXT = 4 << 20
-_MALFORMED = (
-    KeyError, TypeError, ValueError, AttributeError, EOFError, BadZipFile, RecursionError, MemoryError, OverflowError
+MALFORMED = (
+    LookupError, TypeError, ValueError, AttributeError, EOFError, BadZipFile, RecursionError, MemoryError, OverflowError
 )  # fmt: skip
 """What reading something malformed can end in; the words of such an error may hold what was sent, and are not told."""
 Arrays = dict[str, Array]
@@ -72,7 +72,7 @@ def _open(records: RecordDict) -> tuple[dict[str, Any], dict[str, Array]]:
         if not isinstance(message, dict):
             raise TypeError("its message is no object")
         return message, dict(records.array_records[_ARRAYS])
-    except _MALFORMED as error:
+    except MALFORMED as error:
         raise IntegrityError(
             f"a message is not of the form that both sides agree on ({type(error).__name__})"
         ) from None
@@ -139,7 +139,7 @@ def unpack_request(records: RecordDict) -> HostRequest:
             parameters=message["parameters"],
             public=tuple(_sample(sample) for sample in message["public"]),
         )
-    except _MALFORMED as error:
+    except MALFORMED as error:
         raise IntegrityError(
             f"a request is not of the form that both sides agree on ({type(error).__name__})"
         ) from None
@@ -291,7 +291,7 @@ def unpack_reply(records: RecordDict) -> HostReply:
                 for client, facts in message["clients"].items()
             },
         )
-    except _MALFORMED as error:
+    except MALFORMED as error:
         raise IntegrityError(f"a reply is not of the form that both sides agree on ({type(error).__name__})") from None
 
 
@@ -304,7 +304,7 @@ def _updates(values: Any, arrays: Mapping[str, Any]) -> tuple[tuple[ClientUpdate
         own = by_index.get(str(index), {})
         try:
             updates.append(_update(index, value, {name: _read_array(array) for name, array in own.items()}))
-        except _MALFORMED as error:
+        except MALFORMED as error:
             client = value.get("client_id") if isinstance(value, dict) else None
             if not isinstance(client, str) or not CLIENT_ID.fullmatch(client):
                 raise ValueError("an update names no client") from None
