@@ -15,14 +15,19 @@ from server.accounting import count
 
 
 def missing(outcome: CohortOutcome, branch: Branch, replayed: RoundRecord | None) -> dict[str, str]:
-    """Who fails in a replay and must not: everyone but clients without rows that had none then or forgot some since."""
+    """Who fails in a replay and must not.
+
+    It may where nothing of it counted then, and where it has no rows, if it had none then or forgot some since.
+    """
     if replayed is None:
         return {}
 
-    def has_none(client: str, why: str) -> bool:
-        return why == NO_ROWS and (client not in replayed.accepted or bool(branch.excluded(client)))
+    def may(client: str, why: str) -> bool:
+        counted = client in replayed.accepted
+        has_none = why == NO_ROWS and (not counted or bool(branch.excluded(client)))
+        return has_none or (client in replayed.selected and not counted)
 
-    return {client: why for client, why in outcome.failed.items() if not has_none(client, why)}
+    return {client: why for client, why in outcome.failed.items() if not may(client, why)}
 
 
 def to_replay(records: Sequence[RoundRecord], t_u: int) -> dict[int, RoundRecord]:
@@ -31,12 +36,19 @@ def to_replay(records: Sequence[RoundRecord], t_u: int) -> dict[int, RoundRecord
 
 
 def refused_again(outcomes: Iterable[CohortOutcome], replayed: RoundRecord | None) -> Iterator[CohortOutcome]:
-    """What a replay got, without updates that were refused then: a client may send another one now."""
+    """What a replay got; whose update was refused then is refused again, whatever it sends now, and if it is nothing.
+
+    Else it would decide by its silence whether others can be forgotten, and which strikes it has.
+    """
     then = replayed.refused if replayed else {}
     for outcome in outcomes:
-        again = {update.client_id: then[update.client_id] for update in outcome.updates if update.client_id in then}
-        kept = tuple(update for update in outcome.updates if update.client_id not in again)
-        yield dataclasses.replace(outcome, updates=kept, refused={**outcome.refused, **again})
+        again = {c: then[c] for c in (*(u.client_id for u in outcome.updates), *outcome.failed) if c in then}
+        yield dataclasses.replace(
+            outcome,
+            updates=tuple(update for update in outcome.updates if update.client_id not in again),
+            refused={**outcome.refused, **again},
+            failed={client: why for client, why in outcome.failed.items() if client not in again},
+        )
 
 
 def check_quorum(

@@ -244,7 +244,7 @@ class Federation:
         if reasons:
             raise FederationError(
                 f"replay of round {info.round}: {', '.join(sorted(reasons))} took part then and fails now: "
-                f"{'; '.join(sorted(set(reasons.values())))}"
+                f"{'; '.join(sorted(set(reasons.values())))}. Ask again once all answer, or forget those first"
             )
         return [outcome for _, outcome in sorted((outcomes | failed).items())]
 
