@@ -176,6 +176,18 @@ def measured(
     return taken, _told(broken, "result")
 
 
+def unsaid(said: Mapping[Any, Any], asked: Mapping[str, int]) -> list[str]:
+    """The clients (or portions) with rows of which a host does not tell all that clients measure, whether it is true.
+
+    What it leaves out would be missing from a mean without a word. The arguments are those of `measured`.
+    """
+    return [
+        name
+        for name, rows in asked.items()
+        if rows > 0 and not CLIENT_METRICS.keys() <= _mapping(said.get(name)).keys()
+    ]
+
+
 def _implausible(name: Any, pair: Any, most: int) -> str:
     """Why a (sum, weight) pair cannot be true; empty where it can."""
     if not isinstance(name, str) or name not in CLIENT_METRICS:

@@ -13,6 +13,9 @@ from oblivion.training.batches import NO_ROWS
 from oblivion.types import ClientUpdate, ForgetRequest
 from server.accounting import count
 
+_NAMED = 10
+"""Reasons that one message holds."""
+
 
 def missing(outcome: CohortOutcome, branch: Branch, replayed: RoundRecord | None) -> dict[str, str]:
     """Who fails in a replay and must not.
@@ -67,11 +70,21 @@ def check_quorum(
     counted = [client for client in asked if not (branch.absent and lost.get(client) == NO_ROWS)]
     enough = max(1, math.ceil(quorum * len(counted)))
     if counted and len(accepted) < enough:
-        reasons = "; ".join(f"{c}: {why}" for c, why in sorted(lost.items()))
         raise FederationError(
             f"round {number}: {len(accepted)} of {len(counted)} clients gave a usable update, "
-            f"federation.quorum asks for {enough}. {reasons}"
+            f"federation.quorum asks for {enough}. {told(dict(sorted(lost.items())))}"
         )
+
+
+def told(reasons: Mapping[str, str]) -> str:
+    """Whose reasons they are and what they are, for one message: the first few, in their order.
+
+    A reason may be the words of a host: none may look as if the next one began in it. All of them are in the ledger and
+    in ``events.jsonl``.
+    """
+    said = [f"{name}: {why.replace(';', ',')}" for name, why in reasons.items()]
+    more = [f"and {len(said) - _NAMED} more, see events.jsonl"] if len(said) > _NAMED else []
+    return "; ".join([*said[:_NAMED], *more])
 
 
 def halved(cohorts: Sequence[Sequence[str]], stored: Sequence[ClientUpdate], refused: Collection[str]) -> bool:
@@ -101,11 +114,9 @@ def never_took_part(records: Sequence[RoundRecord], client: str) -> str:
     for record in asked:
         why = {**record.failed, **record.refused}.get(client, "it gave no update")
         reasons.setdefault(why, []).append(str(record.round))
-    told = "; ".join(
-        f"{'round' if len(rounds) == 1 else 'rounds'} {', '.join(rounds)}: {why}" for why, rounds in reasons.items()
-    )
+    when = told({f"{'round' if len(n) == 1 else 'rounds'} {', '.join(n)}": why for why, n in reasons.items()})
     times = plural(len(asked), "round")
-    return f"{client} never took part: it was asked in {times}, and none of its updates was taken ({told})"
+    return f"{client} never took part: it was asked in {times}, and none of its updates was taken ({when})"
 
 
 def refusal(root: Path, request: ForgetRequest, never: str) -> PlanRefusedError:

@@ -12,6 +12,7 @@ from oblivion.ledger.rounds import CohortOutcome
 from oblivion.replies import heard, served
 from oblivion.selection import assign
 from oblivion.types import ClientTask, HostRequest
+from server.absence import told
 from server.events import Observer
 from server.hosts import Hosts
 
@@ -65,7 +66,7 @@ def described(
         text = f"hosts {names} say different numbers of rows for {client}; the largest, {sizes[client]}, is its bound"
         observer.event("warning", text=text, client=client)
     if not sizes:
-        reasons = "; ".join(reason for reply in replies for reason in reply.failures.values())
+        reasons = told({f"host {reply.host}": why for reply in replies for why in reply.failures.values()})
         raise FederationError(f"no host says that it serves a client. {reasons}".strip())
     return sizes, serves
 

@@ -15,7 +15,7 @@ from oblivion.ledger.rounds import Absence, Branch
 from oblivion.metrics.evaluation import Evaluation, evaluate_model, to_open_unlearning
 from oblivion.models.resident import ResidentModel
 from oblivion.removal.plan import RemovalPlan
-from oblivion.replies import heard, measured
+from oblivion.replies import heard, measured, unsaid
 from oblivion.selection import assign
 from oblivion.types import ClientTask, ForgetRequest, GlobalState, HostRequest, Sample
 from server.rounds import Federation
@@ -187,6 +187,11 @@ def measure_clients(
         taken, dropped = measured(reply.metrics, asked, max_length)
         for text in dropped:
             federation.observer.event("warning", text=f"host {reply.host}: {text}", host=reply.host)
+        for name in unsaid(reply.metrics, asked):
+            client = name.partition(" ")[0]
+            if client not in reply.failures:
+                text = f"host {reply.host}: it does not tell all that was to be measured of {name}"
+                federation.observer.event("warning", text=text, host=reply.host, client=client)
         for client, metrics in taken.items():
             found[client] = {
                 name: {"value": total / weight if weight else None, "n": weight}

@@ -35,7 +35,7 @@ from oblivion.types import (
     RoundInfo,
     Sample,
 )
-from server.absence import check_quorum, halved, missing, refused_again
+from server.absence import check_quorum, halved, missing, refused_again, told
 from server.accounting import cost_of, count, mean_loss, scheme_error
 from server.asking import described, dispatch
 from server.events import Observer
@@ -67,12 +67,14 @@ class Federation:
         self.sizes: dict[str, int] = {}
         self.id_keys: Mapping[str, bytes] = {}
         self.copies: dict[str, Mapping[str, int]] = {}  # client id to sample id to its number of rows; unnamed, 1
+        self.context = math.inf  # tokens that a row can have, where that is known
         train = config.train
         self.gate = Gate(
             initial,
             config.federation.max_update_norm,
             run_fingerprint(config),
             steps=lambda examples: steps_per_visit(examples, train.batch_size, train.local_epochs),
+            tokens=lambda examples: examples * train.local_epochs * self.context,
         )
         self.serves: dict[str, list[str]] = {}
         self.replay = replay_of(config, ledger, self.sizes)
@@ -242,9 +244,10 @@ class Federation:
                 failed.pop(outcome.cohort, None)
         reasons = {client: why for of_cohort in must_not.values() for client, why in of_cohort.items()}
         if reasons:
+            verb = "fails" if len(reasons) == 1 else "fail"
             raise FederationError(
-                f"replay of round {info.round}: {', '.join(sorted(reasons))} took part then and fails now: "
-                f"{'; '.join(sorted(set(reasons.values())))}. Ask again once all answer, or forget those first"
+                f"replay of round {info.round}: {' and '.join(sorted(reasons))} took part then and {verb} now "
+                f"({told(dict(sorted(reasons.items())))}). Ask again once all answer, or forget those first"
             )
         return [outcome for _, outcome in sorted((outcomes | failed).items())]
 
@@ -336,6 +339,8 @@ class Federation:
             self.gate,
             reference=only(self.gate.reference, self.scheme.trained(info.round)),
             steps=lambda examples: steps_per_visit(examples, batch, epochs),
+            # Beside each batch there may be one of rows to keep, and both are forwarded by a reference, too.
+            tokens=lambda examples: 4 * steps_per_visit(examples, batch, epochs) * batch * self.context,
         )
         asked = request.sample_ids
         most = {client: self._left(branch, client) if asked is None else self._rows(client, set(asked))}

@@ -76,6 +76,7 @@ class Workflow:
             self.initial = self.resident.initial_adapter(config.seed)
             self.federation = Federation(config, hosts, self.ledger, self.initial, observer)
             self.federation.id_keys = whole.keys
+            self.federation.context = self.resident.max_length
             self.federation.describe({client: len(rows) for client, rows in whole.clients.items()})
             # As they were at the beginning, so that cohorts are what they were: forgotten rows may be gone since.
             gone = Branch(name="", seed=0, rounds=0, absent=self.register.exclusions())

@@ -151,6 +151,8 @@ class Gate:
     reach : callable
         The largest L2 norm that an honest update of a client (id) with so many examples can have, in the unit of the
         parameters; it is there from the first round on.
+    tokens : callable
+        The most tokens that a visit of so many examples can forward.
     """
 
     reference: Adapter
@@ -158,6 +160,7 @@ class Gate:
     fingerprint: str
     steps: Callable[[int], int] | None = None
     reach: Callable[[str, int], float] = lambda client, examples: math.inf
+    tokens: Callable[[int], float] = lambda examples: LARGEST_METRIC
 
     def __post_init__(self) -> None:
         if isinstance(self.max_norm, bool) or not 0 < self.max_norm < math.inf:
@@ -268,20 +271,25 @@ class Gate:
             if claims[client] == 1:
                 reason, norms = self._examine(update, client, round, asked[client])
             if reason is None:
-                accepted[client] = replace(update, norms=norms, metrics=_plausible(update.metrics))
+                most = {
+                    "tokens": self.tokens(update.num_examples),
+                    "skipped": asked[client] - update.num_examples,
+                    "together": len(asked),
+                }
+                accepted[client] = replace(update, norms=norms, metrics=_plausible(update.metrics, most))
             else:
                 refused[client] = reason
         return tuple(accepted[client] for client in sorted(accepted)), dict(sorted(refused.items()))
 
 
-def _plausible(metrics: Any) -> dict[str, float]:
+def _plausible(metrics: Any, most: Mapping[str, float]) -> dict[str, float]:
     """What a client tells of its visit, as far as it can be true: it is shown and averaged, and no reason to refuse."""
     told = metrics if isinstance(metrics, Mapping) else {}
 
     def possible(name: Any, value: Any) -> bool:
         if name not in METRICS or type(value) is not float or not abs(value) <= LARGEST_METRIC:
             return False
-        return name == "loss" or (value >= 0 and value.is_integer())
+        return name == "loss" or (0 <= value <= most[name] and value.is_integer())
 
     return {name: value for name, value in told.items() if possible(name, value)}
 
