@@ -314,7 +314,9 @@ def doctor(as_json: Json = False) -> None:
 
 
 def _end(error: OblivionError) -> NoReturn:
-    sys.stderr.write(f"error: {error}\n")
+    from oblivion.outside import printable
+
+    sys.stderr.write(f"error: {printable(str(error))}\n")
     raise SystemExit(error.exit_code)
 
 

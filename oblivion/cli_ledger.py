@@ -17,7 +17,9 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 def say(text: str) -> None:
     """Print a line of results."""
-    sys.stdout.write(text + "\n")
+    from oblivion.outside import printable
+
+    sys.stdout.write(printable(text) + "\n")
 
 
 app = typer.Typer(help="Look at, verify or export the ledger of a run.", no_args_is_help=True)
