@@ -113,7 +113,8 @@ def _find(workflow: Workflow, trial: str) -> tuple[Asked, dict[str, Any]]:
     models: dict[str, Any] = entries[request_id]["models"] if request_id in entries else {}
     if not name or name not in models or not workflow.federation.has(trial):
         known = [key for key in models if workflow.federation.has(f"{request_id}/{key}")]
-        raise ConfigError(f"{request_id} has no trial '{name}' at the present head; {nearest(name, known)}")
+        what = f"{request_id} has no trial '{name}' at the present head; {nearest(name, known)}"
+        raise ConfigError(what if name else f"{what}; give --commit {request_id}/TRIAL")
     return asked, entries[request_id]
 
 

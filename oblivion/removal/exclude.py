@@ -55,7 +55,7 @@ class Exclude:
             ),
             client_steps=steps,
             fraction=cost_fraction(steps, situation),
-            invalidates=invalidated(from_round(request, situation), situation),
+            invalidates=invalidated(from_round(request, situation), request, situation),
         )
 
 

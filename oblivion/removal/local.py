@@ -104,7 +104,7 @@ class Local:
             ),
             client_steps=steps,
             fraction=cost_fraction(steps, situation),
-            invalidates=invalidated(from_round(request, situation), situation),
+            invalidates=invalidated(from_round(request, situation), request, situation),
         )
 
     def _anchor(

@@ -299,14 +299,16 @@ def first_asked(request: ForgetRequest, situation: Situation) -> int:
     return 0
 
 
-def invalidated(first: int, situation: Situation) -> tuple[str, ...]:
+def invalidated(first: int, request: ForgetRequest, situation: Situation) -> tuple[str, ...]:
     """What holds the data from t_u on, in words; nothing where the client has no part in any round."""
     if not first:
         return ()
     return (
         "the adapters of the present model, and of every removal and oracle that had the data",
         f"the states and contributions of rounds {first} to {situation.head} in the ledger",
-        "the client's keys, and its other requests",
+        "the client's keys, and its other requests"
+        if request.whole_client
+        else f"the client's keys of rounds {first} to {situation.head} (the client and its other requests stay)",
     )
 
 

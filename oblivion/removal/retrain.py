@@ -41,5 +41,5 @@ class Retrain:
             touches=checklist(situation, adapter=again, rule_state=again, control=again, updates=again),
             client_steps=steps,
             fraction=cost_fraction(steps, situation),
-            invalidates=invalidated(from_round(request, situation), situation),
+            invalidates=invalidated(from_round(request, situation), request, situation),
         )

@@ -59,5 +59,5 @@ class Rollback:
             touches=checklist(situation, adapter=verdict, rule_state=verdict, control=verdict, updates=verdict),
             client_steps=steps,
             fraction=cost_fraction(steps, situation),
-            invalidates=invalidated(t_u, situation),
+            invalidates=invalidated(t_u, request, situation),
         )

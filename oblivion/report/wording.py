@@ -317,7 +317,7 @@ def opening_of_several(runs: Sequence[tuple[str, Run]]) -> str:
     for name, run in runs:
         requests = len(run.metrics.requests)
         asked = plural(requests, "request") if requests else "no request"
-        each.append(f"{name} ({plural(clients_of(run.metrics), 'client')}, {_rounds(run.metrics)}, {asked})")
+        each.append(f"{name} ({plural(clients_of(run.metrics), 'client')}, {_rounds(run)}, {asked})")
     configs = [dict(run.config) for _, run in runs if run.config is not None]
     differ = [key for key in dict.fromkeys(chain(*configs)) if len({config.get(key) for config in configs}) > 1]
     if len(configs) < len(runs):
@@ -333,16 +333,19 @@ def opening_of_several(runs: Sequence[tuple[str, Run]]) -> str:
     )
 
 
-def _rounds(metrics: Metrics) -> str:
-    branch = metrics.history[0].branch if metrics.history else ""
-    return plural(sum(1 for entry in metrics.history if entry.branch == branch), "round")
+def _rounds(run: Run) -> str:
+    """How many rounds the run learned; after a commit some of them are on the branch of the removal."""
+    history, asked = run.metrics.history, dict(run.config or ()).get("federation.rounds", "")
+    if asked.isdecimal():
+        return plural(len({entry.round for entry in history if entry.round <= int(asked)}), "round")
+    return plural(sum(1 for entry in history if entry.branch == history[0].branch), "round")
 
 
 def made_of(run: Run) -> str:
     """What a run is made of: clients, rounds, data, model, rule, seed; what its files do not say is left out."""
     settings = dict(run.config or ())
     facts = [plural(clients_of(run.metrics), "client")] if clients_of(run.metrics) else []
-    facts += [_rounds(run.metrics)] if run.metrics.history else []
+    facts += [_rounds(run)] if run.metrics.history else []
     for key, title in MADE_OF:
         if settings.get(key):
             facts.append(f"{title} {PurePath(settings[key]).name if '/' in settings[key] else settings[key]}")
