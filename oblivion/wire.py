@@ -257,6 +257,8 @@ def _read_array(array: Array) -> Any:
         raise ValueError("its format is not version 1.0")
     shape, _, dtype = npy.read_array_header_1_0(stream, max_header_size=_HEADER)
     length = math.prod(shape) * dtype.itemsize
+    if not dtype.itemsize:  # any number of values has no bytes then, and copying them takes as long as there are many
+        raise ValueError("its values have no size")
     if dtype.hasobject or stream.tell() + length != len(data):
         raise ValueError("its bytes are not what its header says")
     if list(array.shape) != list(shape) or array.dtype != str(dtype):

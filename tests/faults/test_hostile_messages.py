@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable
 
 import pytest
 import torch
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Array, ConfigRecord, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import InflatableObject, get_all_nested_objects, get_object_id
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.task_identity import TaskIdentity
 
 from oblivion.replies import LONGEST_REASON
 from oblivion.types import ClientTask, ClientUpdate, GlobalState, HostReply, HostRequest, RoundInfo
-from oblivion.wire import pack_reply, unpack_request
+from oblivion.wire import _read_array, pack_reply, unpack_request
 from strategies.grid_hosts import GridHosts
 
 GOOD, EVIL = 4, 30
@@ -173,3 +173,12 @@ def test_a_host_that_has_left_fails_alone(left: list[int]) -> None:
     replies = ask(Link(lambda message, link: deflated(message), left))
     assert all("has left" in why for host in left for why in replies[str(host)].failures.values())
     assert bool(replies[str(GOOD)].updates) == (GOOD not in left) and len(replies) == 2
+
+
+@pytest.mark.parametrize("kind", ["|V0", "|S0", "<U0"])
+def test_values_without_a_size_take_no_time(kind: str) -> None:
+    """A million million of them are no byte, so no bound on bytes holds them; copying them would not end."""
+    head = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': (1000000000000,), }}".ljust(117) + "\n"
+    data = b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head.encode()
+    with pytest.raises(ValueError, match="no size"):
+        _read_array(Array(kind, (10**12,), "numpy.ndarray", data))
