@@ -11,6 +11,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from tokenize import TokenError
 from typing import Any, TypeVar
 from zipfile import BadZipFile
 
@@ -255,7 +256,10 @@ def _read_array(array: Array) -> Any:
     version = npy.read_magic(stream)
     if version != (1, 0):
         raise ValueError("its format is not version 1.0")
-    shape, _, dtype = npy.read_array_header_1_0(stream, max_header_size=_HEADER)
+    try:
+        shape, _, dtype = npy.read_array_header_1_0(stream, max_header_size=_HEADER)
+    except (TokenError, SyntaxError):  # NumPy reads a header that is no literal once more, as tokens of Python 2
+        raise ValueError("its header cannot be read") from None
     length = math.prod(shape) * dtype.itemsize
     if not dtype.itemsize:  # any number of values has no bytes then, and copying them takes as long as there are many
         raise ValueError("its values have no size")

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable
 
 import pytest
 import torch
-from flwr.app import Array, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import InflatableObject, get_all_nested_objects, get_object_id
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.task_identity import TaskIdentity
 
 from oblivion.replies import LONGEST_REASON
 from oblivion.types import ClientTask, ClientUpdate, GlobalState, HostReply, HostRequest, RoundInfo
-from oblivion.wire import _read_array, pack_reply, unpack_request
+from oblivion.wire import _read_array, pack_reply, unpack_reply, unpack_request
 from strategies.grid_hosts import GridHosts
 
 GOOD, EVIL = 4, 30
@@ -182,3 +182,18 @@ def test_values_without_a_size_take_no_time(kind: str) -> None:
     data = b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head.encode()
     with pytest.raises(ValueError, match="no size"):
         _read_array(Array(kind, (10**12,), "numpy.ndarray", data))
+
+
+HEADS = ["(" * 100, '{"a": """', "if 1:\n  x\n y", "\x00" * 9, "[" * 110, "{'shape': (1 ** 9,)}"]
+
+
+@pytest.mark.parametrize("head", HEADS, ids=range(len(HEADS)))
+def test_a_header_that_is_no_literal_is_malformed_and_no_more(head: str) -> None:
+    text = head.ljust(117) + "\n"
+    data = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+    record = pack_reply(
+        HostReply(host="h", updates=(ClientUpdate(client_id="b", round=1, delta={}, num_examples=1, steps=1),))
+    )
+    record["arrays"] = ArrayRecord({"0|delta|x": Array("float32", (2,), "numpy.ndarray", data)})
+    reply = unpack_reply(record)
+    assert not reply.updates and "not of the form" in reply.failures["b"]
