@@ -119,7 +119,7 @@ def _finish(directory: Path, as_json: bool, more: dict[str, str]) -> None:
 @app.command()
 def forget(
     run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run that has learned.")],
-    client: Annotated[str, typer.Option(help="The client that asks.")] = "",
+    client: Annotated[str, typer.Option(help="The client that asks, by id or name.")] = "",
     method: Annotated[str, typer.Option(help="A removal; see `oblivion list removals`.")] = "",
     samples: Annotated[str, typer.Option(help="A file with one sample id a line; without it, the whole client.")] = "",
     request: Annotated[Path | None, typer.Option(help="A request that the client signed (JSON), for --client.")] = None,
@@ -135,10 +135,10 @@ def forget(
     as_json: Json = False,
 ) -> None:
     """Try a removal on a request to forget (it changes nothing else), commit a trial, or refuse a request."""
-    if refuse and not ground:
-        raise typer.BadParameter("--refuse needs the ground, with --ground")
-    if not commit and not refuse and (not method or bool(client) == (request is not None)):
-        raise typer.BadParameter("give --method, and either --client or --request")
+    trying: dict[str, Any] = {"--client": client, "--method": method, "--samples": samples, "--request": request}
+    trying |= {"--set": assignments, "--engine": engine, "--plan": plan}
+    committing = {"--commit": commit, "--accept-no-guarantee": accept}
+    _check_together(trying, committing, {"--refuse": refuse, "--ground": ground})
     _quiet_libraries()
     from oblivion.run.directory import RunDirectory
     from simulations.display import Display
@@ -148,11 +148,7 @@ def forget(
     if commit:
         with Display() as display:
             done = commit_in_run(run, config, commit, [display], accept)
-        _finish(
-            run_directory,
-            as_json,
-            {"committed": commit, "guarantee": done["guarantee"], "evidence": done["evidence"]},
-        )
+        _finish(run_directory, as_json, {"committed": commit} | {key: done[key] for key in ("guarantee", "evidence")})
         return
     if refuse:
         refuse_in_run(run, config, refuse, ground)
@@ -168,6 +164,21 @@ def forget(
     with Display() as display:
         names = forget_in_run(run, changed, [display], signed)
     _finish(run_directory, as_json, {"request": names["request"], "trial": names[method]})
+
+
+def _check_together(trying: dict[str, Any], committing: dict[str, Any], refusing: dict[str, Any]) -> None:
+    """Refuse options of `forget` that would not be heeded: what a commit erased does not come back."""
+    asked = "--refuse" if refusing["--refuse"] else "--commit" if committing["--commit"] else "a trial"
+    groups = {"--refuse": refusing, "--commit": committing, "a trial": trying}
+    strays = [name for whose, group in groups.items() if whose != asked for name, value in group.items() if value]
+    if strays:
+        raise typer.BadParameter(f"{strays[0]} does not go with {asked}: leave it out, or give two commands")
+    if asked == "--refuse" and not refusing["--ground"]:
+        raise typer.BadParameter("--refuse needs the ground, with --ground")
+    if asked == "a trial" and (not trying["--method"] or bool(trying["--client"]) == (trying["--request"] is not None)):
+        raise typer.BadParameter("give --method, and either --client or --request")
+    if trying["--request"] is not None and trying["--samples"]:
+        raise typer.BadParameter("--samples does not go with --request, which says itself which samples it means")
 
 
 def _read_request(path: Path) -> ForgetRequest:
@@ -212,14 +223,15 @@ def _show_plan(plan: dict[str, Any], as_json: bool) -> None:
 @app.command()
 def ids(
     run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run.")],
-    client: Annotated[str, typer.Option(help="Whose rows.")],
+    client: Annotated[str, typer.Option(help="Whose rows, by id or name.")],
     as_json: Json = False,
 ) -> None:
     """Show a client's rows: their number, their id in the data, and the keyed id that requests and the ledger hold."""
+    from oblivion.client_names import client_named
     from oblivion.run.directory import RunDirectory
     from server.prepare import client_rows
 
-    rows = client_rows(*RunDirectory.open(run_directory), client)
+    rows = client_rows(*RunDirectory.open(run_directory), client_named(client))
     say(json.dumps(rows, indent=1) if as_json else "\n".join(f"{r['row']}\t{r['plain']}\t{r['keyed']}" for r in rows))
 
 
@@ -324,7 +336,9 @@ def doctor(as_json: Json = False) -> None:
 
 
 def _end(error: OblivionError) -> NoReturn:
-    sys.stderr.write(f"error: {error}\n")
+    from oblivion.outside import printable
+
+    sys.stderr.write(f"error: {printable(str(error))}\n")
     raise SystemExit(error.exit_code)
 
 

@@ -17,7 +17,9 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 def say(text: str) -> None:
     """Print a line of results."""
-    sys.stdout.write(text + "\n")
+    from oblivion.outside import printable
+
+    sys.stdout.write(printable(text) + "\n")
 
 
 app = typer.Typer(help="Look at, verify or export the ledger of a run.", no_args_is_help=True)
@@ -41,7 +43,8 @@ def show(run_directory: Run, as_json: Json = False) -> None:
     for asked in held["requests"]:
         what = "everything" if asked["samples"] is None else plural(asked["samples"], "sample")
         ground = f" ({asked['ground']})" if asked["ground"] else ""
-        say(f"{asked['id']}: {what} of {asked['client']}, {asked['state']}{ground}, due {asked['due_at']}")
+        due = "" if asked["state"] in ("committed", "refused") else f", due {asked['due_at']}"
+        say(f"{asked['id']}: {what} of {asked['client']}, {asked['state']}{ground}{due}")
     for gone in held["exclusions"]:
         what = "" if gone["samples"] is None else plural(gone["samples"], "sample") + " of "
         say(f"excluded for good: {what}{gone['client']}")

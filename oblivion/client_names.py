@@ -6,6 +6,7 @@ import hashlib
 import re
 import unicodedata
 
+from oblivion.errors import ConfigError
 from oblivion.types import CLIENT_ID
 
 _LONGEST = 64
@@ -76,3 +77,17 @@ def client_id_of(name: str) -> str:
     bare = "".join(c for c in unicodedata.normalize("NFKD", seen.casefold()) if not unicodedata.combining(c))
     words = re.sub(r"[^a-z0-9_]+", "-", bare).strip("-_")[: _LONGEST - _DIGITS - 1].strip("-_")
     return f"{words or 'client'}-{digest}"
+
+
+def client_named(name: str) -> str:
+    """The id of a client that a command names by its id, or by its name in the data.
+
+    Raises
+    ------
+    ConfigError
+        If it can be neither.
+    """
+    try:
+        return client_id_of(name)
+    except ValueError as error:
+        raise ConfigError(f"--client: the name {error}; expected a client's id, or its name in the data") from None

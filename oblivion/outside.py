@@ -25,6 +25,10 @@ LARGEST_TOML = 2**20
 """Bytes of a file of settings: its reader takes time that grows faster than the text."""
 DEEPEST = 64
 """How many objects and lists may stand in one another."""
+_ACTING = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""Characters that act on a terminal (control, direction of writing) or that it cannot write."""
 _TOO_DEEP = f"is nested more than {DEEPEST} deep"
 _DIGITS = 20
 """Of a whole number: those of 2**64."""
@@ -172,6 +176,11 @@ def shown(value: Any, length: int = 60) -> str:
     except (TypeError, ValueError, RecursionError):
         text = f"a value of the type {type(value).__name__}"
     return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def printable(text: str) -> str:
+    """A text of several lines for a terminal, on which nothing in it acts: names of files come from anybody."""
+    return _ACTING.sub("?", text)
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -183,6 +183,16 @@ def measured(
     return taken, _told(broken, "result")
 
 
+def unsaid(said: Mapping[Any, Any], asked: Mapping[str, int], bounds: Mapping[str, Bound]) -> list[str]:
+    """Return the clients (or portions) with rows of which a host does not tell every number that clients measure.
+
+    A number that is left out would be missing from a mean without a word. Whether a number that is told can be true is
+    `measured`'s question; the arguments are the same.
+    """
+    wanted = {*bounds, SKIPPED}
+    return [name for name, rows in asked.items() if rows > 0 and not wanted <= _mapping(said.get(name)).keys()]
+
+
 def _implausible(name: str, pair: Any, most: int, largest: float) -> str:
     """Why a (sum, weight) pair cannot be true; empty where it can."""
     if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(type(part) in (int, float) for part in pair):

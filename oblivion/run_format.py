@@ -26,6 +26,10 @@ def format_file() -> bytes:
     return f"{FORMAT}\n".encode()
 
 
+def _lacks(root: Path) -> str:
+    return "it has no config.toml" if root.is_dir() else "there is no such folder"
+
+
 def check_format(root: Path) -> None:
     """Refuse a run directory of another layout, before anything else of it is read.
 
@@ -39,7 +43,7 @@ def check_format(root: Path) -> None:
         raise InputError(f"{path}: is a link; expected the file that the run wrote: restore it")
     if not path.exists():
         if not any((root / name).exists() for name in ("config.toml", "metrics.json")):
-            raise InputError(f"{root} is not a run directory: it has no config.toml; give the directory of a run")
+            raise InputError(f"{root} is not a run directory: {_lacks(root)}; give the directory of a run")
         raise InputError(f"{root} {_OLDER.format(file=FILE, root=root)}")
     data = read(path, "the number that the run wrote: restore it", most=_LONGEST)
     if data == format_file():
@@ -65,6 +69,6 @@ def open_run(root: Path) -> RunConfig:
     """
     path = root / "config.toml"
     if not path.exists():
-        raise InputError(f"{root} is not a run directory: it has no config.toml")
+        raise InputError(f"{root} is not a run directory: {_lacks(root)}")
     check_format(root)
     return config_from_mapping(read_toml(path, "the settings that the run wrote: restore it"), str(path))

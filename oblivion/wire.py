@@ -11,6 +11,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from tokenize import TokenError
 from typing import Any, TypeVar
 from zipfile import BadZipFile
 
@@ -44,8 +45,8 @@ _LONGEST_NAME = 512
 _UPDATE = {"client_id", "round", "num_examples", "steps", "metrics", "fingerprint"}
 """The fields of an update in a message; its tensors are arrays beside it."""
 _LONGEST_TEXT = 4 << 20
-_MALFORMED = (
-    KeyError, TypeError, ValueError, AttributeError, EOFError, BadZipFile, RecursionError, MemoryError, OverflowError
+MALFORMED = (
+    LookupError, TypeError, ValueError, AttributeError, EOFError, BadZipFile, RecursionError, MemoryError, OverflowError
 )  # fmt: skip
 """Exceptions that malformed input can raise. Their text may quote the input, so it is never shown."""
 _REQUESTS: Mapping[str, type[HostRequest]] = {
@@ -81,7 +82,7 @@ def _open(records: RecordDict) -> tuple[dict[str, Any], dict[str, Array]]:
         if not isinstance(message, dict):
             raise TypeError("its message is no object")
         return message, dict(records.array_records[_ARRAYS])
-    except _MALFORMED as error:
+    except MALFORMED as error:
         raise IntegrityError(
             f"a message is not of the form that both sides agree on ({type(error).__name__})"
         ) from None
@@ -150,7 +151,7 @@ def unpack_request(records: RecordDict) -> HostRequest:
         if issubclass(kind, VisitRequest):
             message["public"] = tuple(_sample(sample) for sample in message["public"])
         return kind(**message)
-    except _MALFORMED as error:
+    except MALFORMED as error:
         raise IntegrityError(
             f"a request is not of the form that both sides agree on ({type(error).__name__})"
         ) from None
@@ -262,8 +263,13 @@ def _read_array(array: Array) -> Any:
     version = npy.read_magic(stream)
     if version != (1, 0):
         raise ValueError("its format is not version 1.0")
-    shape, _, dtype = npy.read_array_header_1_0(stream, max_header_size=_HEADER)
+    try:
+        shape, _, dtype = npy.read_array_header_1_0(stream, max_header_size=_HEADER)
+    except (TokenError, SyntaxError):  # NumPy reads a header that is no literal once more, as tokens of Python 2
+        raise ValueError("its header cannot be read") from None
     length = math.prod(shape) * dtype.itemsize
+    if not dtype.itemsize:  # any number of values has no bytes then, and copying them takes as long as there are many
+        raise ValueError("its values have no size")
     if dtype.hasobject or stream.tell() + length != len(data):
         raise ValueError("its bytes are not what its header says")
     if list(array.shape) != list(shape) or array.dtype != str(dtype):
@@ -298,7 +304,7 @@ def unpack_reply(records: RecordDict) -> HostReply:
                 for client, facts in message["clients"].items()
             },
         )
-    except _MALFORMED as error:
+    except MALFORMED as error:
         raise IntegrityError(f"a reply is not of the form that both sides agree on ({type(error).__name__})") from None
 
 
@@ -311,7 +317,7 @@ def _updates(values: Any, arrays: Mapping[str, Any]) -> tuple[tuple[ClientUpdate
         own = by_index.get(str(index), {})
         try:
             updates.append(_update(index, value, {name: _read_array(array) for name, array in own.items()}))
-        except _MALFORMED as error:
+        except MALFORMED as error:
             client = value.get("client_id") if isinstance(value, dict) else None
             if not isinstance(client, str) or not CLIENT_ID.fullmatch(client):
                 raise ValueError("an update names no client") from None

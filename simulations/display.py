@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from oblivion.errors import plural
+from oblivion.outside import printable
 from oblivion.run.events import Event
 
 
@@ -58,6 +59,7 @@ class Display:
             self._committed(event)
 
     def _line(self, text: str) -> None:
+        text = printable(text)
         if self._progress is not None:
             self._progress.console.print(text, markup=False, highlight=False)
         else:

@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 
 from flwr.app import Message
 from flwr.serverapp import Grid
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from oblivion.errors import FederationError, IntegrityError
 from oblivion.replies import one_line
 from oblivion.types import HostReply, HostRequest
-from oblivion.wire import check_reply, pack_requests, unpack_reply
+from oblivion.wire import MALFORMED, check_reply, pack_requests, unpack_reply
 
 _TICK = 0.01
 _START_TIMEOUT = 120.0
@@ -73,33 +74,51 @@ class GridHosts:
         return tuple(self._nodes)
 
     def ask(self, requests: Sequence[HostRequest]) -> Iterator[HostReply]:
-        """Send one message to each host; yield the replies as they come, a host without a usable one is left out."""
-        messages = [
-            Message(records, dst_node_id=self._nodes[request.host], message_type=request.kind)
-            for request, records in zip(requests, pack_requests(requests), strict=True)
-        ]
-        sent = list(self._grid.push_messages(messages))
-        asked = dict(zip(sent, requests, strict=True))
-        waiting = set(sent)
+        """Send one message to each host; yield the replies as they come, a host without a usable one is left out.
+
+        Messages go and come one by one: which host a reply is from says the message that it was pulled for, never the
+        reply itself, and one that cannot be read costs no other host its own.
+        """
+        waiting: dict[str, HostRequest] = {}
+        for request, records in zip(requests, pack_requests(requests), strict=True):
+            message = Message(records, dst_node_id=self._nodes[request.host], message_type=request.kind)
+            sent = next(iter(self._grid.push_messages([message])), "")
+            if sent:
+                waiting[sent] = request
+            else:
+                yield _failed(request, "its host has left: no message can be sent to it")
         end = time.monotonic() + self._deadline
         while waiting and time.monotonic() < end:
-            for message in self._grid.pull_messages(waiting):
-                request = asked[message.metadata.reply_to_message_id]
-                waiting.discard(message.metadata.reply_to_message_id)
-                yield _read(message, request)
-            self._pause()
+            for sent, request in list(waiting.items()):
+                reply = self._pull(sent, request)
+                if reply is not None:
+                    del waiting[sent]
+                    yield reply
+            if waiting:
+                self._pause()
+
+    def _pull(self, sent: str, request: HostRequest) -> HostReply | None:
+        """What came in answer to one message; None while there is nothing."""
+        try:
+            messages = list(self._grid.pull_messages([sent]))
+            return _read(messages[0], request) if messages else None
+        except IntegrityError as error:
+            return _failed(request, str(error))
+        except (*MALFORMED, DecodeError) as error:  # Flower builds the message from what the host sent
+            return _failed(request, f"its host's reply is no message ({type(error).__name__})")
+
+
+def _failed(request: HostRequest, reason: str) -> HostReply:
+    """Nothing came of a request: its clients failed, or the host where it was not asked for any."""
+    clients = [task.client_id for cohort in request.cohorts for task in cohort]
+    return HostReply(host=request.host, failures=dict.fromkeys(clients or [request.host], reason))
 
 
 def _read(message: Message, request: HostRequest) -> HostReply:
-    clients = [task.client_id for cohort in request.cohorts for task in cohort]
     if message.has_error():
-        reason = f"its host failed: {_cause(message.error.reason or '')}"
-        return HostReply(host=request.host, failures=dict.fromkeys(clients or [request.host], reason))
-    try:
-        check_reply(message.content, request)
-        return dataclasses.replace(unpack_reply(message.content), host=request.host)
-    except IntegrityError as error:
-        return HostReply(host=request.host, failures=dict.fromkeys(clients or [request.host], str(error)))
+        return _failed(request, f"its host failed: {_cause(message.error.reason or '')}")
+    check_reply(message.content, request)
+    return dataclasses.replace(unpack_reply(message.content), host=request.host)
 
 
 def _cause(reason: str) -> str:

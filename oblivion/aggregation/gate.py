@@ -152,6 +152,8 @@ class Gate:
     reach : callable
         The largest L2 norm that an honest update of a client (by id) with this many examples can have, in the unit of
         the parameters. It bounds updates from the first round on.
+    tokens : callable
+        The largest number of tokens that a visit with this many examples can forward.
     """
 
     reference: Adapter
@@ -159,6 +161,7 @@ class Gate:
     fingerprint: str
     steps: Callable[[int], int] | None = None
     reach: Callable[[str, int], float] = lambda client, examples: math.inf
+    tokens: Callable[[int], float] = lambda examples: LARGEST_METRIC
 
     def __post_init__(self) -> None:
         if isinstance(self.max_norm, bool) or not 0 < self.max_norm < math.inf:
@@ -267,20 +270,25 @@ class Gate:
             if claims[client] == 1:
                 reason, norms = self._examine(update, client, round, asked[client])
             if reason is None:
-                accepted[client] = replace(update, norms=norms, metrics=_plausible(update.metrics))
+                most = {
+                    "tokens": self.tokens(update.num_examples),
+                    "skipped": asked[client] - update.num_examples,
+                    "together": len(asked),
+                }
+                accepted[client] = replace(update, norms=norms, metrics=_plausible(update.metrics, most))
             else:
                 refused[client] = reason
         return tuple(accepted[client] for client in sorted(accepted)), dict(sorted(refused.items()))
 
 
-def _plausible(metrics: Any) -> dict[str, float]:
+def _plausible(metrics: Any, most: Mapping[str, float]) -> dict[str, float]:
     """Return the reported metrics that can be true; they are shown and averaged, and never a reason to refuse."""
     told = metrics if isinstance(metrics, Mapping) else {}
 
     def possible(name: Any, value: Any) -> bool:
         if name not in METRICS or type(value) is not float or not abs(value) <= LARGEST_METRIC:
             return False
-        return name == "loss" or (value >= 0 and value.is_integer())
+        return name == "loss" or (0 <= value <= most[name] and value.is_integer())
 
     return {name: value for name, value in told.items() if possible(name, value)}
 

@@ -108,6 +108,10 @@ def _answer(line: str) -> dict[str, str]:
         return {"error": f"ends in an error ({type(error).__name__})"}
     if len(rendered[0]) > LONGEST:
         return {"error": f"makes a text of more than {LONGEST} characters"}
+    try:
+        rendered[0].encode()
+    except UnicodeEncodeError:  # no tokenizer takes it
+        return {"error": "makes half of a surrogate pair"}
     return {"text": rendered[0]}
 
 

@@ -7,7 +7,7 @@ import io
 import re
 from pathlib import Path
 
-from oblivion.data.rows import Faults, Row
+from oblivion.data.rows import LONGEST, Faults, Row
 from oblivion.data.rows import named as column_shown
 from oblivion.errors import InputError, plural
 
@@ -16,8 +16,6 @@ ENDINGS = (".csv", *TABS, ".txt")
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _HEADER = 2**20
 """Characters among which the header is looked for."""
-LONGEST = 2**24
-"""Characters of one row: far above any text that is learned from."""
 _NOTE = re.compile(r"sep=(.)\r?\n")
 """A first line that Excel reads and writes."""
 

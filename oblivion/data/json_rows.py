@@ -8,17 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from oblivion.data.chats import is_chat
-from oblivion.data.rows import SHOWN, Faults, Number, Row, kind_of, named, names_shown
+from oblivion.data.rows import LONGEST, SHOWN, Faults, Number, Row, kind_of, named, names_shown
 from oblivion.errors import InputError
 
 SHAPES = (
     'one JSON object per line, an array of objects, an array in an object ({"data": [...]}), or one array or table of '
     'values per column ({"question": [...], "answer": [...]})'
 )
-
-
-_LONGEST = 2**24
-"""Characters of one record: far above any text that is learned from."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -86,8 +82,8 @@ def _row(value: Any, where: str) -> Row:
 
 
 def _check_length(path: Path, number: int, text: str) -> None:
-    if len(text) > _LONGEST:
-        raise InputError(f"{path}:{number}: a record of more than {_LONGEST >> 20} million characters is not read")
+    if len(text) > LONGEST:
+        raise InputError(f"{path}:{number}: a record of more than {LONGEST >> 20} million characters is not read")
 
 
 def _lines(path: Path, text: str, faults: Faults) -> list[Row]:

@@ -64,7 +64,10 @@ def read_key(root: Path, client: str) -> bytes:
     """
     path = root / _name(client)
     try:
-        key = path.read_bytes() if path.is_file() else b""
+        key = b""
+        if path.is_file():
+            with path.open("rb") as file:
+                key = file.read(_KEY_BYTES + 1)
     except OSError as error:
         raise IntegrityError(f"{path} cannot be read: {error.strerror}; make it readable") from None
     if len(key) != _KEY_BYTES:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass, field
 
 from oblivion.client_names import canonical_name, client_id_of, folded_name
 from oblivion.data.rows import Row, named, text_of
 from oblivion.errors import InputError
 
+_LONGEST = 1024
 _REMEDY = "rename one, or set data.columns.client to a column of ids"
 
 
@@ -64,7 +66,7 @@ class Owners:
 
     def sample_id(self, row: Row, column: str) -> str:
         """The id of a sample by its column; no other row of the data may have it."""
-        sample_id = scalar(row, column)
+        sample_id = printed(row, column)
         if sample_id in self._ids:
             raise InputError(
                 f"{row.where}: its id is also the id of {self._ids[sample_id]}; ids must be "
@@ -85,4 +87,21 @@ def scalar(row: Row, column: str) -> str:
     text = text_of(row, column).strip()
     if "\n" in text or "\r" in text:
         raise InputError(f"{row.where}: column {named(column)} holds a line break; expected one line")
+    return text
+
+
+def printed(row: Row, column: str) -> str:
+    """The text or number in `column` as `scalar` gives it, where it will stand in lists that are printed.
+
+    Raises
+    ------
+    InputError
+        As `scalar`, and if it is too long or has control characters.
+    """
+    text = scalar(row, column)
+    if len(text) > _LONGEST or any(unicodedata.category(c) == "Cc" for c in text.replace("\t", " ")):
+        raise InputError(
+            f"{row.where}: column {named(column)} holds a control character, or more than {_LONGEST} characters; "
+            "expected a short id or label"
+        )
     return text

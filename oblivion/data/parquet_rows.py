@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 from oblivion.data.rows import Row
 from oblivion.errors import InputError
@@ -12,6 +13,8 @@ from oblivion.outside import shown
 MAGIC = b"PAR1"
 _MOST, _MOST_ROWS, _BATCH = 2**30, 10**7, 1024
 """Bytes and rows of a table, unpacked, and rows that are unpacked at once."""
+_PLACE = 8
+"""Bytes that a value takes at least, also one that a file has no bit of."""
 
 
 def parquet_rows(path: Path, raw: bytes) -> list[Row]:
@@ -43,13 +46,9 @@ def parquet_rows(path: Path, raw: bytes) -> list[Row]:
             raise InputError(
                 f"{path}: unpacks to more than {_MOST >> 30} GiB or {_MOST_ROWS} rows; split it into several files"
             )
-        parts, size = [], 0
-        for batch in file.iter_batches(batch_size=_BATCH):
-            parts.append(batch)
-            size += batch.nbytes
-            if size > _MOST:  # what its header says need not be true
-                raise InputError(f"{path}: unpacks to more than {_MOST >> 30} GiB; split it into several files")
-        table = pyarrow.Table.from_batches(parts, schema=file.schema_arrow)
+        if _size(raw) > _MOST:  # what its header says need not be true
+            raise InputError(f"{path}: unpacks to more than {_MOST >> 30} GiB; split it into several files")
+        table = pyarrow.Table.from_batches(file.iter_batches(batch_size=_BATCH), schema=file.schema_arrow)
         names = table.column_names
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -64,3 +63,45 @@ def parquet_rows(path: Path, raw: bytes) -> list[Row]:
             f"{path}: not a Parquet file that can be read ({type(error).__name__}); save the table again"
         ) from None
     return [Row(values, f"{path}: row {number}") for number, values in enumerate(records, start=1)]
+
+
+def _size(raw: bytes) -> int:
+    """The bytes of a file's values; counting ends where there are more than are read.
+
+    One long text, written once, may be the value of every row. So texts are counted as they lie in the file: each
+    once, and a number wherever it stands.
+    """
+    from pyarrow import parquet
+
+    schema = parquet.ParquetFile(io.BytesIO(raw)).schema
+    leaves = [schema.column(place) for place in range(len(schema))]
+    texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and leaf.logical_type.type != "DECIMAL"]
+    size = 0
+    for batch in parquet.ParquetFile(io.BytesIO(raw), read_dictionary=texts).iter_batches():
+        size += sum(map(_bytes, batch.columns))
+        if size > _MOST:
+            break
+    return size
+
+
+def _bytes(array: Any) -> int:
+    """The bytes of an array's values, with those of the lists and objects in it."""
+    from pyarrow import compute, types
+
+    kind, own = array.type, _PLACE * len(array)
+    if types.is_dictionary(kind):
+        lengths = compute.binary_length(array.dictionary) if _is_text(kind.value_type) else None
+        return own + (0 if lengths is None else int(compute.sum(lengths.take(array.indices)).as_py() or 0))
+    if types.is_struct(kind):
+        return own + sum(map(_bytes, array.flatten()))
+    if types.is_map(kind):
+        return own + _bytes(array.keys) + _bytes(array.items)
+    if types.is_nested(kind) and hasattr(array, "flatten"):
+        return own + _bytes(array.flatten())
+    return own + int(array.nbytes)
+
+
+def _is_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    return any(test(kind) for test in (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary))

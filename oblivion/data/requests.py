@@ -105,4 +105,5 @@ def _unknown(data: FederatedData, client_id: str, sample_id: str) -> str:
             return f"sample '{sample_id}' belongs to '{other}', not to '{client_id}'"
     own = sorted(data.plain_ids.get(client_id, ()) or {row.id for row in data.clients[client_id]})
     close = difflib.get_close_matches(sample_id, own, n=1, cutoff=0)
-    return f"'{client_id}' has no sample '{sample_id}'; the nearest of its {len(own)} is '{close[0]}'"
+    found = f"'{client_id}' has no sample '{sample_id}'; the nearest of its {len(own)} is '{close[0]}'"
+    return f"{found}; a line holds one id and nothing else" if "\t" in sample_id else found

@@ -13,7 +13,7 @@ from pathlib import Path
 from oblivion.data import csv_rows, parquet_rows
 from oblivion.data.columns import USUAL
 from oblivion.data.json_rows import SHAPES, json_rows
-from oblivion.data.rows import Faults, Row, RowFile
+from oblivion.data.rows import MOST_VALUES, Faults, Row, RowFile
 from oblivion.errors import InputError
 from oblivion.outside import read
 
@@ -141,7 +141,10 @@ def decode(path: Path, raw: bytes, expected: str = EXPECTED) -> str:
 def _text_rows(path: Path, text: str, names: Collection[str], faults: Faults) -> list[Row]:
     if not text.strip():
         return []
-    if _ending(path) in csv_rows.ENDINGS and not _BEGINS_JSON.match(text):
+    table = _ending(path) in csv_rows.ENDINGS and not _BEGINS_JSON.match(text)
+    if sum(map(text.count, ",;\t|\n" if table else "{[,")) > MOST_VALUES:  # before they take memory
+        raise InputError(f"{path}: holds more than {MOST_VALUES} values; split it into several files")
+    if table:
         return csv_rows.csv_rows(path, text, faults, tabs=_ending(path) in csv_rows.TABS)
     if _ending(path) not in JSON_ENDINGS and text.lstrip()[0] not in "[{":
         raise InputError(

@@ -15,6 +15,10 @@ from oblivion.errors import InputError
 
 SHOWN = 20
 """How many bad rows a message lists before it counts the rest."""
+LONGEST = 2**24
+"""Characters of one record, and of one text: far above any text that is learned from."""
+MOST_VALUES = 5 * 10**7
+"""Cells of a file: each takes far more memory than the few bytes that it may have there."""
 _LONGEST_NAME = 60
 _KINDS = {str: "a text", dict: "an object", list: "a list", bool: "true or false", type(None): "null"}
 
@@ -126,6 +130,11 @@ def text_of(row: Row, column: str, *, required: bool = True) -> str:
         return str(value)
     if not isinstance(value, str):
         raise InputError(f"{row.where}: column {named(column)} is {kind_of(value)}; expected text")
+    if len(value) > LONGEST:
+        raise InputError(
+            f"{row.where}: column {named(column)} has a text of more than {LONGEST >> 20} million characters, which is "
+            "not read"
+        )
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -13,16 +13,24 @@ from oblivion.ledger.rounds import Branch, CohortOutcome, RoundRecord
 from oblivion.training.batches import NO_ROWS
 from oblivion.types import ClientUpdate, ForgetRequest
 
+_NAMED = 10
+"""Reasons that one message holds."""
+
 
 def missing(outcome: CohortOutcome, branch: Branch, replayed: RoundRecord | None) -> dict[str, str]:
-    """Who fails in a replay and must not: everyone but clients without rows that had none then or forgot some since."""
+    """Who fails in a replay and must not.
+
+    It may where nothing of it counted then, and where it has no rows, if it had none then or forgot some since.
+    """
     if replayed is None:
         return {}
 
-    def has_none(client: str, why: str) -> bool:
-        return why == NO_ROWS and (client not in replayed.accepted or bool(branch.excluded(client)))
+    def may(client: str, why: str) -> bool:
+        counted = client in replayed.accepted
+        has_none = why == NO_ROWS and (not counted or bool(branch.excluded(client)))
+        return has_none or (client in replayed.selected and not counted)
 
-    return {client: why for client, why in outcome.failed.items() if not has_none(client, why)}
+    return {client: why for client, why in outcome.failed.items() if not may(client, why)}
 
 
 def to_replay(records: Sequence[RoundRecord], t_u: int) -> dict[int, RoundRecord]:
@@ -31,12 +39,19 @@ def to_replay(records: Sequence[RoundRecord], t_u: int) -> dict[int, RoundRecord
 
 
 def refused_again(outcomes: Iterable[CohortOutcome], replayed: RoundRecord | None) -> Iterator[CohortOutcome]:
-    """What a replay got, without updates that were refused then: a client may send another one now."""
+    """What a replay got; whose update was refused then is refused again, whatever it sends now, and if it is nothing.
+
+    Else it would decide by its silence whether others can be forgotten, and which strikes it has.
+    """
     then = replayed.refused if replayed else {}
     for outcome in outcomes:
-        again = {update.client_id: then[update.client_id] for update in outcome.updates if update.client_id in then}
-        kept = tuple(update for update in outcome.updates if update.client_id not in again)
-        yield dataclasses.replace(outcome, updates=kept, refused={**outcome.refused, **again})
+        again = {c: then[c] for c in (*(u.client_id for u in outcome.updates), *outcome.failed) if c in then}
+        yield dataclasses.replace(
+            outcome,
+            updates=tuple(update for update in outcome.updates if update.client_id not in again),
+            refused={**outcome.refused, **again},
+            failed={client: why for client, why in outcome.failed.items() if client not in again},
+        )
 
 
 def check_quorum(
@@ -55,11 +70,21 @@ def check_quorum(
     counted = [client for client in asked if not (branch.absent and lost.get(client) == NO_ROWS)]
     enough = max(1, math.ceil(quorum * len(counted)))
     if counted and len(accepted) < enough:
-        reasons = "; ".join(f"{c}: {why}" for c, why in sorted(lost.items()))
         raise FederationError(
             f"round {number}: {len(accepted)} of {len(counted)} clients gave a usable update, "
-            f"federation.quorum asks for {enough}. {reasons}"
+            f"federation.quorum asks for {enough}. {told(dict(sorted(lost.items())))}"
         )
+
+
+def told(reasons: Mapping[str, str]) -> str:
+    """Whose reasons they are and what they are, for one message: the first few, in their order.
+
+    A reason may be the words of a host: none may look as if the next one began in it. All of them are in the ledger and
+    in ``events.jsonl``.
+    """
+    said = [f"{name}: {why.replace(';', ',')}" for name, why in reasons.items()]
+    more = [f"and {len(said) - _NAMED} more, see events.jsonl"] if len(said) > _NAMED else []
+    return "; ".join([*said[:_NAMED], *more])
 
 
 def halved(cohorts: Sequence[Sequence[str]], stored: Sequence[ClientUpdate], refused: Collection[str]) -> bool:
@@ -89,11 +114,9 @@ def never_took_part(records: Sequence[RoundRecord], client: str) -> str:
     for record in asked:
         why = {**record.failed, **record.refused}.get(client, "it gave no update")
         reasons.setdefault(why, []).append(str(record.round))
-    told = "; ".join(
-        f"{'round' if len(rounds) == 1 else 'rounds'} {', '.join(rounds)}: {why}" for why, rounds in reasons.items()
-    )
+    when = told({f"{'round' if len(n) == 1 else 'rounds'} {', '.join(n)}": why for why, n in reasons.items()})
     times = plural(len(asked), "round")
-    return f"{client} never took part: it was asked in {times}, and none of its updates was taken ({told})"
+    return f"{client} never took part: it was asked in {times}, and none of its updates was taken ({when})"
 
 
 def refusal(root: Path, request: ForgetRequest, never: str) -> PlanRefusedError:

@@ -8,6 +8,7 @@ from typing import Any
 
 from oblivion.aggregation.gate import FOR_OTHERS, Gate
 from oblivion.errors import FederationError
+from oblivion.federation.absence import told
 from oblivion.federation.hosts import Hosts
 from oblivion.ledger.rounds import CohortOutcome
 from oblivion.replies import heard, served
@@ -65,7 +66,7 @@ def described(
         text = f"hosts {names} say different numbers of rows for {client}; the largest, {sizes[client]}, is its bound"
         observer.event("warning", text=text, client=client)
     if not sizes:
-        reasons = "; ".join(reason for reply in replies for reason in reply.failures.values())
+        reasons = told({f"host {reply.host}": why for reply in replies for why in reply.failures.values()})
         raise FederationError(f"no host says that it serves a client. {reasons}".strip())
     return sizes, serves
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from oblivion.aggregation.schemes.products import as_adapter
 from oblivion.errors import ConfigError, IntegrityError, OblivionError, PlanRefusedError, nearest
-from oblivion.federation.erasing import check_removable, erase_files, erase_numbers, files_to_erase, stuck
+from oblivion.federation.erasing import check_removable, erase_files, erase_numbers, files_to_erase, outside, stuck
 from oblivion.federation.opened import OpenRun
 from oblivion.federation.results import Results
 from oblivion.files import write_atomically
@@ -98,7 +98,7 @@ def commit_trial(opened: OpenRun, trial: str, accept_no_guarantee: bool = False)
         "evidence": _evidence_beforehand(opened, asked, entry, plan, name, replayed),
     }
     _rehearse(opened, asked, facts)
-    check_removable(opened.run.root, [*erases["adapters"], *erases["files"]])
+    check_removable(opened.run.root, [*erases["adapters"], *erases["files"], f"forgets/{trial}/evidence.json"])
     _check_writable(opened, folder)
     build_report([opened.run.root])  # it must be possible afterwards
     opened.observer.event("phase", text=f"committing {trial}: erasing what holds the forgotten data")
@@ -116,7 +116,8 @@ def _find(opened: OpenRun, trial: str) -> tuple[Asked, RequestRecord]:
     models = entry.models if entry else {}
     if entry is None or name not in models or not opened.has(trial):
         known = [key for key in models if opened.has(f"{request_id}/{key}")]
-        raise ConfigError(f"{request_id} has no trial '{name}' at the present head; {nearest(name, known)}")
+        what = f"{request_id} has no trial '{name}' at the present head; {nearest(name, known)}"
+        raise ConfigError(what if name else f"{what}; give --commit {request_id}/TRIAL")
     return asked, entry
 
 
@@ -184,6 +185,9 @@ def finish_commits(opened: OpenRun) -> dict[str, str]:
         trial = str(removal.content["branch"])
         asked = opened.register.asked(removal.content["request"])
         problems: list[str] = []
+        if reason := outside(opened.run.root, f"forgets/{trial}/evidence.json"):
+            done[trial] = f"no evidence can be written: {reason}"
+            continue
         for step in (
             lambda removal=removal, asked=asked: erase_numbers(opened, removal, asked),
             lambda removal=removal, problems=problems: problems.extend(erase_files(opened, removal)),

@@ -21,7 +21,7 @@ from oblivion.files import erase, rewrite
 from oblivion.ledger.book import Record
 from oblivion.ledger.erasure import void_requests
 from oblivion.ledger.register import Asked
-from oblivion.outside import parse_json
+from oblivion.outside import parse_json, shown
 from oblivion.run.directory import RunDirectory, to_json
 from oblivion.run.events import round_entry
 from oblivion.run.manifest import describe_clients
@@ -29,6 +29,8 @@ from oblivion.run.records import ModelRecord, RequestRecord, read_record
 from oblivion.run_format import ORIGINAL
 
 EVENTS = "events.jsonl"
+_OWN = ("adapters", "evaluations", "forgets")
+"""The folders that hold what a commit erases."""
 _NOT_TEXT = ("time", "event", "branch", "round", "rounds")
 
 
@@ -67,8 +69,20 @@ def files_to_erase(opened: OpenRun, asked: Asked, trial: str) -> dict[str, list[
     }
 
 
+def outside(root: Path, name: str) -> str:
+    """Why a name is none that the run gives to what it makes, or leads out of the run; empty where it is one.
+
+    A run may have been made or edited by anybody, and what is erased is gone.
+    """
+    parts = name.split("/")
+    if len(parts) < 2 or parts[0] not in _OWN or not {"", ".", ".."}.isdisjoint(parts) or "\0" in name:
+        return "it is no file of the run"
+    places = (root.joinpath(*parts[:count]) for count in range(1, len(parts)))
+    return next((f"{place} is a link, which may lead into another run" for place in places if place.is_symlink()), "")
+
+
 def check_removable(root: Path, names: Sequence[str]) -> None:
-    """Refuse what could not be removed, or would leave its content elsewhere, before anything is done.
+    """Refuse what could not be removed, lies elsewhere, or would leave its content elsewhere, before anything is done.
 
     Raises
     ------
@@ -76,6 +90,11 @@ def check_removable(root: Path, names: Sequence[str]) -> None:
         Naming the file, and the way out.
     """
     for name in names:
+        if reason := outside(root, name):
+            raise OblivionError(
+                f"{root}/{shown(name)[1:-1]} cannot be erased: {reason}; put the folder itself there, then commit "
+                "again. Nothing was changed"
+            )
         for path in _everything(root / name):
             if path.is_symlink() and path.exists():
                 raise OblivionError(
@@ -125,6 +144,9 @@ def erase_files(opened: OpenRun, removal: Record) -> list[str]:
         trial = parts[0] == "forgets" and opened.has("/".join(parts[1:3]))
         if trial or name in adapters or (parts[0] == "evaluations" and parts[1] in again):
             continue
+        if reason := outside(root, name):
+            problems.append(f"{root}/{shown(name)[1:-1]} is not erased: {reason}")
+            continue
         try:
             erase(root / name)
         except OblivionError as error:
@@ -149,6 +171,8 @@ def erase_numbers(opened: OpenRun, removal: Record, asked: Asked) -> None:
     _metrics(opened, removal, asked)
     for path in sorted(opened.run.root.glob("forgets/*/*/metrics.json")):
         name = path.relative_to(opened.run.root).as_posix()
+        if outside(opened.run.root, name):
+            continue
         model = read_record(ModelRecord, path, "what the run measured of a trial")
         own = path.parent.parent.name == asked.request.id
         opened.run.write_json(name, _unnumbered(model, None if own else client).to_json())

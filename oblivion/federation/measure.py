@@ -19,7 +19,7 @@ from oblivion.metrics.engine.suite import Groups, RunRows, Suite
 from oblivion.metrics.suites import suite_of
 from oblivion.models.resident import ResidentModel
 from oblivion.removal.plan import RemovalPlan
-from oblivion.replies import heard, measured
+from oblivion.replies import heard, measured, unsaid
 from oblivion.run.directory import RunDirectory
 from oblivion.run.records import ChecklistEntry, CostRecord, Measure, ModelRecord
 from oblivion.selection import assign
@@ -201,6 +201,11 @@ def measure_clients(
         taken, dropped = measured(reply.metrics, asked, max_length, bounds)
         for text in dropped:
             federation.observer.event("warning", text=f"host {reply.host}: {text}", host=reply.host)
+        for name in unsaid(reply.metrics, asked, bounds):
+            client = name.partition(" ")[0]
+            if client not in reply.failures:
+                text = f"host {reply.host}: it does not tell all that was to be measured of {name}"
+                federation.observer.event("warning", text=text, host=reply.host, client=client)
         for client, metrics in taken.items():
             found[client] = {
                 name: Measure(value=total / weight if weight else None, n=weight)

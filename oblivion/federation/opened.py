@@ -72,6 +72,7 @@ class OpenRun:
         whole = self._whole
         federation = Federation(self.config, self.hosts, self.ledger, self.initial, self.observer)
         federation.id_keys = whole.keys
+        federation.context = self.resident.max_length
         federation.describe({client: len(rows) for client, rows in whole.clients.items()})
         # As they were at the beginning, so that cohorts are what they were: forgotten rows may be gone since.
         gone = Branch(name="", seed=0, rounds=0, absent=self.register.exclusions())

@@ -183,6 +183,8 @@ class PhaseRunner:
             federation.gate,
             reference=only(federation.gate.reference, federation.scheme.trained(number)),
             steps=lambda examples: steps_per_visit(examples, batch, epochs),
+            # Beside each batch there may be one of rows to keep, and a reference model forwards both of them, too.
+            tokens=lambda examples: 4 * steps_per_visit(examples, batch, epochs) * batch * federation.context,
         )
 
     def _check(self, before: RoundState, after: RoundState, what: str) -> None:

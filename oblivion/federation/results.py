@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from oblivion.aggregation.schemes.products import as_adapter
+from oblivion.errors import InputError
 from oblivion.federation.accounting import in_units, rounded_otherwise
 from oblivion.federation.measure import Trained, measure_model
 from oblivion.federation.opened import OpenRun
 from oblivion.federation.spending import privacy_values
 from oblivion.files import remove
 from oblivion.ledger.adapters import note_adapter
+from oblivion.ledger.requests import ID
 from oblivion.models.loading import locate
 from oblivion.models.resident import weight_bytes
+from oblivion.outside import shown
 from oblivion.run.events import round_entry
 from oblivion.run.records import (
     METRICS,
@@ -37,9 +40,23 @@ class Results:
         self.opened = opened
 
     def record(self) -> RunRecord:
-        """Return what ``metrics.json`` says; empty numbers where there is none yet."""
+        """Return what ``metrics.json`` says; empty numbers where there is none yet.
+
+        Raises
+        ------
+        InputError
+            If the file is not what a run writes. A commit looks for files by the ids of requests and erases them, and
+            anybody may have edited the file, so the ids must have the form that the program gives them.
+        """
         root = self.opened.run.root
-        return read_run_record(root) if (root / METRICS).exists() else RunRecord(scenario=root.name)
+        record = read_run_record(root) if (root / METRICS).exists() else RunRecord(scenario=root.name)
+        for request in record.requests:
+            if not ID.fullmatch(request.id):
+                raise InputError(
+                    f"{root / METRICS}: {shown(request.id)} is no id of a request (req- and 12 hex digits); restore "
+                    "the file that the run wrote"
+                )
+        return record
 
     def write(self, record: RunRecord) -> None:
         """Write ``metrics.json``, with the rounds that were committed since."""

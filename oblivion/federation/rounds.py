@@ -17,7 +17,7 @@ from oblivion.aggregation.rules.control import ControlRule
 from oblivion.aggregation.scheme import LoraScheme
 from oblivion.config import RunConfig
 from oblivion.errors import FederationError, plural
-from oblivion.federation.absence import check_quorum, halved, missing, refused_again
+from oblivion.federation.absence import check_quorum, halved, missing, refused_again, told
 from oblivion.federation.accounting import cost_of, count, mean_loss
 from oblivion.federation.asking import described, dispatch
 from oblivion.federation.hosts import Hosts
@@ -59,12 +59,14 @@ class Federation:
         self.sizes: dict[str, int] = {}
         self.id_keys: Mapping[str, bytes] = {}
         self.copies: dict[str, Mapping[str, int]] = {}  # client id to sample id to its number of rows; unnamed, 1
+        self.context = math.inf  # tokens that a row can have, where that is known
         train = config.train
         self.gate = Gate(
             initial,
             config.federation.max_update_norm,
             run_fingerprint(config),
             steps=lambda examples: steps_per_visit(examples, train.batch_size, train.local_epochs),
+            tokens=lambda examples: examples * train.local_epochs * self.context,
         )
         self.serves: dict[str, list[str]] = {}
         self.replay = replay_of(config, ledger, self.sizes)
@@ -245,9 +247,10 @@ class Federation:
                 failed.pop(outcome.cohort, None)
         reasons = {client: why for of_cohort in must_not.values() for client, why in of_cohort.items()}
         if reasons:
+            verb = "fails" if len(reasons) == 1 else "fail"
             raise FederationError(
-                f"replay of round {info.round}: {', '.join(sorted(reasons))} took part then and fails now: "
-                f"{'; '.join(sorted(set(reasons.values())))}"
+                f"replay of round {info.round}: {' and '.join(sorted(reasons))} took part then and {verb} now "
+                f"({told(dict(sorted(reasons.items())))}). Ask again once all answer, or forget those first"
             )
         return [outcome for _, outcome in sorted((outcomes | failed).items())]
 

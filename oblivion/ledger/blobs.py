@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _NONCE_BYTES = 12
+_LARGE = 2**28
+"""Bytes of a blob that is looked at piece by piece first."""
 _NAME = re.compile(r"[0-9a-f]{64}")
 
 
@@ -47,6 +50,11 @@ class Blobs(Protocol):
         ...
 
 
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 class FolderBlobs:
     """Blobs as files, ``<first two digits>/<name>``."""
 
@@ -68,6 +76,11 @@ class FolderBlobs:
         """The stored bytes."""
         path = self._path(name)
         try:
+            about = path.stat()
+            if not stat.S_ISREG(about.st_mode):  # whoever opens a pipe waits
+                raise IntegrityError(f"blob {path} is no file; restore the ledger from its backup")
+            if about.st_size > _LARGE and _file_digest(path) != name:  # before it takes memory
+                raise IntegrityError(f"blob {path} was changed; restore the ledger from its backup")
             data = path.read_bytes()
         except FileNotFoundError:
             raise IntegrityError(f"blob {path} is missing; restore the ledger from its backup") from None

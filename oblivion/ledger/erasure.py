@@ -72,12 +72,16 @@ def commit_removal(
         )
         for other in others:
             if other.open and other not in void and other.state != "received":
-                said_of = {"request": other.request.id, "state": "received", "ground": "the head of the run moved"}
+                said_of = {"request": other.request.id, "state": "received", "ground": VOID}
                 writer.add("request.state", keys[other.request.id], said_of)
         said_of = {"request": request.id, "state": "committed", "ground": ""}
         writer.add("request.state", keys[request.id], said_of)
     finish_erasure(ledger, register)
     return dict(erased)
+
+
+VOID = "another removal was committed since; try one for it again"
+"""What a request says that is open again after a commit."""
 
 
 def _naming(

@@ -68,7 +68,8 @@ class Keys:
             path = self._path(name)
             if not path.is_file():
                 raise IntegrityError(f"{path} is missing: what it sealed cannot be read; restore keys/ from its backup")
-            key = path.read_bytes()
+            with path.open("rb") as file:
+                key = file.read(_KEY_BYTES + 1)
             if len(key) != _KEY_BYTES:
                 raise IntegrityError(f"{path} is not a key of {_KEY_BYTES} bytes; restore keys/ from its backup")
             self._known[name] = key

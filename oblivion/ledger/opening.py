@@ -125,6 +125,8 @@ def check_keys_exist(root: Path) -> None:
 
 def check_ledger_exists(root: Path) -> None:
     """Raise `InputError` where a run directory has no ledger."""
+    if not root.is_dir():
+        raise InputError(f"{root} has no ledger: there is no such folder; give the directory of a run")
     if not (root / DATABASE).is_file():
         raise InputError(
             f"{root} has no ledger, so nothing can be forgotten from it: finish the run with `oblivion run --resume "

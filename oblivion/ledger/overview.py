@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from oblivion.errors import ConfigError
 from oblivion.files import write_atomically
 from oblivion.ledger.opening import read_ledger
 
@@ -65,6 +66,8 @@ def export(root: Path, log: Path | None, checkpoint: Path | None) -> dict[str, A
     dict
         The checkpoint.
     """
+    if log is not None and checkpoint is not None and log.absolute() == checkpoint.absolute():
+        raise ConfigError(f"--out and --checkpoint both name {log}; give them two names")
     ledger, _ = read_ledger(root)
     try:
         entries, now = ledger.book.entries(), ledger.book.checkpoint().to_json()

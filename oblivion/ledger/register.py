@@ -188,7 +188,10 @@ class Register:
 
         own = self.keys.read_json(SIMULATED) or {}
         if client not in own:
-            raise ConfigError(f"'{client}' has no key here; it signs its request itself: give that with --request")
+            raise ConfigError(
+                f"'{client}' has no key here; it signs its request itself: give that with --request. If it was the run "
+                f"that made its key, keys/{SIMULATED} is not complete: restore it from the backup of keys/"
+            )
         return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(own[client]))
 
     def clients(self) -> tuple[str, ...]:

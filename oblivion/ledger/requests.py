@@ -27,6 +27,8 @@ CLOCK_SKEW = timedelta(minutes=5)
 LONGEST_VALIDITY = timedelta(days=366)
 LONGEST_SAMPLE_ID = 1024
 MOST_SAMPLES = 1_000_000
+ID = re.compile(r"req-[0-9a-f]{12}")
+"""How a request's id is written; it is made from the content."""
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 _NONCE = re.compile(r"[0-9a-f]{32}")
 _SIGNATURE = re.compile(r"[0-9a-f]{128}")

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -262,7 +263,11 @@ class Lock:
         if reading and not path.exists():
             return
         with database_errors(path):
-            self._handle = os.open(path, os.O_RDONLY if reading else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            flags = os.O_RDONLY if reading else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+            self._handle = os.open(path, flags | os.O_NONBLOCK, 0o600)  # of a pipe, that would wait
+        if not stat.S_ISREG(os.fstat(self._handle).st_mode):
+            self.release()
+            raise OblivionError(f"{path} is no file, as every run has it there; remove it")
         self._take(path, time.monotonic() + wait)
         if reading:
             return

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from oblivion.errors import InputError
+from oblivion.models.model_folder import check_memory
 from oblivion.models.name_patterns import is_plain, matcher
 from oblivion.outside import read_json, shown
 from oblivion.types import Adapter
@@ -132,6 +133,7 @@ def read_adapter_folder(folder: Path) -> StoredAdapter:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise InputError(f"{folder} is not a PEFT adapter folder: {name} is missing")
+    check_memory([folder / WEIGHTS])
     try:
         settings = read_json(folder / CONFIG, "the settings that PEFT writes beside an adapter")
         given = _check_settings(settings, folder)
@@ -144,7 +146,7 @@ def read_adapter_folder(folder: Path) -> StoredAdapter:
     except ValidationError as error:
         _, where, value, said = next(faults(_Attached, error))
         raise InputError(f"{folder}/{CONFIG}: {shown(where)[1:-1]} = {value}: {said}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError, MemoryError) as error:
         raise InputError(f"{folder}: not a LoRA adapter in PEFT format: {error}") from None
     # Copies: what is read from the file where it lies would change when the file is overwritten to be erased.
     adapter = {name: tensors[name].float().clone() for name in sorted(tensors)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,19 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(set(named.values()))]
 
 
+def check_memory(paths: Sequence[Path]) -> None:
+    """Refuse weights that the machine's memory cannot hold; a file with holes takes no disk, whatever it says.
+
+    Raises
+    ------
+    InputError
+        Naming the first file.
+    """
+    size, memory = sum(path.stat().st_size for path in paths), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        raise InputError(f"{paths[0]}: the weights have {size >> 20} MiB, and this machine's memory {memory >> 20} MiB")
+
+
 def _check_sizes(folder: Path, config: dict[str, Any]) -> None:
     """Compare counts and sizes in the config with the weights' headers.
 
@@ -153,6 +166,7 @@ def _check_sizes(folder: Path, config: dict[str, Any]) -> None:
     from safetensors import SafetensorError, safe_open
 
     tensors, longest, elements = 0, 0, 0
+    check_memory(weight_files(folder))
     for path in weight_files(folder):
         try:
             with safe_open(path, framework="np") as file:
@@ -162,7 +176,7 @@ def _check_sizes(folder: Path, config: dict[str, Any]) -> None:
                     for side in shape:
                         size *= side
                     tensors, longest, elements = tensors + 1, max([longest, *shape]), elements + size
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, MemoryError) as error:
             raise InputError(
                 f"{path}: could not be loaded as safetensors: {' '.join(str(error).split())[:200]}"
             ) from None

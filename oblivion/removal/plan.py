@@ -141,7 +141,7 @@ def plan_removal(
         plan,
         label=plan.label if name == method else f"{name}: {plan.label}",
         from_round=first,
-        invalidates=_invalidated(first, context),
+        invalidates=_invalidated(first, request, context),
         client_steps=steps,
         fraction=steps / max(1, context.rounds_cost(1, context.rounds)),
         charges=charges,
@@ -202,12 +202,14 @@ def _budget_item(charges: Sequence[Mapping[str, int]], context: PlanningContext)
     )
 
 
-def _invalidated(first: int, context: PlanningContext) -> tuple[str, ...]:
+def _invalidated(first: int, request: ForgetRequest, context: PlanningContext) -> tuple[str, ...]:
     """Say what holds the data from t_u on; nothing where the client has no part in any round."""
     if not first:
         return ()
     return (
         "the adapters of the present model, and of every removal and oracle that had the data",
         f"the states and contributions of rounds {first} to {context.head} in the ledger",
-        "the client's keys, and its other requests",
+        "the client's keys, and its other requests"
+        if request.whole_client
+        else f"the client's keys of rounds {first} to {context.head} (the client and its other requests stay)",
     )

@@ -13,6 +13,10 @@ from oblivion.report.formatting import capital, number, plural, shorten
 MOST = 25
 """More clients than this do not fit a page: the picture then keeps those that changed most."""
 _LEFT, _RIGHT = 14.0, WIDTH - 14.0
+_BOLD = 7.3
+"""Width of a bold letter."""
+_MOST_WITH_ORACLE = 40
+"""Bold letters beside which the words "oracle 0.12" still have room."""
 _LANE, _WIDE_LANE = 11.0, 17.0
 
 
@@ -60,7 +64,9 @@ def _title(name: str, comparison: Comparison) -> str:
     counts = {int(measure.n) for measure in measures if measure.value is not None and measure.n is not None}
     rows = f", {plural(counts.pop(), 'row')}" if len(counts) == 1 else ""
     if name == request.client:
-        return f"{shorten(name, 24)}{rows}: asked to be forgotten"
+        title = f"{shorten(name, 24)}{rows}"
+        asked = f"{title}: asked to be forgotten"
+        return asked if len(asked) <= _MOST_WITH_ORACLE else title
     return f"{shorten(name, 40)}{rows}"
 
 
@@ -123,7 +129,7 @@ def _heading(x: Scale, y: float, bottom: float, row: _Row) -> list[Markup]:
     parts.append(line(at, y + 21, at, bottom - 1, "reference"))
     if row.first:
         said = f"oracle {number(row.reference)}"
-        end = _LEFT + len(row.title) * 7.0
+        end = _LEFT + len(row.title) * _BOLD
         left = max(at - len(said) * 3.1, end + 8)
         parts.append(text(min(left, _RIGHT - len(said) * 6.2), y + 17, said, "small"))
     return parts

@@ -311,10 +311,9 @@ def opening(metrics: RunRecord) -> str:
     who = f"{in_words(clients).capitalize()} clients taught a language model" if clients > 1 else "A language model"
     if not requests:
         return f"{who}." if clients > 1 else ""
-    many = requests > 1
+    many, it = requests > 1, "them" if requests > 1 else "it"
     asked = f"{in_words(requests)} {'requests' if many else 'request'} to be forgotten followed"
     asked = "one asked to be forgotten" if clients > 1 and not many else asked
-    it = "them" if many else "it"
     return (
         f"{who}, {asked}: this is what remained of {it} by each method, beside a model that never saw {it}, "
         "for the federation as a whole and for every client."
@@ -325,9 +324,8 @@ def opening_of_several(runs: Sequence[tuple[str, Run]]) -> str:
     """What a page with several runs is about: each by its name, with how many clients, rounds and requests it had."""
     each = []
     for name, run in runs:
-        requests = len(run.metrics.requests)
-        asked = plural(requests, "request") if requests else "no request"
-        each.append(f"{name} ({plural(clients_of(run.metrics), 'client')}, {_rounds(run.metrics)}, {asked})")
+        asked = plural(len(run.metrics.requests), "request") if run.metrics.requests else "no request"
+        each.append(f"{name} ({plural(clients_of(run.metrics), 'client')}, {_rounds(run)}, {asked})")
     configs = [dict(run.config) for _, run in runs if run.config is not None]
     differ = [key for key in dict.fromkeys(chain(*configs)) if len({config.get(key) for config in configs}) > 1]
     if len(configs) < len(runs):
@@ -343,16 +341,19 @@ def opening_of_several(runs: Sequence[tuple[str, Run]]) -> str:
     )
 
 
-def _rounds(metrics: RunRecord) -> str:
-    branch = metrics.history[0].branch if metrics.history else ""
-    return plural(sum(1 for entry in metrics.history if entry.branch == branch), "round")
+def _rounds(run: Run) -> str:
+    """Return how many rounds the run learned; after a commit, some of them are on the branch of the removal."""
+    history, asked = run.metrics.history, dict(run.config or ()).get("federation.rounds", "")
+    if not asked.isdecimal():
+        return plural(sum(entry.branch == history[0].branch for entry in history), "round")
+    return plural(len({entry.round for entry in history if entry.round <= int(asked)}), "round")
 
 
 def made_of(run: Run) -> str:
     """What a run is made of: clients, rounds, data, model, rule, seed; what its files do not say is left out."""
     settings = dict(run.config or ())
     facts = [plural(clients_of(run.metrics), "client")] if clients_of(run.metrics) else []
-    facts += [_rounds(run.metrics)] if run.metrics.history else []
+    facts += [_rounds(run)] if run.metrics.history else []
     for key, title in MADE_OF:
         if settings.get(key):
             facts.append(f"{title} {PurePath(settings[key]).name if '/' in settings[key] else settings[key]}")
@@ -394,7 +395,6 @@ def request_facts(comparison: Comparison) -> list[str]:
     elif request.t_u is not None:
         asked = f" (asked from round {request.t_u})" if (request.first_update or request.t_u) != request.t_u else ""
         facts.append(f"in training from round {request.first_update or request.t_u}{asked}")
-    elif "t_u" in request.model_fields_set:
-        # Written as null; a file that does not say leaves it open.
+    elif "t_u" in request.model_fields_set:  # written as null; a file that does not say leaves it open
         facts.append("never selected in training")
     return facts

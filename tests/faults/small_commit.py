@@ -16,6 +16,7 @@ from crash_scenario import COMMANDS, LOSSES, TOKENS, commit, configure
 from crash_state import state_of
 
 from oblivion.errors import OblivionError, PlanRefusedError
+from oblivion.ledger.opening import open_run_ledger
 from oblivion.run.directory import RunDirectory
 from simulations.simulate import commit_in_run
 
@@ -171,6 +172,54 @@ def numbers(root: Path) -> Iterator[str]:
                 yield from leaves("", json.loads(text))
 
 
+def leads_outside(work: Path) -> None:
+    """Ids in metrics.json were looked for as patterns, and links to another run's folders were followed."""
+    root, victim, home = run(work), work / "victim", work / "home"
+    home.mkdir()
+    (home / "own.json").write_text("mine")
+    shutil.copytree(root, victim)
+    metrics, text = root / "metrics.json", (root / "metrics.json").read_text()
+    edited = json.loads(text)
+    edited["requests"].append({**edited["requests"][0], "id": "../../home"})
+    metrics.write_text(json.dumps(edited))
+    assert "is no id of a request" in give(root)
+    metrics.write_text(text)
+    before = state_of(victim)
+    for name in ("adapters", "forgets", "evaluations"):
+        (root / name).rename(work / "aside")
+        (root / name).symlink_to(victim / name)
+        said = give(root)
+        assert "is a link, which may lead into another run" in said and "Nothing was changed" in said
+        (root / name).unlink()
+        (work / "aside").rename(root / name)
+    assert state_of(victim) == before and (home / "own.json").read_text() == "mine"
+    assert give(root) == "" and len(evidence(root)) == 1
+
+
+def says_to_erase_elsewhere(work: Path) -> None:
+    """Whoever hands over a run hands over its keys, too: its ledger may say anything, also what is still to erase."""
+    root, home = run(work), work / "home"
+    assert give(root) == ""
+    home.mkdir()
+    (home / "own.json").write_text("mine")
+    names = [str(home / "own.json"), "../home/own.json", "adapters/../../home/own.json", "adapters", "", "adapters/\0"]
+    for change in ({"erases": {"adapters": names, "files": names}}, {"branch": "../../home"}):
+        place = work / f"run-{len(change)}-{next(iter(change))}"
+        shutil.copytree(root, place)
+        ledger, register = open_run_ledger(place)
+        (removal,) = register.removals()
+        said = {**removal.content, **change}
+        facts = {name: said[name] for name in ("request", "guarantee", "before", "after")}
+        with ledger.book.transaction(anchor=True) as writer:
+            writer.erase([removal.seq], "a stranger edits the ledger")
+            writer.add("removal", removal.key, said, facts=facts)
+        ledger.close()
+        for path in evidence(place):
+            path.unlink()
+        assert give(place) != ""
+        assert (home / "own.json").read_text() == "mine" and [p.name for p in home.iterdir()] == ["own.json"]
+
+
 TESTS: dict[str, Callable[[Path], None]] = {
     test.__name__: test
     for test in (
@@ -182,6 +231,8 @@ TESTS: dict[str, Callable[[Path], None]] = {
         incomplete,
         folders_of_others,
         erased_numbers,
+        leads_outside,
+        says_to_erase_elsewhere,
     )
 }
 

@@ -343,7 +343,7 @@ def test_forget_on_a_run_that_was_interrupted(scenario: Path, here: Path, monkey
 
 
 def test_resume_of_something_that_is_no_run(here: Path) -> None:
-    refused(INPUT, "nowhere is not a run directory", "run", "--resume", "--out", "nowhere")
+    refused(INPUT, "nowhere is not a run directory: there is no such folder", "run", "--resume", "--out", "nowhere")
     (here / "empty").mkdir()
     refused(INPUT, "empty is not a run directory: it has no config.toml", "run", "--resume", "--out", "empty")
 

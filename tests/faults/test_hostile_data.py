@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import itertools
 import json
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from oblivion.config import DataConfig
-from oblivion.data import csv_rows
+from oblivion.data import csv_rows, row_files, rows
 from oblivion.data.datasets.jsonl import load
 from oblivion.errors import ConfigError, InputError, OblivionError
 
@@ -112,3 +113,55 @@ def test_no_layout_with_a_bad_cell_is_repeated(tmp_path: Path) -> None:
                     refusals += 1
                     assert CANARY not in str(error) and "\x1b" not in str(error), (name, field, value)
     assert refusals > 1000
+
+
+def test_an_archive_that_unpacks_to_endless_rows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """200 KB that became three gigabytes of empty records, and a table likewise."""
+    monkeypatch.setattr(row_files, "MOST_VALUES", 10**5)
+    for name, line in (("rows.json", b"{},"), ("rows.csv", b",\n")):
+        path = tmp_path / f"{name}.gz"
+        path.write_bytes(gzip.compress((b"[" if name == "rows.json" else b"question,answer\n") + line * 10**5))
+        assert "more than 100000 values" in refused(path)
+
+
+def test_no_layout_has_texts_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only lines and rows of CSV had a bound."""
+    monkeypatch.setattr(rows, "LONGEST", 2**20)
+    pyarrow, endless = pytest.importorskip("pyarrow"), "a" * (2**20 + 1)
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"question": ["q"], "answer": [endless]}), tmp_path / "rows.parquet")
+    texts = {
+        "rows.json": json.dumps([{"question": "q", "answer": endless}]),
+        "columns.json": json.dumps({"question": ["q"], "answer": [endless]}),
+        "chat.json": json.dumps(
+            [{"messages": [{"role": "user", "content": endless}, {"role": "gpt", "content": "a"}]}]
+        ),
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    for name in (*texts, "rows.parquet"):
+        assert "has a text of more than 1 million characters" in refused(tmp_path / name)
+
+
+def test_a_text_that_every_row_of_a_table_shares_is_counted_for_each(tmp_path: Path) -> None:
+    """A file of 1 KB became 8 GiB: one text, written once, as the value of 1,000 rows."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    text = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 1000, pyarrow.int32()), ["a" * 2**22])
+    for name, column in (("rows", text), ("lists", pyarrow.ListArray.from_arrays(list(range(1001)), text))):
+        path = tmp_path / f"{name}.parquet"
+        table = pyarrow.table({"question": ["q"] * 1000, "answer": column})
+        parquet.write_table(table, path, compression="zstd", dictionary_pagesize_limit=2**30)
+        assert path.stat().st_size < 4096
+        assert "unpacks to more than 1 GiB" in refused(path)
+
+
+@pytest.mark.parametrize("value", ["\x1b]0;title\x07", "a\x00b", "a" * 2000, "\x9b2J"])
+def test_ids_and_labels_that_are_printed_have_no_control_characters(value: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"question": "q", "answer": "a", "key": value}))
+    for meaning in ("id", "label"):
+        said = refused(path, {meaning: "key"})
+        assert "control character" in said and value not in said

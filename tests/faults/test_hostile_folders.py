@@ -254,3 +254,45 @@ def test_a_config_that_is_no_config(content: str, folder: Path, adapter: Path) -
         with pytest.raises(InputError) as error:
             read()
         assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("config.json", {"num_attention_heads": 0}),
+        ("config.json", {"hidden_size": "64"}),
+        ("config.json", {"rope_parameters": [1, 2]}),
+        ("config.json", {"pad_token_id": "x"}),
+        ("tokenizer_config.json", {"tokenizer_class": "__init__"}),
+        ("tokenizer_config.json", {"tokenizer_class": 7}),
+        ("tokenizer_config.json", {"eos_token": {"content": 7}}),
+        ("tokenizer_config.json", {"from_pretrained": "x"}),
+        ("special_tokens_map.json", None),
+        ("tokenizer.json", None),
+        ("added_tokens.json", []),
+    ],
+)
+def test_what_no_library_expects_in_a_file_is_one_line(name: str, settings: Any, folder: Path) -> None:
+    """Each was a traceback; None stands for lists in one another without end."""
+    if isinstance(settings, dict):
+        change(folder / name, **settings)
+    else:
+        (folder / name).write_text("[[[]]]" if settings == [] else '{"a":' * 5000 + "1" + "}" * 5000)
+    with pytest.raises(InputError) as error:
+        load_base(ModelConfig(name=str(folder)))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 1000
+
+
+def test_weights_that_are_a_hole_are_not_read(folder: Path, adapter: Path) -> None:
+    """A file that takes nothing on the disk says that it has 8 TiB."""
+    for path in (folder / "model.safetensors", adapter / WEIGHTS):
+        os.truncate(path, 2**43)
+    for read in (lambda: load_base(ModelConfig(name=str(folder))), lambda: read_adapter_folder(adapter)):
+        with pytest.raises(InputError, match="this machine's memory"):
+            read()
+
+
+def test_names_of_files_do_nothing_to_a_terminal(tmp_path: Path) -> None:
+    name = "\x1b]0;title\x07\x9b2J\u202e"
+    code, out, err = oblivion("evaluate", tmp_path / name)
+    assert code != 0 and "error: " in err and not {"\x1b", "\x07", "\x9b", "\u202e"} & set(out + err)

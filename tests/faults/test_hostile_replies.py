@@ -26,6 +26,7 @@ from oblivion.wire import check_reply, pack_reply, unpack_reply
 
 HONEST = {client: {"samples": rows} for client, rows in CLIENTS.items()}
 GOOD = {"loss": (20.0, 10.0), "probability": (0.5, 1.0), "skipped": (0.0, 1.0)}
+GOOD |= dict.fromkeys(("exact_memorization", "extraction_strength"), (0.5, 1.0))
 ESCAPES = "\x1b]0;owned\x07\x1b[2J\r\n\u202e\x9b31m"
 NAMES = ("../../etc/x", "", "A", "a" * 65, "a\n", ESCAPES, "stranger ", "ä", "a/b", "_a", "a b")
 NUMBERS = (-5, -1, 10**12, 10**30, True, False, 1.0, math.nan, math.inf, "5", None, [], {}, b"1", MOST_ROWS + 1)

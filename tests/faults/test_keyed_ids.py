@@ -153,7 +153,10 @@ def test_ids_shows_what_requests_name(forgetful: tuple[Path, Path]) -> None:
     key = read_key(root, "hosp-1")
     assert [row["row"] for row in rows] == [1, 2, 3, 4, 5, 6, 7] and rows[0]["keyed"] == rows[6]["keyed"]
     assert all(row["keyed"] == keyed_id(key, row["plain"]) for row in rows)
+    assert oblivion("ids", root, "--client", "Hosp 1", "--json")[:2] == (0, told), "by its name in the data, too"
     assert oblivion("ids", root, "--client", "hosp-9")[0] == 2
+    code, _, said = oblivion("ids", root, "--client", " ")
+    assert code == 2 and "--client: the name is empty" in said
 
 
 def test_a_run_goes_on_and_notices_other_data(forgetful: tuple[Path, Path], tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def test_export_writes_the_log_and_a_checkpoint(small: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("command", ["show", "verify", "export"])
 def test_what_is_no_run(small: Path, tmp_path: Path, command: str) -> None:
-    fails(INPUT, "nowhere has no ledger", "ledger", command, tmp_path / "nowhere")
+    fails(INPUT, "nowhere has no ledger: there is no such folder", "ledger", command, tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
     fails(USAGE, "Missing argument", "ledger", command)
     shutil.rmtree(small / "ledger")
@@ -232,7 +232,7 @@ def test_what_cannot_be_committed(run: Path, trial: str) -> None:
     for wrong, words in (
         ("req-0", f"there is no request 'req-0'|{request}"),
         ("", "give --method"),
-        (request, f"{request} has no trial ''|rollback"),
+        (request, f"{request} has no trial ''|rollback|give --commit {request}/TRIAL"),
         (f"{request}/rollbak", "has no trial 'rollbak' at the present head; did you mean 'rollback'"),
         (f"{request}/oracle", "has no trial 'oracle'"),
         (f"{request}/../{trial}", "has no trial"),
@@ -247,6 +247,49 @@ def test_what_cannot_be_committed(run: Path, trial: str) -> None:
             "keys/ledger.json",
             "events.jsonl",
         }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--commit", "TRIAL", "--plan"), "--plan does not go with --commit"),
+        (("--commit", "TRIAL", "--client", "client-1"), "--client does not go with --commit"),
+        (("--commit", "TRIAL", "--method", "exclude"), "--method does not go with --commit"),
+        (("--commit", "TRIAL", "--set", "forget.scale=2"), "--set does not go with --commit"),
+        (("--commit", "TRIAL", "--refuse", "REQUEST", "--ground", "a law"), "--commit does not go with --refuse"),
+        (("--commit", "TRIAL", "--ground", "a law"), "--ground does not go with --commit"),
+        (("--refuse", "REQUEST", "--ground", "a law", "--plan"), "--plan does not go with --refuse"),
+        (("--refuse", "REQUEST", "--ground", "a law", "--client", "client-2"), "--client does not go with --refuse"),
+        (("--client", "client-1", "--method", "exclude", "--accept-no-guarantee"), "does not go with a trial"),
+        (("--client", "client-1", "--method", "exclude", "--ground", "a law"), "--ground does not go with a trial"),
+        (("--request", "x.json", "--method", "exclude", "--samples", "x"), "--samples does not go with --request"),
+    ],
+)
+def test_what_would_not_be_heeded_is_refused(run: Path, trial: str, arguments: tuple[str, ...], words: str) -> None:
+    places = {"TRIAL": trial, "REQUEST": trial.partition("/")[0]}
+    before = tree(run)
+    fails(USAGE, words, "forget", run, *(places.get(word, word) for word in arguments))
+    assert tree(run) == before
+
+
+def test_a_log_and_a_checkpoint_are_two_files(small: Path, tmp_path: Path) -> None:
+    both = tmp_path / "kept.json"
+    fails(USAGE, "give them two names", "ledger", "export", small, "--out", both, "--checkpoint", both)
+    assert not both.exists()
+
+
+def test_a_request_that_is_open_again_says_what_to_do(run: Path, trial: str) -> None:
+    (run / "ids.txt").write_text("\n".join(row["plain"] for row in json.loads(
+        good("ids", run, "--client", "client-1", "--json"))[:2]))  # fmt: skip
+    asked = ("forget", run, "--client", "client-1", "--samples", run / "ids.txt", "--method", "exclude")
+    planned = good(*asked, "--plan")
+    assert "the client's keys of rounds 1 to 2 (the client and its other requests stay)" in planned
+    assert "and its other requests" in good("forget", run, "--client", "client-1", "--method", "exclude", "--plan")
+    good(*asked)
+    good("forget", run, "--commit", trial)
+    closed, still = [line for line in good("ledger", "show", run).splitlines() if line.startswith("req-")]
+    assert closed.endswith("committed")
+    assert "received (another removal was committed since; try one for it again), due " in still
 
 
 # Another process

@@ -222,6 +222,7 @@ def test_select_from_a_file(tmp_path):
     ("text", "error", "message"),
     [
         ("ada/0\nada/9\n", ConfigError, "ids:2: 'ada' has no sample 'ada/9'; the nearest of its 4 is 'ada/"),
+        ("1\tada/0\trow/0\n", ConfigError, "a line holds one id and nothing else"),
         ("ada/0\nbob/0\n", ConfigError, "ids:2: sample 'bob/0' belongs to 'bob', not to 'ada'"),
         ("ada/0\nada/1\nada/2\nada/3", ConfigError, "names all samples of 'ada'; leave out --samples"),
         ("\n\n", InputError, "names no sample"),

@@ -285,7 +285,7 @@ def test_other_requests_wait_for_the_new_head_and_those_of_the_client_go(run: Ru
     states = {asked.request.id: (asked.state, asked.ground) for asked in run.again().register.all_asked()}
     assert states == {
         asked.request.id: ("committed", ""),
-        other.request.id: ("received", "the head of the run moved"),
+        other.request.id: ("received", "another removal was committed since; try one for it again"),
         idle.request.id: ("received", ""),
         done.request.id: ("refused", "no"),
     }

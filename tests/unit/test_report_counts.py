@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,23 @@ def run(folder: Path, name: str, clients: int, settings: str) -> Path:
     root = write_run(folder / name, content)
     (root / "config.toml").write_text(settings)
     return root
+
+
+def test_a_long_name_leaves_room_for_the_word_oracle() -> None:
+    long = "the-hospital-of-saint-anna"
+    renamed = json.loads(json.dumps(limited(8)).replace("client-5", long))
+    drawn = str(clients_picture(comparison_of(renamed), "k"))
+    assert "asked to be forgotten<" not in drawn and ", 35 rows<" in drawn and ">oracle " in drawn
+
+
+def test_rounds_of_a_run_whose_removal_was_committed(tmp_path: Path) -> None:
+    """Some rounds are still on the line of learning, the others are those of the removal."""
+    content = limited(8)
+    main = [row for row in content["history"] if row["branch"] == "main"]
+    content["history"] = [{**row, "branch": "main" if row["round"] < 4 else "req-1/rollback"} for row in main]
+    root = write_run(tmp_path / "run", content)
+    (root / "config.toml").write_text(f"[federation]\nrounds = {len(main)}\n")
+    assert f"8 clients, {len(main)} rounds" in _Page(build_report([root])).text
 
 
 OWN = '[data]\nname = "jsonl"\npath = "/somewhere/records.jsonl"\n[federation]\naggregator = "fedadam"\n'

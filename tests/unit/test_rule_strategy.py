@@ -57,10 +57,10 @@ class FakeGrid:
         return self.nodes
 
     def push_messages(self, messages: Iterable[Message]) -> Iterator[str]:
-        for number, message in enumerate(messages):
-            message.metadata._message_id = f"m{number}"
+        for message in messages:
+            message.metadata._message_id = f"m{len(self.pushed)}"
             self.pushed.append(message)
-            yield f"m{number}"
+            yield message.metadata.message_id
 
     def pull_messages(self, waiting: Iterable[str]) -> list[Message]:
         known = set(waiting)

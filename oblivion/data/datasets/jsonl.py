@@ -14,7 +14,7 @@ from oblivion.data.columns import ANSWERS, QUESTIONS, USUAL, Columns, check_colu
 from oblivion.data.corpus import Corpus
 from oblivion.data.datasets import with_paths
 from oblivion.data.hub import is_hub_id, read_hub_table
-from oblivion.data.owners import Owners, scalar
+from oblivion.data.owners import Owners, printed
 from oblivion.data.row_files import is_row_file, owner_name, read_row_file
 from oblivion.data.rows import Faults, Row, RowFile, digest_of, text_of, texts_of
 from oblivion.errors import ConfigError, InputError
@@ -203,7 +203,7 @@ def _sample(row: Row, columns: Columns, prefix: str, client: str, sample_id: str
         answer=answer,
         paraphrase=text_of(row, columns.paraphrase, required=False) if columns.paraphrase else "",
         wrong_answers=texts_of(row, columns.wrong_answers, required=False) if columns.wrong_answers else (),
-        extras={"label": scalar(row, columns.label)} if columns.label else {},
+        extras={"label": printed(row, columns.label)} if columns.label else {},
     )
 
 
