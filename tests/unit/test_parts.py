@@ -159,12 +159,7 @@ def test_a_function_that_makes_no_part(install: Install, kind: str, setting: str
 @pytest.mark.parametrize(
     ("kind", "setting", "function", "message"),
     [
-        (
-            "datasets",
-            "data.name",
-            "def make(data):\n    return 3\n",
-            "dataset 'mine' is not one: it takes no clients, no",
-        ),
+        ("datasets", "data.name", "def make(data):\n    return 3\n", "it takes no clients, no seed"),
         ("partitions", "data.partition", "def make(samples, *, clients):\n    return 3\n", "it takes no seed"),
         ("datasets", "data.name", "def make(data, *, clients, seed):\n    return 3\n", "it returns no oblivion"),
         ("partitions", "data.partition", "def make(rows, *, clients, seed):\n    return 3\n", "it returns no mapping"),
