@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from oblivion.aggregation import rule_of, scheme_of
-from oblivion.aggregation.fit import check_number, check_scheme, check_training
+from oblivion.aggregation.fit import check_factors, check_number, check_scheme, check_training
 from oblivion.config import ForgetConfig, RunConfig
 from oblivion.data.corpus import FederatedData
 from oblivion.data.datasets import datasets, path_parameters
@@ -186,6 +186,7 @@ def load(config: RunConfig) -> RunConfig:
     """
     config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": _dtype(config)})})
     resident = learner_of(config)
+    check_factors(scheme_of(config), config.lora.scheme, resident.parameters)
     if scheme_of(config).state_fields and resident.shared:
         layer = resident.shared[0].removeprefix("base_model.model.")
         raise ConfigError(
