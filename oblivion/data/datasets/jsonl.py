@@ -43,7 +43,8 @@ def load(
     data : DataConfig
         `path` is a file, a folder (one file per client, unless ``columns.client`` is set) or a hub id.
         `columns` maps meanings to columns: ``question``, ``answer``, ``context`` (joined to the question on a
-        line of its own), ``client``, ``id``, ``label``, ``paraphrase``, ``wrong-answers``.
+        line of its own), ``client``, ``id``, ``label``, ``paraphrase``, ``wrong-answers``,
+        ``alternate``.
     clients, seed
         Not used: the data is what it is.
     pattern : str, default ""
@@ -203,7 +204,7 @@ def _sample(row: Row, columns: Columns, prefix: str, client: str, sample_id: str
         answer=answer,
         paraphrase=text_of(row, columns.paraphrase, required=False) if columns.paraphrase else "",
         wrong_answers=texts_of(row, columns.wrong_answers, required=False) if columns.wrong_answers else (),
-        extras={"label": scalar(row, columns.label)} if columns.label else {},
+        extras={name: scalar(row, column) for name, column in columns.extras() if column},
     )
 
 
