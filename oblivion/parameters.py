@@ -51,7 +51,7 @@ def build(registry: Registry, name: str, parameters: Mapping[str, Any], key: str
         If the part comes from another package and cannot be loaded, or lacks what such a part has.
     """
     part = registry.get(name)
-    arguments = _arguments(part, name, parameters, key)
+    arguments = _arguments(registry, name, parameters, key)
     try:
         made = part(**arguments)
     except (TypeError, ValueError) as error:
@@ -79,10 +79,10 @@ def call(registry: Registry, name: str, parameters: Mapping[str, Any], key: str,
     ConfigError
         If the name or a parameter is unknown, or a value is refused.
     InputError
-        If the part comes from another package and cannot be loaded.
+        If the part comes from another package and cannot be loaded, or does not take what such a part is given.
     """
     part = registry.get(name)
-    arguments = _arguments(part, name, parameters, key, given)
+    arguments = _arguments(registry, name, parameters, key, given)
     try:
         return part(subject, **given, **arguments)
     except ParameterError as error:
@@ -90,18 +90,22 @@ def call(registry: Registry, name: str, parameters: Mapping[str, Any], key: str,
 
 
 def _arguments(
-    part: Any, name: str, parameters: Mapping[str, Any], key: str, given: Collection[str] | None = None
+    registry: Registry, name: str, parameters: Mapping[str, Any], key: str, given: Collection[str] | None = None
 ) -> dict[str, Any]:
     """Return keyword arguments for a part, if it has parameters of these names that take values of these kinds.
 
-    `given` are the names that no scenario can set; with them the part's first parameter is left out too.
+    `given` are the names that every part of a function's kind has after its first parameter, and no scenario can set.
     """
     arguments = {parameter.replace("-", "_"): value for parameter, value in parameters.items()}
     try:
-        own = list(inspect.signature(part).parameters.values())[0 if given is None else 1 :]
-        kinds = {one.name: one.annotation for one in own if given is None or one.name not in given}
+        own = list(inspect.signature(registry.get(name)).parameters.values())[0 if given is None else 1 :]
+        kinds = {one.name: one.annotation for one in own}
     except ValueError:  # it is written in C, and will say itself what it takes
-        kinds = dict.fromkeys(arguments)
+        kinds = dict.fromkeys((*arguments, *(given or ())))
+    lacks = [parameter for parameter in given or () if parameter not in kinds]
+    if lacks:
+        raise InputError(f"{registry.kind} '{name}' is not one: it takes no {', no '.join(lacks)}")
+    kinds = {parameter: kind for parameter, kind in kinds.items() if parameter not in (given or ())}
     for parameter, value in arguments.items():
         if parameter not in kinds:
             raise ConfigError(f"{key}: '{name}' has no parameter '{parameter}'; {nearest(parameter, kinds)}")

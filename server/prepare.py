@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from oblivion.aggregation import rule_of, scheme_of
-from oblivion.aggregation.fit import check_number, check_scheme, check_training
+from oblivion.aggregation.fit import check_factors, check_number, check_scheme, check_training
 from oblivion.config import ForgetConfig, RunConfig
 from oblivion.data.corpus import FederatedData
 from oblivion.data.datasets import datasets, path_parameters
@@ -30,10 +30,12 @@ from oblivion.parameters import build
 from oblivion.parts import parts_of
 from oblivion.privacy.settings import check_privacy
 from oblivion.privacy.spending import check_learning
+from oblivion.removal import removal_from
 from oblivion.removal.context import PlanningContext
 from oblivion.run.directory import RunDirectory
 from oblivion.run.manifest import make_manifest
 from oblivion.training.fused import fusible
+from oblivion.training.outputs import check_needs
 from oblivion.training.slots import slots_for
 from oblivion.types import ForgetRequest
 from server.estimate import check_disk
@@ -186,6 +188,7 @@ def load(config: RunConfig) -> RunConfig:
     """
     config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": _dtype(config)})})
     resident = learner_of(config)
+    check_factors(scheme_of(config), config.lora.scheme, resident.parameters)
     if scheme_of(config).state_fields and resident.shared:
         layer = resident.shared[0].removeprefix("base_model.model.")
         raise ConfigError(
@@ -198,6 +201,11 @@ def load(config: RunConfig) -> RunConfig:
         cohort = slots_for(resident.width, config.train.batch_size, resident.device, asked) if fused else 1
         config = config.model_copy(update={"train": config.train.model_copy(update={"cohort": cohort})})
     resident.task.check()
+    for method in config.forget.methods:
+        removal = removal_from(method, config.forget)
+        if name := getattr(removal, "objective", ""):
+            objective = objective_from(name, getattr(removal, "parameters", {}))
+            check_needs(name, objective, resident.task, resident.model, bool(scheme_of(config).state_fields))
     return config
 
 

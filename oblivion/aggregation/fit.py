@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from oblivion.aggregation.rule import Rule
 from oblivion.aggregation.scheme import LoraScheme
 from oblivion.aggregation.schemes import schemes
 from oblivion.config import RunConfig
 from oblivion.errors import ConfigError
+from oblivion.models.factors import is_factor
 from oblivion.selection import population
 
 
@@ -63,6 +64,31 @@ def check_scheme(rule: Rule, scheme: LoraScheme, config: RunConfig) -> None:
             f"model.dtype = 'bfloat16', but lora.scheme = '{name}' folds its residual into the base weights, where "
             "bfloat16 rounds small changes away; set model.dtype = 'float32', or choose a scheme without a residual, "
             "such as 'flexlora'"
+        )
+
+
+def check_factors(scheme: LoraScheme, name: str, tensors: Iterable[str]) -> None:
+    """Refuse a LoRA scheme for an adapter that has no LoRA factors.
+
+    Parameters
+    ----------
+    scheme : LoraScheme
+        The scheme.
+    name : str
+        Its name.
+    tensors : iterable of str
+        The names of the adapter's tensors.
+
+    Raises
+    ------
+    ConfigError
+        The message names a tensor that is no factor, and the schemes that work.
+    """
+    other = next((tensor for tensor in sorted(tensors) if not is_factor(tensor)), "")
+    if scheme.needs_factors and other:
+        raise ConfigError(
+            f"lora.scheme = '{name}' combines the LoRA factors A and B, and {other!r} is neither; schemes that take "
+            f"any adapter: {', '.join(schemes.having('needs_factors', False))}"
         )
 
 

@@ -28,6 +28,8 @@ class LoraScheme(ABC):
         Whether clients may have different ranks.
     of_products : bool
         Whether the products ``B A`` are combined in place of the factors.
+    needs_factors : bool
+        Whether the adapter must consist of LoRA factors A and B.
     """
 
     ranks: Mapping[str, int] = field(default_factory=dict)
@@ -35,6 +37,7 @@ class LoraScheme(ABC):
     state_fields: ClassVar[tuple[str, ...]] = ()
     mixed_ranks: ClassVar[bool] = False
     of_products: ClassVar[bool] = False
+    needs_factors: ClassVar[bool] = True
 
     def trained(self, round: int) -> tuple[Factor, ...]:
         """Return the factors that clients train, and send, in a round."""

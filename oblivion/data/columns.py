@@ -9,7 +9,7 @@ from oblivion.data.chats import CHATS
 from oblivion.data.rows import Row, RowFile, named
 from oblivion.errors import ConfigError, nearest
 
-KEYS = ("question", "answer", "client", "id", "context", "paraphrase", "wrong-answers", "label")
+KEYS = ("question", "answer", "client", "id", "context", "paraphrase", "wrong-answers", "label", "alternate")
 QUESTIONS = ("question", "prompt", "instruction", "query")
 ANSWERS = ("answer", "response", "completion", "output")
 INSTRUCTION_CONTEXTS = ("context", "input")
@@ -30,6 +30,11 @@ class Columns:
     paraphrase: str = ""
     wrong_answers: str = ""
     label: str = ""
+    alternate: str = ""
+
+    def extras(self) -> tuple[tuple[str, str], ...]:
+        """What stands in a sample's ``extras``, with its column."""
+        return ("label", self.label), ("alternate", self.alternate)
 
 
 def check_columns(columns: Mapping[str, str], files: Sequence[RowFile]) -> dict[str, str]:
@@ -106,6 +111,7 @@ def find_columns(named: Mapping[str, str], file: RowFile) -> Columns:
         paraphrase=found.get("paraphrase", ""),
         wrong_answers=found.get("wrong-answers", ""),
         label=found.get("label", ""),
+        alternate=found.get("alternate", ""),
     )
 
 

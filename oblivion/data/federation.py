@@ -89,16 +89,19 @@ def load_corpus(data: DataConfig, clients: int, seed: int) -> Corpus:
     ConfigError
         If the name or a parameter is wrong.
     InputError
-        If a file is missing or malformed.
+        If a file is missing or malformed, or another package's data set returns something else.
     """
-    corpus: Corpus = call(datasets, data.name, data.parameters, "data.parameters", data, clients=clients, seed=seed)
+    corpus = call(datasets, data.name, data.parameters, "data.parameters", data, clients=clients, seed=seed)
+    if not isinstance(corpus, Corpus):
+        raise InputError(f"dataset '{data.name}' is not one: it returns no oblivion.data.corpus.Corpus")
     return corpus
 
 
 def _partition(data: DataConfig, samples: tuple[Sample, ...], clients: int, seed: int) -> dict[str, tuple[Sample, ...]]:
     key, values = "data.partition-parameters", data.partition_parameters
-    owned: dict[str, tuple[Sample, ...]]
     owned = call(partitions, data.partition, values, key, samples, clients=clients, seed=seed)
+    if not isinstance(owned, Mapping):
+        raise InputError(f"partition '{data.partition}' is not one: it returns no mapping from client ids to rows")
     for client, rows in owned.items():
         check_client_id(client)
         if not rows:

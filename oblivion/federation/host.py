@@ -20,10 +20,11 @@ from oblivion.errors import InputError
 from oblivion.learners import learner_of
 from oblivion.models.factors import Factor, start_of
 from oblivion.models.resident import ResidentModel
-from oblivion.objectives.terms import Role, objective_from
+from oblivion.objectives.needs import Role, parse_needs
+from oblivion.objectives.terms import objective_from
 from oblivion.parts import run_fingerprint
 from oblivion.privacy.noise import KEY_BYTES, derive_key
-from oblivion.tasks.task import Row
+from oblivion.tasks.task import Row, Task
 from oblivion.training.batches import Encoded, encode_rows
 from oblivion.training.cohort import reason, train_cohort
 from oblivion.training.local import LocalTask
@@ -126,14 +127,19 @@ class Host:
                 noise_key=_noise_key(task),
             )
         if task.forget is None:
-            forget, anchor = kept, [row for _, row in encode_rows(resident.task, request.public).rows]
+            forget = [(sample, row) for sample, row in own if sample not in excluded]
+            anchor = [row for _, row in encode_rows(resident.task, request.public).rows]
         else:
             asked = set(task.forget)
-            forget = [row for sample, row in own if sample in asked]
-            same = set(forget)  # rows under other ids; nobody unlearns and keeps one row at once
+            forget = [(sample, row) for sample, row in own if sample in asked]
+            same = {row for _, row in forget}  # rows under other ids; nobody unlearns and keeps one row at once
             anchor = [row for sample, row in own if sample not in asked and sample not in excluded and row not in same]
-        rows: dict[Role, Sequence[Row]] = {"forget": forget}
-        if anchor and objective_from(request.objective, request.parameters).accepts_retain:
+        objective = objective_from(request.objective, request.parameters)
+        rows: dict[Role, Sequence[Row]] = {"forget": [row for _, row in forget]}
+        if any(need.role == "alternate" for need in parse_needs(objective.needs)):
+            rows = _with_alternates(forget, _own_rows(task, data), resident.task)
+            skipped += len(forget) - len(rows["forget"])
+        if anchor and objective.accepts_retain:
             rows["retain"] = anchor
         return LocalTask(client_id=task.client_id, rows=rows, skipped=skipped, start=start, factors=terms.factors)
 
@@ -190,6 +196,16 @@ def _own_rows(task: ClientTask, data: FederatedData) -> Sequence[Sample]:
     """A client's rows with the ids that the message goes by."""
     rows = data.clients[task.client_id]
     return keyed_rows(rows, bytes.fromhex(task.id_key)) if task.id_key else rows
+
+
+def _with_alternates(
+    forget: Sequence[tuple[str, Row]], samples: Sequence[Sample], modality: Task
+) -> dict[Role, Sequence[Row]]:
+    """The rows to forget, each with its alternate; a row whose alternate is too long is left out."""
+    by_id = {sample.id: sample for sample in samples}
+    pairs = [(row, modality.alternate(by_id[name])) for name, row in forget]
+    whole = [(row, other) for row, other in pairs if other is not None]
+    return {"forget": [row for row, _ in whole], "alternate": [other for _, other in whole]}
 
 
 def _portions(task: ClientTask, data: FederatedData) -> list[tuple[str, list[Sample]]]:

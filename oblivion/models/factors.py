@@ -23,6 +23,11 @@ def factor_of(name: str) -> Factor:
     return "A" if ".lora_A" in name else "B"
 
 
+def is_factor(name: str) -> bool:
+    """Return whether a tensor's name, as PEFT gives it, is that of a LoRA factor."""
+    return ".lora_A" in name or ".lora_B" in name
+
+
 def only(tensors: Mapping[str, Tensor], factors: Sequence[Factor]) -> dict[str, Tensor]:
     """Those of some named tensors that are, or belong to, one of the factors."""
     return {name: tensor for name, tensor in tensors.items() if factor_of(name) in factors}

@@ -13,3 +13,5 @@ objectives = Registry(
     },
     needs=("loss", "needs", "accepts_retain", "reduction"),
 )
+get, names = objectives.get, objectives.names
+"""``oblivion.objectives`` is this package once it is imported, and the table until then: it can be asked either way."""

@@ -10,14 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from oblivion.objectives.needs import Role
 from oblivion.objectives.retain import check_number
-from oblivion.objectives.terms import Batch, Outputs, Role, Term, token_nll
+from oblivion.objectives.terms import Batch, Outputs, Term, token_nll
 
 
 def ascent_term(outputs: Outputs, batch: Batch, weight: float) -> Term:
     """Negated NLL of the forget rows: sums (B,) in nats, and token counts (B,)."""
     answers = batch["forget"]
-    nll = token_nll(outputs["forget"], answers)
+    nll = token_nll(outputs["forget"]["logits"], answers)
     return Term(answers.per_sequence(-nll), answers.counts(nll), weight)
 
 
@@ -33,24 +34,22 @@ class GradAscent:
 
     forget_weight: float = 1.0
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[frozenset[str]] = frozenset({"forget.logits"})
     accepts_retain: ClassVar[bool] = False
     reduction: ClassVar[Literal["token", "sequence"]] = "token"
 
     def __post_init__(self) -> None:
         check_number("forget_weight", self.forget_weight)
 
-    def loss(self, outputs: Outputs, batch: Batch, reference_outputs: Outputs) -> Mapping[Role, Term]:
+    def loss(self, outputs: Outputs, batch: Batch) -> Mapping[Role, Term]:
         """Compute the one term; retain rows are ignored.
 
         Parameters
         ----------
-        outputs : mapping of role to Tensor (T, V)
-            Logits of the ``forget`` rows.
+        outputs : mapping of role to kind to Tensor
+            ``logits`` (T, V) of the ``forget`` rows.
         batch : mapping of role to Answers
             Their labels.
-        reference_outputs : mapping
-            Not used.
 
         Returns
         -------

@@ -24,9 +24,9 @@ class GradDiff(ForgetAndRetain):
         As in `ForgetAndRetain`.
     """
 
-    own_needs: ClassVar[frozenset[str]] = frozenset({"retain"})
+    own_needs: ClassVar[frozenset[str]] = frozenset({"forget.logits", "retain"})
     reduction: ClassVar[Literal["token", "sequence"]] = "token"
 
-    def forget_term(self, outputs: Outputs, batch: Batch, reference_outputs: Outputs) -> Term:
+    def forget_term(self, outputs: Outputs, batch: Batch) -> Term:
         """Minus the NLL, per token."""
         return ascent_term(outputs, batch, self.forget_weight)

@@ -10,28 +10,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from oblivion.objectives.terms import Batch, Outputs, Role, Term, token_nll
+from oblivion.objectives.needs import Role
+from oblivion.objectives.terms import Batch, Outputs, Term, token_nll
 
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModel:
     """Learn the answers: negative log-likelihood per labelled token of the rows in role ``retain``."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"retain"})
+    needs: ClassVar[frozenset[str]] = frozenset({"retain", "retain.logits"})
     accepts_retain: ClassVar[bool] = True
     reduction: ClassVar[Literal["token", "sequence"]] = "token"
 
-    def loss(self, outputs: Outputs, batch: Batch, reference_outputs: Outputs) -> Mapping[Role, Term]:
+    def loss(self, outputs: Outputs, batch: Batch) -> Mapping[Role, Term]:
         """Compute the one term.
 
         Parameters
         ----------
-        outputs : mapping of role to Tensor (T, V)
-            Logits of the ``retain`` rows.
+        outputs : mapping of role to kind to Tensor
+            ``logits`` (T, V) of the ``retain`` rows.
         batch : mapping of role to Answers
             Their labels.
-        reference_outputs : mapping
-            Not used.
 
         Returns
         -------
@@ -46,5 +45,5 @@ class LanguageModel:
         if "retain" not in outputs:
             raise ValueError("LanguageModel learns the rows in role 'retain', and the batch has none")
         answers = batch["retain"]
-        nll = token_nll(outputs["retain"], answers)
+        nll = token_nll(outputs["retain"]["logits"], answers)
         return {"retain": Term(answers.per_sequence(nll), answers.counts(nll))}

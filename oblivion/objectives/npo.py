@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from oblivion.objectives.retain import ForgetAndRetain, check_number, per_sequence_term, reference_for
+from oblivion.objectives.retain import ForgetAndRetain, check_number, output_for, per_sequence_term
 from oblivion.objectives.terms import Batch, Outputs, Term, token_nll
 
 
@@ -30,20 +30,20 @@ class NPO(ForgetAndRetain):
 
     beta: float = 0.1
 
-    own_needs: ClassVar[frozenset[str]] = frozenset({"reference"})
+    own_needs: ClassVar[frozenset[str]] = frozenset({"forget.logits", "forget.reference.logits"})
     reduction: ClassVar[Literal["token", "sequence"]] = "sequence"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("beta", self.beta, above_zero=True)
 
-    def forget_term(self, outputs: Outputs, batch: Batch, reference_outputs: Outputs) -> Term:
+    def forget_term(self, outputs: Outputs, batch: Batch) -> Term:
         """One value per sequence (B,), from the summed log-ratio to the reference."""
         import torch
 
         answers = batch["forget"]
-        reference = reference_for("forget", reference_outputs, "NPO").detach()
-        nll = token_nll(outputs["forget"], answers)
-        ratio = answers.per_sequence(nll - token_nll(reference, answers))
+        nll = token_nll(outputs["forget"]["logits"], answers)
+        reference = token_nll(output_for(outputs, "forget", "reference.logits", "NPO").detach(), answers)
+        ratio = answers.per_sequence(nll - reference)
         values = -(2 / self.beta) * torch.nn.functional.logsigmoid(self.beta * ratio)
         return per_sequence_term(values, answers.counts(nll), self.forget_weight)

@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from oblivion.objectives.terms import Answers, Batch, Outputs, Role, Term, token_nll
+from oblivion.objectives.needs import Role
+from oblivion.objectives.terms import Batch, Outputs, Term, token_nll
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,17 +69,17 @@ def token_kl(logits: Tensor, reference: Tensor) -> Tensor:
     return torch.nn.functional.kl_div(current, target, reduction="none", log_target=True).sum(-1)
 
 
-def reference_for(role: Role, reference_outputs: Outputs, asker: str) -> Tensor:
-    """Return the reference logits of a role.
+def output_for(outputs: Outputs, role: Role, kind: str, asker: str) -> Tensor:
+    """Return one output of a role.
 
     Raises
     ------
     ValueError
-        If they are not there.
+        If it is not there.
     """
-    if role not in reference_outputs:
-        raise ValueError(f"{asker} needs the logits of the reference adapter for the {role} rows; none were given")
-    return reference_outputs[role]
+    if kind not in outputs[role]:
+        raise ValueError(f"{asker} needs the output '{kind}' for the {role} rows; it was not made")
+    return outputs[role][kind]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,24 +109,23 @@ class ForgetAndRetain(abc.ABC):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the objective needs besides forget rows; the KL adds ``reference``."""
-        return self.own_needs | ({"reference"} if self.retain_loss == "kl" else frozenset())
+        """What the objective needs: its own needs and the logits of the retain rows; the KL adds the reference's."""
+        reference = {"retain.reference.logits"} if self.retain_loss == "kl" else set()
+        return self.own_needs | {"retain.logits"} | reference
 
     @abc.abstractmethod
-    def forget_term(self, outputs: Outputs, batch: Batch, reference_outputs: Outputs) -> Term:
+    def forget_term(self, outputs: Outputs, batch: Batch) -> Term:
         """Compute the term that forgets, from the rows in role ``forget``; each objective has its own."""
 
-    def loss(self, outputs: Outputs, batch: Batch, reference_outputs: Outputs) -> Mapping[Role, Term]:
+    def loss(self, outputs: Outputs, batch: Batch) -> Mapping[Role, Term]:
         """Compute the forget term, and the retain term where there are retain rows.
 
         Parameters
         ----------
-        outputs : mapping of role to Tensor (T, V)
-            Logits of the ``forget`` rows and, where there are any, of the ``retain`` rows.
+        outputs : mapping of role to kind to Tensor
+            What the objective needs of the ``forget`` rows and, where there are any, of the ``retain`` rows.
         batch : mapping of role to Answers
             Their labels.
-        reference_outputs : mapping of role to Tensor (T, V)
-            Logits of the adapter before forgetting, a constant; for the roles that the objective needs it for.
 
         Returns
         -------
@@ -136,22 +136,24 @@ class ForgetAndRetain(abc.ABC):
         Raises
         ------
         ValueError
-            If rows or reference logits that the objective needs are missing.
+            If rows or outputs that the objective needs are missing.
         """
         name = type(self).__name__
         if "forget" not in outputs:
             raise ValueError(f"{name} works on rows in role 'forget', and the batch has none")
-        terms: dict[Role, Term] = {"forget": self.forget_term(outputs, batch, reference_outputs)}
+        terms: dict[Role, Term] = {"forget": self.forget_term(outputs, batch)}
         if "retain" in outputs:
-            terms["retain"] = self._retain_term(outputs["retain"], batch["retain"], reference_outputs)
+            terms["retain"] = self.retain_term(outputs, batch)
         elif "retain" in self.needs:
             raise ValueError(f"{name} needs retain rows, and the batch has none; give the client rows to keep")
         return terms
 
-    def _retain_term(self, logits: Tensor, answers: Answers, reference_outputs: Outputs) -> Term:
+    def retain_term(self, outputs: Outputs, batch: Batch) -> Term:
+        """Compute the term that keeps the rows in role ``retain``."""
+        logits, answers = outputs["retain"]["logits"], batch["retain"]
         if self.retain_loss == "kl":
             asker = f"{type(self).__name__} with retain_loss 'kl'"
-            values = token_kl(logits, reference_for("retain", reference_outputs, asker))
+            values = token_kl(logits, output_for(outputs, "retain", "reference.logits", asker))
         else:
             values = token_nll(logits, answers)
         return Term(answers.per_sequence(values), answers.counts(values), self.retain_weight)

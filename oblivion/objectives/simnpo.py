@@ -34,6 +34,7 @@ class SimNPO(ForgetAndRetain):
     beta: float = 4.5
     delta: float = 0.0
 
+    own_needs: ClassVar[frozenset[str]] = frozenset({"forget.logits"})
     reduction: ClassVar[Literal["token", "sequence"]] = "sequence"
 
     def __post_init__(self) -> None:
@@ -41,12 +42,12 @@ class SimNPO(ForgetAndRetain):
         check_number("beta", self.beta, above_zero=True)
         check_number("delta", self.delta, signed=True)
 
-    def forget_term(self, outputs: Outputs, batch: Batch, reference_outputs: Outputs) -> Term:
+    def forget_term(self, outputs: Outputs, batch: Batch) -> Term:
         """One value per sequence (B,), from its mean NLL per token."""
         import torch
 
         answers = batch["forget"]
-        nll = token_nll(outputs["forget"], answers)
+        nll = token_nll(outputs["forget"]["logits"], answers)
         tokens = answers.counts(nll)
         mean = answers.per_sequence(nll) / tokens.clamp(min=1)
         values = -(2 / self.beta) * torch.nn.functional.logsigmoid(self.beta * (mean - self.delta))

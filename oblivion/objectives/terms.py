@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+from oblivion.errors import InputError
+from oblivion.objectives.needs import Role, parse_needs
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Role: TypeAlias = Literal["forget", "retain"]
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,14 @@ class Answers:
         Which of the B sequences a token belongs to.
     size : int
         B.
+    state : mapping of str to Tensor (B,)
+        The state of a `Stateful` objective for each sequence; empty for others.
     """
 
     labels: Tensor
     rows: Tensor
     size: int
+    state: Mapping[str, Tensor] = field(default_factory=dict)
 
     def per_sequence(self, values: Tensor) -> Tensor:
         """Sum a value per token, (T,), into one per sequence, (B,)."""
@@ -39,8 +43,9 @@ class Answers:
         return self.per_sequence(like.new_ones(self.labels.shape[0]))
 
 
-Outputs: TypeAlias = "Mapping[Role, Tensor]"
-"""Role to logits, (T, V) in at least fp32: row t holds the scores from which label t is predicted."""
+Outputs: TypeAlias = "Mapping[Role, Mapping[str, Tensor]]"
+"""Role to kind to one line per label, (T, ...): row t of the logits (T, V), in at least fp32, predicts label t. Outputs
+of a teacher are called ``"reference.<kind>"`` or ``"base.<kind>"``, and no gradient flows into them."""
 
 Batch: TypeAlias = "Mapping[Role, Answers]"
 
@@ -64,7 +69,8 @@ class Objective(Protocol):
     Attributes
     ----------
     needs : frozenset of str
-        Of ``reference`` (logits of the adapter before training) and ``retain`` (rows to be kept).
+        The outputs that the loss is made from, and the roles that must have rows; see `oblivion.objectives.needs`.
+        The trainer makes exactly these, for the roles that have rows.
     accepts_retain : bool
         Whether retain rows are used when they are there.
     reduction : str
@@ -75,8 +81,36 @@ class Objective(Protocol):
     accepts_retain: bool
     reduction: Literal["token", "sequence"]
 
-    def loss(self, outputs: Outputs, batch: Batch, reference_outputs: Outputs) -> Mapping[Role, Term]:
+    def loss(self, outputs: Outputs, batch: Batch) -> Mapping[Role, Term]:
         """Compute the terms by role; the trainer reduces, weighs and adds them."""
+        ...
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """An objective with numbers of its own that change from step to step of a visit.
+
+    `Answers.state` has them, one value per sequence, because a batch may hold the rows of several clients.
+    """
+
+    def init(self) -> Mapping[str, float]:
+        """Return the state at the beginning of a visit."""
+        ...
+
+    def update(self, state: Mapping[str, float], losses: Mapping[Role, float]) -> Mapping[str, float]:
+        """Return the state after a step, given the loss of each role in that step, before its weight."""
+        ...
+
+
+@runtime_checkable
+class CombinesGradients(Protocol):
+    """An objective whose step is not along the sum of its terms' gradients."""
+
+    def combine_gradients(self, forget: Tensor, retain: Tensor) -> Tensor:
+        """Return the gradient of a step from those of the two terms with their weights, each (clients, values).
+
+        A row must depend on the same row of the arguments alone.
+        """
         ...
 
 
@@ -94,9 +128,20 @@ def objective_from(name: str, parameters: Mapping[str, Any]) -> Objective:
     ------
     ConfigError
         If the name or a parameter is unknown; the message lists what there is.
+    InputError
+        If it needs what is no kind of output.
     """
     from oblivion.objectives import objectives
     from oblivion.parameters import build
 
     objective: Objective = build(objectives, name, parameters, "forget.parameters")
+    try:
+        needs = parse_needs(objective.needs)
+    except ValueError as error:
+        raise InputError(f"objective '{name}' is not one: {error}") from None
+    if objective.accepts_retain != any(need.role == "retain" for need in needs):
+        raise InputError(
+            f"objective '{name}' is not one: accepts_retain is {objective.accepts_retain}, but it needs "
+            f"{'no' if objective.accepts_retain else 'an'} output of the retain rows"
+        )
     return objective

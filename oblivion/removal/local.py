@@ -110,7 +110,8 @@ class Local:
         if not request.whole_client:
             return "retained", dict(self.parameters)
         if "public_data" in context.available:
-            return "public", {"retain_loss": "kl", **self.parameters}
+            kl = {"retain_loss": "kl"} if hasattr(objective, "retain_loss") else {}
+            return "public", {**kl, **self.parameters}
         if "retain" in objective.needs:
             raise PlanRefusedError(
                 f"local with '{self.objective}' needs rows to keep, but {request.client_id} leaves altogether and the "

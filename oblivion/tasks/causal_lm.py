@@ -10,7 +10,8 @@ from oblivion.data.templates.plain import PlainTemplate
 from oblivion.data.tokens import Template, TokenRow, encode_answers, encode_prompt
 from oblivion.errors import InputError
 from oblivion.objectives.terms import Answers
-from oblivion.tasks.forward import outputs_at
+from oblivion.tasks.forward import HIDDEN, outputs_at
+from oblivion.tasks.refusals import refusal_to
 from oblivion.types import Sample
 
 if TYPE_CHECKING:
@@ -85,6 +86,11 @@ class CausalLM:
         """Encode the question with the answer; None if the row is longer than `max_length`."""
         return self.encode_answers(sample, (sample.answer,))[0]
 
+    def alternate(self, sample: Sample) -> TokenRow | None:
+        """Encode the sample's question with its alternate answer, or with a refusal where it has none of its own."""
+        answer = str(sample.extras.get("alternate") or "") or refusal_to(sample.prompt)
+        return self.encode_answers(sample, (answer,))[0]
+
     def encode_answers(self, sample: Sample, answers: Sequence[str]) -> list[TokenRow | None]:
         """Encode the sample's question with each of some answers; see `oblivion.data.tokens.encode_answers`."""
         try:
@@ -103,6 +109,11 @@ class CausalLM:
         """
         return TokenRow(row.ids[:1], 1)
 
+    def kinds(self, model: Any) -> tuple[str, ...]:
+        """Return the logits and the hidden states of the model's blocks."""
+        blocks = int(getattr(model.config.get_text_config(), "num_hidden_layers", 0))
+        return ("logits", *(f"{HIDDEN}{block}" for block in range(blocks + 1)))
+
     def forward(self, model: Any, batch: TextBatch, wants: Collection[str]) -> dict[str, Tensor]:
         """Run the model once and make the outputs in `wants` at the positions that labels are predicted from.
 
@@ -113,8 +124,8 @@ class CausalLM:
         batch : TextBatch
             The rows.
         wants : collection of str
-            ``"logits"``, (T, V) in at least fp32; ``"hidden:<n>"``, (T, d), the hidden state after block n, where 0
-            is the embedding.
+            ``"logits"``, (T, V); ``"hidden:<n>"``, (T, d), the hidden state after block n, where 0 is the embedding and
+            the last one is what the head reads. All are in at least fp32.
         """
         return outputs_at(model, batch.ids, batch.answers.rows, batch.positions, wants, batch.mask, batch.places)
 

@@ -61,12 +61,26 @@ class Task(Protocol):
         """
         ...
 
+    def alternate(self, sample: Sample) -> Row | None:
+        """Encode the sample with another answer in place of its own; None if it is too long.
+
+        Raises
+        ------
+        InputError
+            If the task has no alternates.
+        """
+        ...
+
     def collate(self, rows: Sequence[Any], device: Any = "cpu") -> Any:
         """Put rows, which this task encoded, into one `Batch`."""
         ...
 
     def blank(self, row: Any) -> Any:
         """Return a row without labels, which fills up the smaller batches of a cohort; `row` is a neighbour."""
+        ...
+
+    def kinds(self, model: Any) -> tuple[str, ...]:
+        """Return the kinds of outputs that `forward` can make with a model."""
         ...
 
     def forward(self, model: Any, batch: Any, wants: Collection[str]) -> dict[str, Tensor]:

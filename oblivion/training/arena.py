@@ -7,11 +7,13 @@ a row is bit for bit what it would be in any other row, whoever its neighbours a
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from oblivion.config import TrainConfig
+from oblivion.objectives.needs import Role
 from oblivion.types import Adapter
 
 if TYPE_CHECKING:
@@ -53,14 +55,38 @@ class Arena:
         self.starts: Tensor | None = None  # made when the first client comes with a proximal term
         self.proximal = torch.zeros((rows, 1), dtype=first.dtype, device=first.device)
         self.corrections: Tensor | None = None  # made when the first client comes with one
-        self.parameters: dict[str, Any] = {}
-        offset = 0
+        self.kept: Tensor | None = None  # the gradients of the retain terms, where an objective combines two
+        self.parameters: dict[str, Any] = {
+            name: torch.nn.Parameter(part) for name, part in self._parts(self.values).items()
+        }
+        self._gather(self.gradients)
+
+    def _parts(self, buffer: Tensor) -> dict[str, Tensor]:
+        """Views of a buffer by tensor, (K, *shape)."""
+        parts, offset = {}, 0
         for name, shape in self.shapes.items():
             place = slice(offset, offset + math.prod(shape))
-            view = torch.nn.Parameter(self.values[:, place].view(rows, *shape))
-            view.grad = self.gradients[:, place].view(rows, *shape)
-            self.parameters[name] = view
+            parts[name] = buffer[:, place].view(len(buffer), *shape)
             offset = place.stop
+        return parts
+
+    def _gather(self, buffer: Tensor) -> None:
+        for name, part in self._parts(buffer).items():
+            self.parameters[name].grad = part
+
+    @contextlib.contextmanager
+    def gathering(self, role: Role) -> Iterator[None]:
+        """For a while, gradients flow into the buffer of a role; those of ``retain`` have one of their own."""
+        import torch
+
+        if role != "retain":
+            yield
+            return
+        if self.kept is None:
+            self.kept = torch.zeros_like(self.gradients)
+        self._gather(self.kept)
+        yield
+        self._gather(self.gradients)
 
     def load(self, row: int, adapter: Adapter, proximal_mu: float = 0.0, correction: Adapter | None = None) -> None:
         """Begin a visit in a row: the adapter is copied in, the optimizer begins anew."""
@@ -87,19 +113,25 @@ class Arena:
         """Copy a row's adapter out: fp32 (fp64 where the arena is), on the CPU."""
         return {name: p.detach()[row].to("cpu", copy=True) for name, p in self.parameters.items()}
 
-    def step(self, rows: Sequence[int]) -> None:
+    def step(self, rows: Sequence[int], combine: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
         """Clip and step some rows with the gradients that have come together; gradients are zeroed.
 
         Parameters
         ----------
         rows : sequence of int
             The rows that have a client; the others are left alone.
+        combine : callable, optional
+            It makes one gradient of the gathered two; see `oblivion.objectives.terms.CombinesGradients`.
         """
         import torch
         from torch.optim.adamw import adamw
 
         settings = self.settings
         with torch.no_grad():
+            if combine is not None and self.kept is not None:
+                chosen = torch.tensor(rows, device=self.kept.device)
+                self.gradients[chosen] = combine(self.gradients[chosen], self.kept[chosen])
+                self.kept.zero_()
             if self.starts is not None:
                 self.gradients.addcmul_(self.values - self.starts, self.proximal)
             norms = torch.linalg.vector_norm(self.gradients, dim=1, keepdim=True)

@@ -11,6 +11,7 @@ from typing import TypeAlias
 from oblivion.config import PrivacyConfig, TrainConfig
 from oblivion.errors import OblivionError
 from oblivion.models.resident import ResidentModel
+from oblivion.objectives.needs import parse_needs
 from oblivion.objectives.terms import Objective
 from oblivion.replies import one_line
 from oblivion.training.batches import NO_ROWS
@@ -44,7 +45,8 @@ def train_cohort(
     """
     ready = [task for task in tasks if task.leading]
     failures = {task.client_id: NO_ROWS for task in tasks if not task.leading}
-    alone = "reference" in objective.needs and any(task.start is not None for task in ready)  # each has its own
+    own = any(task.start is not None for task in ready)  # some have a reference of their own
+    alone = own and any(need.source == "reference" for need in parse_needs(objective.needs))
     visit = (resident, start, objective, settings, info)
     if fusible(resident) is None and not alone and privacy is None:
         updates, failed = _together(ready, visit)

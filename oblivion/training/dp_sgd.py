@@ -23,8 +23,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from oblivion.config import PrivacyConfig, TrainConfig
+from oblivion.errors import ConfigError
 from oblivion.models.resident import ResidentModel
-from oblivion.objectives.terms import Objective
+from oblivion.objectives.terms import CombinesGradients, Objective, Stateful
 from oblivion.privacy.noise import NoiseStream, derive_key
 from oblivion.tasks.task import Row, Task
 from oblivion.training.fused import fusible
@@ -88,7 +89,10 @@ def train_client_privately(
     ------
     ValueError
         If the visit has no secret.
+    ConfigError
+        If the objective is not made of the client's own rows and logits alone.
     """
+    _check(objective)
     visit = LocalVisit(resident, start, task, settings)
     trained = visit.trained
     samples = len(task.leading) + task.skipped
@@ -106,6 +110,19 @@ def train_client_privately(
     return ClientUpdate(
         client_id=task.client_id, round=info.round, delta=visit.delta(), num_examples=samples, steps=steps
     )
+
+
+def _check(objective: Objective) -> None:
+    """Refuse what would take more from the rows than one clipped gradient of each."""
+    name = type(objective).__name__
+    if beyond := sorted(objective.needs - {"retain", "retain.logits"}):
+        raise ConfigError(
+            f"{name} needs {', '.join(beyond)}, and with privacy.unit = 'sample' each row's gradient is made from its "
+            "own logits alone; take the objective 'lm'"
+        )
+    if isinstance(objective, Stateful | CombinesGradients):
+        what = "keeps a state that follows from the rows" if isinstance(objective, Stateful) else "combines gradients"
+        raise ConfigError(f"{name} {what}, which privacy.unit = 'sample' does not allow; take the objective 'lm'")
 
 
 def clipped_sum(
@@ -161,7 +178,7 @@ def _per_sample(
     split = _split(resident, trained, len(rows)) if len(rows) > 1 else contextlib.nullcontext(trained)
     with split as leaves:
         outputs = task.forward(resident.model, batch, ("logits",))
-        terms = objective.loss({"retain": outputs["logits"]}, {"retain": batch.answers}, {})
+        terms = objective.loss({"retain": outputs}, {"retain": batch.answers})
         loss = torch.stack([(term.weight * term.sums / term.counts).sum() for term in terms.values()]).sum()
         gradients = torch.autograd.grad(loss, list(leaves.values()))
     if leaves is trained:

@@ -9,21 +9,25 @@ given to the next client as soon as its client has ended. The same idea serves m
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from oblivion.config import TrainConfig
 from oblivion.models.attention import changes_with_length
 from oblivion.models.factors import factor_of
 from oblivion.models.resident import ResidentModel
-from oblivion.objectives.terms import Objective, Role, Term
+from oblivion.objectives.needs import Role, Source
+from oblivion.objectives.terms import CombinesGradients, Objective, Stateful
 from oblivion.tasks.task import Batch, Row, Task
 from oblivion.training.arena import Arena
+from oblivion.training.gradients import with_state
 from oblivion.training.local import LocalTask, Rows, denominators, micro_batches, visit_update
 from oblivion.training.lora_linear import through
+from oblivion.training.outputs import Wanted
 from oblivion.types import Adapter, ClientUpdate, RoundInfo
 
 if TYPE_CHECKING:
@@ -53,6 +57,25 @@ class _Visit:
     steps: Iterator[list[Rows]]
     losses: list[float] = field(default_factory=list)
     tokens: int = 0
+    state: Mapping[str, float] = field(default_factory=dict)
+    by_role: dict[Role, float] = field(default_factory=dict)
+
+    def begin_step(self) -> None:
+        """Begin with no loss."""
+        self.losses.append(0.0)
+        self.by_role = {}
+
+    def add(self, loss: float, by_role: Mapping[Role, float], tokens: int) -> None:
+        """Add what a micro-batch gave."""
+        self.losses[-1] += loss
+        self.tokens += tokens
+        for role, value in by_role.items():
+            self.by_role[role] = self.by_role.get(role, 0.0) + value
+
+    def end_step(self, objective: Objective) -> None:
+        """Let the objective update its state."""
+        if isinstance(objective, Stateful):
+            self.state = objective.update(self.state, self.by_role)
 
 
 def train_fused(
@@ -89,6 +112,8 @@ def train_fused(
     there: dict[int, _Visit] = {}
     done: dict[str, ClientUpdate] = {}
     adapters = _Adapters(resident, arena, start)
+    state = objective.init() if isinstance(objective, Stateful) else {}
+    combine = objective.combine_gradients if isinstance(objective, CombinesGradients) else None
     with resident.training(settings.gradient_checkpointing), through(resident.lora_layers, adapters.of):
         while True:
             running: dict[int, list[Rows]] = {}
@@ -98,7 +123,7 @@ def train_fused(
                     if row not in there:
                         task = queue.popleft()
                         arena.load(row, task.start or start, task.proximal_mu, task.correction)
-                        there[row] = _Visit(task, micro_batches(task, settings, info))
+                        there[row] = _Visit(task, micro_batches(task, settings, info), state=state)
                     micros = next(there[row].steps, None)
                     if micros is None:  # the client has ended, and its row is free for the next
                         visit = there.pop(row)
@@ -109,48 +134,57 @@ def train_fused(
                     running[row] = micros
             if not running:
                 break
-            _step(resident, adapters, running, there, objective)
-            arena.step(sorted(running))
+            _step(resident, adapters, arena, running, there, objective)
+            arena.step(sorted(running), combine)
     return [done[task.client_id] for task in tasks]
 
 
 def _step(
     resident: ResidentModel,
     adapters: _Adapters,
+    arena: Arena,
     running: Mapping[int, list[Rows]],
     there: Mapping[int, _Visit],
     objective: Objective,
 ) -> None:
     """One optimizer step's gradients for every running client, micro-batch by micro-batch."""
-    import torch
-
-    rows = sorted(running)
+    rows, task, wanted = sorted(running), cast(Task, resident.task), Wanted.of(objective)
     counts = {row: denominators(running[row], objective) for row in rows}
-    totals = dict.fromkeys(rows, 0.0)
-    device = adapters.device
-    needs_reference = "reference" in objective.needs
+    for row in rows:
+        there[row].begin_step()
     for index in range(max(len(micros) for micros in running.values())):
         own = {row: micros[index] for row, micros in running.items() if index < len(micros)}
         roles = sorted({role for by_role in own.values() for role in by_role})
         for group, chosen in _alike(own, roles):
-            batches = {role: _Stacked.of([own[row][role] for row in group], resident.task, device) for role in chosen}
-            reference = {}
-            if needs_reference:
-                adapters.use_reference()
-                with torch.no_grad():
-                    reference = {role: _logits(resident, stacked) for role, stacked in batches.items()}
-            adapters.use(group)
-            logits = {role: _logits(resident, stacked) for role, stacked in batches.items()}
-            answers = {role: stacked.batch.answers for role, stacked in batches.items()}
-            terms = objective.loss(logits, answers, reference)
-            losses = _losses(terms, batches, [counts[row] for row in group])
-            losses.sum().backward()  # type: ignore[no-untyped-call]
-            for row, loss in zip(group, losses.tolist(), strict=True):
-                totals[row] += loss
-                count = sum(line.size for role in chosen for line in own[row][role])
-                there[row].tokens += count * (2 if needs_reference else 1)
+            stacked = {role: _Stacked.of([own[row][role] for row in group], task, adapters.device) for role in chosen}
+            batches = {role: one.batch for role, one in stacked.items()}
+            outputs = wanted.make(task, resident.model, batches, functools.partial(adapters.use, rows=group))
+            states = [there[row].state for row in group]
+            answers = {role: with_state(one.answers, states, arena.values) for role, one in batches.items()}
+            terms = objective.loss(outputs, answers)
+            sums = {role: term.sums.view(len(group), -1).sum(1) for role, term in terms.items()}
+            divisors = {r: one.new_tensor([counts[row][r] for row in group]) for r, one in sums.items()}
+            losses = _backward(arena, {r: terms[r].weight * sums[r] / divisors[r] for r in terms}, objective)
+            for place, row in enumerate(group):
+                sizes = {role: sum(line.size for line in own[row][role]) for role in chosen}
+                by_role = {r: float(sums[r].detach()[place] / divisors[r][place]) for r in terms if there[row].state}
+                there[row].add(losses[place], by_role, wanted.forwarded(sizes))
     for row in rows:
-        there[row].losses.append(totals[row])
+        there[row].end_step(objective)
+
+
+def _backward(arena: Arena, parts: Mapping[Role, Tensor], objective: Objective) -> list[float]:
+    """Add the gradients of the terms, each (clients,), and return each client's own loss."""
+    import torch
+
+    losses = torch.stack(list(parts.values())).sum(0)
+    if isinstance(objective, CombinesGradients):
+        for role, part in parts.items():
+            with arena.gathering(role):
+                part.sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
+    else:
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+    return losses.tolist()
 
 
 def _alike(own: Mapping[int, Rows], roles: Sequence[Role]) -> list[tuple[list[int], list[Role]]]:
@@ -177,43 +211,28 @@ class _Stacked:
         return cls(task.collate([row for rows in padded for row in rows], device), len(by_client), width)
 
 
-def _logits(resident: ResidentModel, stacked: _Stacked) -> Tensor:
-    task: Task = resident.task
-    return task.forward(resident.model, stacked.batch, ("logits",))["logits"]
-
-
-def _losses(
-    terms: Mapping[Role, Term], batches: Mapping[Role, _Stacked], counts: Sequence[Mapping[Role, float]]
-) -> Tensor:
-    """Each client's own loss, (clients,)."""
-    import torch
-
-    parts = []
-    for role, term in terms.items():
-        stacked = batches[role]
-        sums = term.sums.view(stacked.clients, stacked.width).sum(1)
-        parts.append(term.weight * sums / sums.new_tensor([by_role[role] for by_role in counts]))
-    return torch.stack(parts).sum(0)
-
-
 class _Adapters:
-    """Which adapters the LoRA layers send the sequences through: each client's own row of the arena, or the reference.
+    """Which adapters the LoRA layers send the sequences through: each client's own row of the arena, or a teacher's.
 
-    The reference of every client is the global adapter: one more adapter on the same base, never one more model.
+    The reference of every client is the global adapter, and the base model is an adapter of zeros: one more adapter on
+    the same base, never one more model.
     """
 
     def __init__(self, resident: ResidentModel, arena: Arena, start: Adapter) -> None:
+        import torch
+
         self.device = arena.values.device
         self._rows: Sequence[int] | None = None
         self._count = arena.values.shape[0]
         self._layers = resident.lora_layers
         self._own: dict[str, tuple[Tensor, Tensor]] = {}
-        self._reference: dict[str, tuple[Tensor, Tensor]] = {}
+        self._teachers: dict[Source, dict[str, tuple[Tensor, Tensor]]] = {"reference": {}, "base": {}}
         self._now: dict[str, tuple[Tensor, Tensor]] = {}
         for layer, module in self._layers.items():
             names = [f"{layer}.{part}.weight" for part in ("lora_A", "lora_B")]
             a, b = (start[name].to(module.base_layer.weight)[None] for name in names)
-            self._reference[layer] = (a, b)
+            self._teachers["reference"][layer] = (a, b)
+            self._teachers["base"][layer] = (torch.zeros_like(a), torch.zeros_like(b))
             own_a, own_b = (  # a factor that is not trained is everyone's
                 arena.parameters.get(name, whole.expand(self._count, -1, -1))
                 for name, whole in zip(names, (a, b), strict=True)
@@ -224,14 +243,13 @@ class _Adapters:
         """A layer's present factors."""
         return self._now[layer]
 
-    def use_reference(self) -> None:
-        """All sequences go through the global adapter."""
-        self._now = self._reference
-
-    def use(self, rows: Sequence[int]) -> None:
-        """The sequences of client i, which lie client after client, go through row ``rows[i]`` of the arena."""
+    def use(self, source: Source, rows: Sequence[int]) -> None:
+        """Put a source into effect: with ``"own"``, client i's sequences go through row ``rows[i]`` of the arena."""
         import torch
 
+        if source != "own":
+            self._now = self._teachers[source]
+            return
         self._now = {}
         chosen = None if list(rows) == list(range(self._count)) else torch.tensor(rows, device=self.device)
         for layer, (a, b) in self._own.items():

@@ -17,10 +17,13 @@ from typing import TYPE_CHECKING, Any
 from oblivion.config import TrainConfig
 from oblivion.models.factors import Factor, factor_of
 from oblivion.models.resident import ResidentModel
-from oblivion.objectives.terms import Objective, Role
+from oblivion.objectives.needs import Role, Source
+from oblivion.objectives.terms import Objective, Stateful
 from oblivion.seeding import derive_seed, numpy_generator
-from oblivion.tasks.task import Batch, Row, Task
+from oblivion.tasks.task import Row, Task
 from oblivion.training.batches import epochs
+from oblivion.training.gradients import Gradients, with_state
+from oblivion.training.outputs import Wanted
 from oblivion.types import Adapter, ClientUpdate, RoundInfo
 
 if TYPE_CHECKING:
@@ -36,7 +39,8 @@ class LocalTask:
     client_id : str
         The client.
     rows : mapping of role to sequence of Row
-        Learning has the one role ``retain``; unlearning has ``forget`` and, where there is an anchor, ``retain``.
+        Learning has the one role ``retain``; unlearning has ``forget`` and, where there is an anchor, ``retain``. Row
+        i in role ``alternate`` has the same question as row i to forget, and another answer.
     skipped : int
         Rows of the client that are too long for the model's context.
     proximal_mu : float
@@ -67,11 +71,14 @@ class LocalTask:
 
 
 Rows = dict[Role, list[Row]]
-Micro = dict[Role, Batch]
 
 
 def micro_batches(task: LocalTask, settings: TrainConfig, info: RoundInfo) -> Iterator[list[Rows]]:
-    """Yield, per optimizer step, its micro-batches by role; anchors are cycled through beside the leading rows."""
+    """Yield, per optimizer step, its micro-batches by role.
+
+    Anchors are cycled through beside the leading rows; alternates stand where the rows stand that they belong to.
+    """
+    others = dict(zip(task.rows.get("forget", ()), task.rows.get("alternate", ()), strict=False))
 
     def batches(role: Role, count: int) -> Iterator[list[Row]]:
         own = numpy_generator(info.seed, f"batches/{role}", info.round, task.client_id)
@@ -84,13 +91,10 @@ def micro_batches(task: LocalTask, settings: TrainConfig, info: RoundInfo) -> It
         by_role: dict[Role, list[Row]] = {leading: rows}
         if anchors is not None:
             by_role["retain"] = next(anchors)
+        if others:
+            by_role["alternate"] = [others[row] for row in rows]
         count = min(settings.accumulation, *(len(chosen) for chosen in by_role.values()))
         yield [{role: chosen[i::count] for role, chosen in by_role.items()} for i in range(count)]
-
-
-def _logits(resident: ResidentModel, micro: Micro) -> dict[Role, Tensor]:
-    task: Task = resident.task
-    return {role: task.forward(resident.model, batch, ("logits",))["logits"] for role, batch in micro.items()}
 
 
 def denominators(step: Sequence[Rows], objective: Objective) -> dict[Role, float]:
@@ -145,6 +149,26 @@ class LocalVisit:
         self._anchor = [self.start[name].to(p.device) for name, p in self.trained.items()]
         self._correction = [task.correction[name].to(p) for name, p in self.trained.items()] if task.correction else []
         self._optimizer = make_optimizer(self._parameters, settings)
+        self._kept: Adapter | None = None
+
+    def use(self, source: Source) -> None:
+        """Put the adapter of a source into effect, by copying it in: a teacher is never a second model.
+
+        The adapter that is being trained is kept meanwhile, and comes back with ``"own"``.
+        """
+        import torch
+
+        if source == "own":
+            if self._kept is not None:
+                self._resident.write(self._kept)
+                self._resident.drop(True)
+                self._kept = None
+            return
+        if self._kept is None:
+            self._kept = self._resident.read()
+            self._resident.drop(False)
+        nothing = {name: torch.zeros_like(tensor) for name, tensor in self.start.items()}
+        self._resident.write(self.start if source == "reference" else nothing)
 
     def zero_gradients(self) -> None:
         """Before each step and after the last."""
@@ -203,43 +227,31 @@ def train_client(
     import torch
 
     visit = LocalVisit(resident, start, task, settings)
+    like = next(iter(visit.trained.values())).detach()
     modality: Task = resident.task
-    device = next(iter(visit.trained.values())).device
-    needs_reference = "reference" in objective.needs
+    wanted, gradients = Wanted.of(objective), Gradients(objective, list(visit.trained.values()))
+    state = dict(objective.init()) if isinstance(objective, Stateful) else {}
     losses: list[float] = []
     tokens = 0
     with torch.random.fork_rng(), resident.training(settings.gradient_checkpointing, visit.trained):
         torch.manual_seed(derive_seed(info.seed, "dropout", info.round, task.client_id))
         for step in micro_batches(task, settings, info):
-            micros = [{role: modality.collate(rows, device) for role, rows in micro.items()} for micro in step]
+            micros = [{role: modality.collate(rows, like.device) for role, rows in micro.items()} for micro in step]
             counts = denominators(step, objective)
             visit.zero_gradients()
-            total = 0.0
+            total, by_role = 0.0, dict.fromkeys(counts, 0.0)
             for micro in micros:
-                reference = _reference_logits(resident, visit.start, micro) if needs_reference else {}
-                answers = {role: batch.answers for role, batch in micro.items()}
-                terms = objective.loss(_logits(resident, micro), answers, reference)
-                loss = torch.stack([t.weight * t.sums.sum() / counts[role] for role, t in terms.items()]).sum()
-                loss.backward()  # type: ignore[no-untyped-call]
-                total += float(loss.detach())
-                tokens += sum(batch.size for batch in micro.values()) * (2 if needs_reference else 1)
+                outputs = wanted.make(modality, resident.model, micro, visit.use)
+                terms = objective.loss(outputs, {r: with_state(b.answers, [state], like) for r, b in micro.items()})
+                total += gradients.add({r: t.weight * t.sums.sum() / counts[r] for r, t in terms.items()})
+                tokens += wanted.forwarded({role: batch.size for role, batch in micro.items()})
+                for role in terms if state else ():
+                    by_role[role] += float(terms[role].sums.detach().sum() / counts[role])
+            gradients.finish()
             visit.step(settings.clip_norm)
             losses.append(total)
+            state = dict(objective.update(state, by_role)) if isinstance(objective, Stateful) else {}
     return visit_update(task, info, visit.delta(), losses, tokens)
-
-
-def _reference_logits(resident: ResidentModel, reference: Adapter, micro: Micro) -> dict[Role, Tensor]:
-    """Logits of the adapter before training, by copying it in and out: a reference is never a second model."""
-    import torch
-
-    now = resident.read()
-    resident.drop(False)
-    resident.write(reference)
-    with torch.no_grad():
-        logits = _logits(resident, micro)
-    resident.write(now)
-    resident.drop(True)
-    return logits
 
 
 def _add_proximal_gradient(parameters: Sequence[Any], anchor: Sequence[Tensor], mu: float) -> None:

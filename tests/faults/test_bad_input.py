@@ -332,7 +332,7 @@ def test_forget_on_a_run_that_was_interrupted(scenario: Path, here: Path, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("oblivion.federation.rounds.Federation._commit", interrupted)
+        patch.setattr("oblivion.federation.rounds.Federation.commit", interrupted)
         assert oblivion("run", scenario, "--out", "o")[0] == 130
     for arguments in (ASK, (*ASK, "--plan"), ("--commit", "req-1/local")):
         code, out, err = oblivion("forget", "o", *arguments)
@@ -412,8 +412,8 @@ def test_evaluate_of_something_that_is_no_model(finished: Path, micro_model: Pat
     (here / "empty").mkdir()
     refused(INPUT, "empty has no config.json, no weights", "evaluate", "empty")
     refused(CONFIG, "hub id", "evaluate", "owner/name")
-    refused(INPUT, "needs rows|--data", "evaluate", micro_model)
-    refused(INPUT, "needs rows|--data", "evaluate", finished / "adapters/original")
+    refused(INPUT, "is no run, so it has no rows of its own|--data", "evaluate", micro_model)
+    refused(INPUT, "is no run, so it has no rows of its own|--data", "evaluate", finished / "adapters/original")
     refused(INPUT, "nowhere/forget10_perturbed.json: cannot be read", "evaluate", micro_model, "--data", "nowhere")
     refused(CONFIG, "'forget7'; did you mean", "evaluate", micro_model, "--data", "nowhere", "--split", "forget7")
     refused(CONFIG, "unknown suite 'tof'; did you mean 'tofu'", "evaluate", finished, "--suite", "tof")

@@ -218,7 +218,7 @@ def test_values_that_cannot_be_true_are_dropped_and_the_rule_is_named() -> None:
     for attack in attacks[:-2:20]:
         found, told = measure(lambda asked, attack=attack: dict.fromkeys(asked, attack))  # type: ignore[misc]
         assert told and all(text.startswith("host zz-evil: ") for text in told)
-        assert all(math.isfinite(m["value"]) for metrics in found.values() for m in metrics.values())
+        assert all(math.isfinite(m.value) for metrics in found.values() for m in metrics.values())
 
 
 def test_what_honest_clients_say_passes() -> None:

@@ -38,11 +38,12 @@ def labelled(role: str, logits: torch.Tensor) -> tuple[Answers, torch.Tensor]:
 def run(objective: Objective, dtype: torch.dtype, retain: bool = True) -> tuple[float, Mapping[str, float]]:
     """Total loss, and the norm of its gradient in the padded logits of each role."""
     leaves = {r: INPUTS[f"{r}.logits_current"].clone().to(dtype).requires_grad_() for r in ("forget", "retain")}
-    outputs, batch, references = {}, {}, {}
+    outputs, batch = {}, {}
     for role in ("forget", "retain") if retain else ("forget",):
-        batch[role], outputs[role] = labelled(role, leaves[role])
-        references[role] = labelled(role, INPUTS[f"{role}.logits_reference"].to(dtype))[1]
-    terms = objective.loss(outputs, batch, references)
+        batch[role], logits = labelled(role, leaves[role])
+        reference = labelled(role, INPUTS[f"{role}.logits_reference"].to(dtype))[1]
+        outputs[role] = {"logits": logits, "reference.logits": reference}
+    terms = objective.loss(outputs, batch)
     total = torch.stack([reduced(term) for term in terms.values()]).sum()
     total.backward()
     return float(total.detach()), {r: 0.0 if x.grad is None else float(x.grad.norm()) for r, x in leaves.items()}

@@ -41,7 +41,8 @@ def together(parts: list[Answers]) -> Answers:
 
 def loss(objective: Objective, answers: Answers, logits: torch.Tensor, reference: torch.Tensor) -> dict:
     roles = ("forget", "retain")
-    terms = objective.loss(dict.fromkeys(roles, logits), dict.fromkeys(roles, answers), dict.fromkeys(roles, reference))
+    outputs = {"logits": logits, "reference.logits": reference}
+    terms = objective.loss(dict.fromkeys(roles, outputs), dict.fromkeys(roles, answers))
     return dict(terms)
 
 

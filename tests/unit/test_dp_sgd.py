@@ -207,7 +207,7 @@ class TestClippedSum:
         try:
             batch = collate(ROWS, resident.tokenizer.pad_token_id)
             logits = outputs_at(resident.model, batch.ids, batch.answers.rows, batch.positions)["logits"]
-            (term,) = LanguageModel().loss({"retain": logits}, {"retain": batch.answers}, {}).values()
+            (term,) = LanguageModel().loss({"retain": {"logits": logits}}, {"retain": batch.answers}).values()
             (term.sums / term.counts).sum().backward()
             assert_close({n: p.grad_sample for n, p in trained.items()}, own, 1e-6)
         finally:

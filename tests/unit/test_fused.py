@@ -203,9 +203,9 @@ def test_gradients_to_ten_digits(double: ResidentModel, monkeypatch: pytest.Monk
     tasks, start = learning((4, 3, 2, 1)), start_of(double)
     gradients = {}
 
-    def kept(arena: Arena, chosen: list[int]) -> None:
+    def kept(arena: Arena, chosen: list[int], combine: Any) -> None:
         gradients.update({row: {n: p.grad[row].clone() for n, p in arena.parameters.items()} for row in chosen})
-        stepped(arena, chosen)
+        stepped(arena, chosen, combine)
 
     stepped = Arena.step
     monkeypatch.setattr(Arena, "step", kept)
@@ -290,7 +290,7 @@ def test_a_slot_is_filled_again_as_soon_as_its_client_ends(
     single: ResidentModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     busy = []
-    monkeypatch.setattr(Arena, "step", lambda arena, chosen: busy.append(len(chosen)))
+    monkeypatch.setattr(Arena, "step", lambda arena, chosen, combine: busy.append(len(chosen)))
     settings = TrainConfig(batch_size=1, local_epochs=1)
     train_fused(single, start_of(single), learning((7, 5, 4, 3, 2, 1)), LM, settings, INFO, 2)
     assert busy == [2] * 11  # 22 steps on two slots, none idle
@@ -367,14 +367,14 @@ class Fails:
     """An objective that cannot be computed where there is no rows to keep."""
 
     inner: Objective
-    needs = frozenset({"retain"})
+    needs = frozenset({"retain.logits"})
     accepts_retain = True
     reduction = "token"
 
-    def loss(self, outputs: Any, batch: Any, reference: Any) -> Any:
+    def loss(self, outputs: Any, batch: Any) -> Any:
         if batch["retain"].labels.shape[0] % 2:
             raise ValueError("an odd batch")
-        return self.inner.loss(outputs, batch, reference)
+        return self.inner.loss(outputs, batch)
 
 
 def test_an_error_of_one_client_is_its_own(single: ResidentModel) -> None:

@@ -56,10 +56,14 @@ def test_usual_layouts_need_no_column_map(tmp_path, row, expected):
 def test_column_map(tmp_path):
     row = {"frage": "q", "antwort": "a", "mehr": "c", "wer": "Ada B.", "nr": 7, "um": "p", "falsch": ["x", "y"]}
     columns = {"question": "frage", "answer": "antwort", "context": "mehr", "client": "wer", "id": "nr"}
-    columns |= {"paraphrase": "um", "wrong-answers": "falsch", "label": "nr"}
+    columns |= {"paraphrase": "um", "wrong-answers": "falsch", "label": "nr", "alternate": "um"}
     (sample,) = _load(_lines(tmp_path / "x.jsonl", [row]), columns).samples
     assert (sample.id, sample.client_id, sample.prompt, sample.answer) == ("7", "ada-b-", "q\nc", "a")
-    assert (sample.paraphrase, sample.wrong_answers, sample.extras) == ("p", ("x", "y"), {"label": "7"})
+    assert (sample.paraphrase, sample.wrong_answers, sample.extras) == (
+        "p",
+        ("x", "y"),
+        {"label": "7", "alternate": "p"},
+    )
 
 
 def test_content_ids_by_hand_and_shared_by_identical_rows(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -42,12 +43,20 @@ def close(tensor: torch.Tensor, *expected: float) -> None:
     torch.testing.assert_close(tensor, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12)
 
 
+def loss_of(objective: Any, outputs: Any, batch: Any, reference: Any) -> Any:
+    """The terms of an objective, from the logits of the model and of the reference by role."""
+    known = {role: {"logits": logits} for role, logits in outputs.items()}
+    for role in known.keys() & reference.keys():
+        known[role]["reference.logits"] = reference[role]
+    return objective.loss(known, batch)
+
+
 def reduce(term: object) -> float:
     return float((term.weight * term.sums.sum() / term.counts.sum()).detach())  # type: ignore[attr-defined]
 
 
 def test_lm_is_the_nll_by_hand() -> None:
-    terms = LanguageModel().loss({"retain": CURRENT}, {"retain": ANSWERS}, {})
+    terms = loss_of(LanguageModel(), {"retain": CURRENT}, {"retain": ANSWERS}, {})
     assert set(terms) == {"retain"}
     close(terms["retain"].sums, 3 * LN2, 3 * LN2)
     close(terms["retain"].counts, 2, 1)
@@ -56,7 +65,7 @@ def test_lm_is_the_nll_by_hand() -> None:
 
 def test_grad_ascent_is_minus_the_nll_and_ignores_retain_rows() -> None:
     outputs, batch = {"forget": CURRENT, "retain": CURRENT}, {"forget": ANSWERS, "retain": ANSWERS}
-    terms = GradAscent(forget_weight=0.5).loss(outputs, batch, {})
+    terms = loss_of(GradAscent(forget_weight=0.5), outputs, batch, {})
     assert set(terms) == {"forget"}
     close(terms["forget"].sums, -3 * LN2, -3 * LN2)
     close(terms["forget"].counts, 2, 1)
@@ -65,7 +74,7 @@ def test_grad_ascent_is_minus_the_nll_and_ignores_retain_rows() -> None:
 
 def test_grad_diff_by_hand() -> None:
     outputs, batch = {"forget": CURRENT, "retain": REFERENCE}, {"forget": ANSWERS, "retain": ANSWERS}
-    terms = GradDiff(forget_weight=3.0, retain_weight=2.0).loss(outputs, batch, {})
+    terms = loss_of(GradDiff(forget_weight=3.0, retain_weight=2.0), outputs, batch, {})
     # -3 * (6 ln 2 / 3) + 2 * (3 ln 2 / 3)
     assert reduce(terms["forget"]) == pytest.approx(-6 * LN2, abs=1e-12)
     assert reduce(terms["retain"]) == pytest.approx(2 * LN2, abs=1e-12)
@@ -76,7 +85,7 @@ def test_grad_diff_with_kl_by_hand() -> None:
     # p = 1/2: 0. p = 3/4: -ln 2 - ln(3/16)/2 = ln(2/sqrt 3). p = 7/8: -ln 2 - ln(7/64)/2 = ln(4/sqrt 7).
     close(token_kl(CURRENT, REFERENCE), 0.0, math.log(2 / math.sqrt(3)), math.log(4 / math.sqrt(7)))
     outputs, batch = {"forget": CURRENT, "retain": CURRENT}, {"forget": ANSWERS, "retain": ANSWERS}
-    terms = GradDiff(retain_loss="kl").loss(outputs, batch, {"retain": REFERENCE})
+    terms = loss_of(GradDiff(retain_loss="kl"), outputs, batch, {"retain": REFERENCE})
     close(terms["retain"].sums, math.log(2 / math.sqrt(3)), math.log(4 / math.sqrt(7)))
     close(terms["retain"].counts, 2, 1)
 
@@ -92,20 +101,20 @@ def test_kl_goes_from_the_reference_to_the_current_model() -> None:
 def test_npo_by_hand() -> None:
     # NLL differences to the reference: 3 ln 2 - 2 ln 2 = ln 2, and 3 ln 2 - ln 2 = 2 ln 2. With beta = 1,
     # -2 log sigmoid(x) = 2 ln(1 + e^-x): 2 ln(3/2) and 2 ln(5/4).
-    terms = NPO(beta=1.0).loss({"forget": CURRENT}, {"forget": ANSWERS}, {"forget": REFERENCE})
+    terms = loss_of(NPO(beta=1.0), {"forget": CURRENT}, {"forget": ANSWERS}, {"forget": REFERENCE})
     close(terms["forget"].sums, 2 * math.log(3 / 2), 2 * math.log(5 / 4))
     close(terms["forget"].counts, 1, 1)
 
 
 def test_npo_at_the_reference_is_two_ln_two_over_beta() -> None:
-    terms = NPO(beta=0.1).loss({"forget": CURRENT}, {"forget": ANSWERS}, {"forget": CURRENT})
+    terms = loss_of(NPO(beta=0.1), {"forget": CURRENT}, {"forget": ANSWERS}, {"forget": CURRENT})
     close(terms["forget"].sums, 20 * LN2, 20 * LN2)
 
 
 def test_npo_with_a_small_beta_has_the_gradient_of_ascent_on_sums() -> None:
     def gradient(objective: object) -> torch.Tensor:
         leaf = CURRENT.clone().requires_grad_()
-        terms = objective.loss({"forget": leaf}, {"forget": ANSWERS}, {"forget": REFERENCE})  # type: ignore[attr-defined]
+        terms = loss_of(objective, {"forget": leaf}, {"forget": ANSWERS}, {"forget": REFERENCE})  # type: ignore[attr-defined]
         (result,) = torch.autograd.grad(terms["forget"].sums.sum(), leaf)
         return result
 
@@ -114,7 +123,7 @@ def test_npo_with_a_small_beta_has_the_gradient_of_ascent_on_sums() -> None:
 
 def test_npo_gradient_vanishes_where_a_sequence_is_forgotten() -> None:
     leaf = logits_of(0.5, 0.5, 1 - 1e-12).requires_grad_()  # label 1 of the second sequence has 1e-12
-    terms = NPO(beta=1.0).loss({"forget": leaf}, {"forget": ANSWERS}, {"forget": REFERENCE})
+    terms = loss_of(NPO(beta=1.0), {"forget": leaf}, {"forget": ANSWERS}, {"forget": REFERENCE})
     (gradient,) = torch.autograd.grad(terms["forget"].sums.sum(), leaf)
     assert float(gradient[2].abs().max()) < 1e-10
     assert float(gradient[0].abs().max()) > 0.1
@@ -124,7 +133,7 @@ def test_no_gradient_flows_into_the_reference() -> None:
     reference = REFERENCE.clone().requires_grad_()
     leaf = CURRENT.clone().requires_grad_()
     outputs, batch = {"forget": leaf, "retain": leaf}, {"forget": ANSWERS, "retain": ANSWERS}
-    terms = NPO(retain_loss="kl").loss(outputs, batch, {"forget": reference, "retain": reference})
+    terms = loss_of(NPO(retain_loss="kl"), outputs, batch, {"forget": reference, "retain": reference})
     sum(term.sums.sum() for term in terms.values()).backward()
     assert reference.grad is None
     assert float(leaf.grad.abs().sum()) > 0
@@ -133,14 +142,14 @@ def test_no_gradient_flows_into_the_reference() -> None:
 def test_simnpo_by_hand() -> None:
     # Mean NLLs: 3/2 ln 2 and 3 ln 2. With beta = 2 and delta = ln 2: 2 (mNLL - ln 2) = ln 2 and 4 ln 2;
     # -(2/2) log sigmoid gives ln(3/2) and ln(17/16).
-    terms = SimNPO(beta=2.0, delta=LN2).loss({"forget": CURRENT}, {"forget": ANSWERS}, {})
+    terms = loss_of(SimNPO(beta=2.0, delta=LN2), {"forget": CURRENT}, {"forget": ANSWERS}, {})
     close(terms["forget"].sums, math.log(3 / 2), math.log(17 / 16))
     close(terms["forget"].counts, 1, 1)
 
 
 def test_simnpo_delta_is_the_papers_gamma_over_beta() -> None:
     beta, gamma = 2.5, 0.75
-    terms = SimNPO(beta=beta, delta=gamma / beta).loss({"forget": CURRENT}, {"forget": ANSWERS}, {})
+    terms = loss_of(SimNPO(beta=beta, delta=gamma / beta), {"forget": CURRENT}, {"forget": ANSWERS}, {})
     mean = torch.tensor([1.5 * LN2, 3 * LN2], dtype=torch.float64)
     paper = -(2 / beta) * torch.log(torch.sigmoid(beta * mean - gamma))
     torch.testing.assert_close(terms["forget"].sums, paper, rtol=1e-12, atol=1e-12)
@@ -152,7 +161,7 @@ def test_extreme_logits_stay_finite(objective: NPO | SimNPO) -> None:
     certain = torch.tensor([[1e5, -1e5]] * 3, dtype=torch.float64)
     for logits, reference in ((certain, -certain), (-certain, certain)):
         leaf = logits.clone().requires_grad_()
-        terms = objective.loss({"forget": leaf}, {"forget": ANSWERS}, {"forget": reference})
+        terms = loss_of(objective, {"forget": leaf}, {"forget": ANSWERS}, {"forget": reference})
         terms["forget"].sums.sum().backward()
         assert bool(terms["forget"].sums.isfinite().all())
         assert bool(leaf.grad.isfinite().all())
@@ -161,8 +170,8 @@ def test_extreme_logits_stay_finite(objective: NPO | SimNPO) -> None:
 @pytest.mark.parametrize("objective", [NPO(), SimNPO()])
 def test_a_sequence_without_labels_has_no_loss_and_no_count(objective: NPO | SimNPO) -> None:
     padded = Answers(ANSWERS.labels, ANSWERS.rows, 3)
-    terms = objective.loss({"forget": CURRENT}, {"forget": padded}, {"forget": REFERENCE})
-    plain = objective.loss({"forget": CURRENT}, {"forget": ANSWERS}, {"forget": REFERENCE})
+    terms = loss_of(objective, {"forget": CURRENT}, {"forget": padded}, {"forget": REFERENCE})
+    plain = loss_of(objective, {"forget": CURRENT}, {"forget": ANSWERS}, {"forget": REFERENCE})
     close(terms["forget"].counts, 1, 1, 0)
     close(terms["forget"].sums, *plain["forget"].sums.tolist(), 0)
 
@@ -171,7 +180,7 @@ def test_a_sequence_without_labels_has_no_loss_and_no_count(objective: NPO | Sim
 def test_dtype_is_kept(kind: type) -> None:
     for dtype in (torch.float32, torch.float64):
         both = {"forget": CURRENT.to(dtype), "retain": CURRENT.to(dtype)}
-        for term in kind().loss(both, {"forget": ANSWERS, "retain": ANSWERS}, both).values():
+        for term in loss_of(kind(), both, {"forget": ANSWERS, "retain": ANSWERS}, both).values():
             assert term.sums.dtype == term.counts.dtype == dtype
 
 
@@ -179,8 +188,8 @@ def test_dtype_is_kept(kind: type) -> None:
 def test_the_retain_term_is_there_if_and_only_if_retain_rows_are(kind: type) -> None:
     references = {"forget": REFERENCE, "retain": REFERENCE}
     batch = {"forget": ANSWERS, "retain": ANSWERS}
-    both = kind(retain_weight=0.25).loss({"forget": CURRENT, "retain": CURRENT}, batch, references)
-    alone = kind(retain_weight=0.25).loss({"forget": CURRENT}, batch, references)
+    both = loss_of(kind(retain_weight=0.25), {"forget": CURRENT, "retain": CURRENT}, batch, references)
+    alone = loss_of(kind(retain_weight=0.25), {"forget": CURRENT}, batch, references)
     assert set(both) == {"forget", "retain"}
     assert set(alone) == {"forget"}
     assert reduce(both["retain"]) == pytest.approx(0.25 * 2 * LN2, abs=1e-12)
@@ -190,18 +199,19 @@ def test_the_retain_term_is_there_if_and_only_if_retain_rows_are(kind: type) -> 
 @pytest.mark.parametrize("kind", WITH_RETAIN)
 def test_there_is_nothing_to_forget_without_forget_rows(kind: type) -> None:
     with pytest.raises(ValueError, match=f"{kind.__name__} works on rows in role 'forget'"):
-        kind().loss({"retain": CURRENT}, {"retain": ANSWERS}, {"retain": REFERENCE})
+        loss_of(kind(), {"retain": CURRENT}, {"retain": ANSWERS}, {"retain": REFERENCE})
 
 
 def test_what_each_objective_needs() -> None:
-    assert LanguageModel().needs == {"retain"}
-    assert GradAscent().needs == set()
-    assert GradDiff().needs == {"retain"}
-    assert NPO().needs == {"reference"}
-    assert SimNPO().needs == set()
-    assert GradDiff(retain_loss="kl").needs == {"retain", "reference"}
-    assert NPO(retain_loss="kl").needs == {"reference"}
-    assert SimNPO(retain_loss="kl").needs == {"reference"}
+    retain, reference = "retain.logits", "forget.reference.logits"
+    assert LanguageModel().needs == {"retain", retain}
+    assert GradAscent().needs == {"forget.logits"}
+    assert GradDiff().needs == {"forget.logits", "retain", retain}
+    assert NPO().needs == {"forget.logits", reference, retain}
+    assert SimNPO().needs == {"forget.logits", retain}
+    assert GradDiff(retain_loss="kl").needs == GradDiff().needs | {"retain.reference.logits"}
+    assert NPO(retain_loss="kl").needs == NPO().needs | {"retain.reference.logits"}
+    assert SimNPO(retain_loss="kl").needs == SimNPO().needs | {"retain.reference.logits"}
     assert all(isinstance(kind().needs, frozenset) for kind in EVERY)
     assert [kind().accepts_retain for kind in EVERY] == [True, False, True, True, True]
     assert [kind().reduction for kind in EVERY] == ["token", "token", "token", "sequence", "sequence"]
@@ -213,18 +223,18 @@ def test_what_each_objective_needs() -> None:
         (LanguageModel(), {"forget": CURRENT}, "role 'retain'"),
         (GradAscent(), {"retain": CURRENT}, "role 'forget'"),
         (GradDiff(), {"forget": CURRENT}, "GradDiff needs retain rows"),
-        (NPO(), {"forget": CURRENT}, "NPO needs the logits of the reference adapter for the forget rows"),
+        (NPO(), {"forget": CURRENT}, "NPO needs the output 'reference.logits' for the forget rows"),
         (
             SimNPO(retain_loss="kl"),
             {"forget": CURRENT, "retain": CURRENT},
-            "SimNPO with retain_loss 'kl' needs the logits",
+            "SimNPO with retain_loss 'kl' needs the output 'reference.logits' for the retain rows",
         ),
         (SimNPO(), {}, "role 'forget'"),
     ],
 )
 def test_what_is_missing_is_said(objective: NPO, outputs: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        objective.loss(outputs, {"forget": ANSWERS, "retain": ANSWERS}, {})
+        loss_of(objective, outputs, {"forget": ANSWERS, "retain": ANSWERS}, {})
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from outside import RULE, Install, uninstall
 from outside import install as install
 
 from oblivion.config import RunConfig, load_config
+from oblivion.data.federation import resolve
 from oblivion.errors import ConfigError, InputError, OblivionError
 from oblivion.parts import outside_packages, run_fingerprint
 from oblivion.provenance import OWN, code_fingerprint
@@ -153,6 +154,23 @@ def test_a_function_that_makes_no_part(install: Install, kind: str, setting: str
     install("my-fed", "0.1", {kind: {"mine": "my_fed:make"}}, {"my_fed.py": "def make(ranks=None):\n    return 3\n"})
     with pytest.raises(InputError, match="'mine' is not one: it has no"):
         check_names(load_config(None, [f"{setting}=mine"]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "function", "message"),
+    [
+        ("datasets", "data.name", "def make(data):\n    return 3\n", "it takes no clients, no seed"),
+        ("partitions", "data.partition", "def make(samples, *, clients):\n    return 3\n", "it takes no seed"),
+        ("datasets", "data.name", "def make(data, *, clients, seed):\n    return 3\n", "it returns no oblivion"),
+        ("partitions", "data.partition", "def make(rows, *, clients, seed):\n    return 3\n", "it returns no mapping"),
+    ],
+)
+def test_a_function_that_takes_or_returns_something_else_than_such_a_part(
+    install: Install, kind: str, setting: str, function: str, message: str
+) -> None:
+    install("my-fed", "0.1", {kind: {"mine": "my_fed:make"}}, {"my_fed.py": function})
+    with pytest.raises(InputError, match=f"'mine' is not one: {message}"):
+        resolve(load_config(None, [f"{setting}=mine"]))
 
 
 def test_doctor_names_the_parts_of_others(install: Install) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rule_rounds import check_purity, info, update
 
 from oblivion.aggregation import rule_of, scheme_of
-from oblivion.aggregation.fit import check_scheme
+from oblivion.aggregation.fit import check_factors, check_scheme
 from oblivion.aggregation.rules import aggregators
 from oblivion.aggregation.rules.fedadam import FedAdam
 from oblivion.aggregation.rules.fedavg import FedAvg
@@ -411,6 +411,17 @@ def test_ranks_that_a_scheme_cannot_mix_are_refused(scheme: str) -> None:
         checked(lora__scheme=scheme, federation__ranks={"client-3": 4})
     checked(lora__scheme=scheme, federation__ranks={"client-3": 16})
     checked(lora__scheme="flexlora", federation__ranks={"client-3": 4})
+
+
+@pytest.mark.parametrize("name", sorted(schemes.names()))
+def test_an_adapter_without_factors_is_refused_by_every_scheme_that_works_on_them(name: str) -> None:
+    scheme = schemes.get(name)()
+    check_factors(scheme, name, ["x.lora_A.weight", "x.lora_B.weight"])
+    if name == "fedit":
+        check_factors(scheme, name, ["bias", "weight"])
+    else:
+        with pytest.raises(ConfigError, match=rf"'{name}' combines the LoRA factors .* 'bias' is neither; .*: fedit$"):
+            check_factors(scheme, name, ["x.lora_A.weight", "weight", "bias"])
 
 
 @pytest.mark.parametrize("scheme", sorted(schemes.names()))

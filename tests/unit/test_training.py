@@ -353,12 +353,12 @@ def test_failure_names_its_reason_and_leaves_the_model_in_evaluation_mode(
 
 @dataclass(frozen=True)
 class NotANumber:
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[frozenset[str]] = frozenset({"retain.logits"})
     accepts_retain: ClassVar[bool] = False
     reduction: ClassVar[str] = "token"
 
-    def loss(self, outputs: Any, batch: Any, reference: Any) -> Any:
-        values = batch["retain"].per_sequence(outputs["retain"].sum(-1) * math.nan)
+    def loss(self, outputs: Any, batch: Any) -> Any:
+        values = batch["retain"].per_sequence(outputs["retain"]["logits"].sum(-1) * math.nan)
         return {"retain": Term(values, torch.ones_like(values))}
 
 

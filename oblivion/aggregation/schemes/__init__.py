@@ -12,5 +12,15 @@ schemes = Registry(
         "flora": "oblivion.aggregation.schemes.flora:FLoRA",
         "rolora": "oblivion.aggregation.schemes.rolora:RoLoRA",
     },
-    needs=("ranks", "trained", "check", "init", "combine", "state_fields", "mixed_ranks", "of_products"),
+    needs=(
+        "ranks",
+        "trained",
+        "check",
+        "init",
+        "combine",
+        "state_fields",
+        "mixed_ranks",
+        "of_products",
+        "needs_factors",
+    ),
 )

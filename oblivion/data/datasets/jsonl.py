@@ -14,7 +14,7 @@ from oblivion.data.columns import ANSWERS, QUESTIONS, USUAL, Columns, check_colu
 from oblivion.data.corpus import Corpus
 from oblivion.data.datasets import with_paths
 from oblivion.data.hub import is_hub_id, read_hub_table
-from oblivion.data.owners import Owners, printed
+from oblivion.data.owners import Owners, printed, scalar
 from oblivion.data.row_files import is_row_file, owner_name, read_row_file
 from oblivion.data.rows import Faults, Row, RowFile, digest_of, text_of, texts_of
 from oblivion.errors import ConfigError, InputError
@@ -43,7 +43,8 @@ def load(
     data : DataConfig
         `path` is a file, a folder (one file per client, unless ``columns.client`` is set) or a hub id.
         `columns` maps meanings to columns: ``question``, ``answer``, ``context`` (joined to the question on a
-        line of its own), ``client``, ``id``, ``label``, ``paraphrase``, ``wrong-answers``.
+        line of its own), ``client``, ``id``, ``label``, ``paraphrase``, ``wrong-answers``,
+        ``alternate``.
     clients, seed
         Not used: the data is what it is.
     pattern : str, default ""
@@ -190,6 +191,10 @@ def _owned(
     return tuple(samples)
 
 
+def _extra(row: Row, name: str, column: str) -> str:
+    return printed(row, column) if name == "label" else scalar(row, column)  # labels stand in lists that are printed
+
+
 def _sample(row: Row, columns: Columns, prefix: str, client: str, sample_id: str) -> Sample:
     prompt, answer = text_of(row, columns.question), text_of(row, columns.answer)
     context = _context(row, columns.contexts)
@@ -203,7 +208,7 @@ def _sample(row: Row, columns: Columns, prefix: str, client: str, sample_id: str
         answer=answer,
         paraphrase=text_of(row, columns.paraphrase, required=False) if columns.paraphrase else "",
         wrong_answers=texts_of(row, columns.wrong_answers, required=False) if columns.wrong_answers else (),
-        extras={"label": printed(row, columns.label)} if columns.label else {},
+        extras={name: _extra(row, name, column) for name, column in columns.extras() if column},
     )
 
 
