@@ -119,16 +119,29 @@ def _arguments(
     return arguments
 
 
-def check_positive(name: str, value: float) -> None:
-    """Refuse a value that is not a finite number above 0.
+def check_finite(name: str, value: float) -> None:
+    """Refuse a value that is not a finite number.
 
     Raises
     ------
     ParameterError
         The message names the parameter and its value.
     """
-    if isinstance(value, bool) or not 0 < value < math.inf:
-        raise ParameterError(f"{name} = {value!r} is not allowed; it must be above 0 and finite")
+    if not _is_number(value) or not -math.inf < value < math.inf:
+        raise ParameterError(f"{name} = {value!r} is not allowed; it must be a finite number")
+
+
+def check_positive(name: str, value: float, most: float = math.inf) -> None:
+    """Refuse a value that is not a finite number above 0 and at most `most`.
+
+    Raises
+    ------
+    ParameterError
+        The message names the parameter and its value.
+    """
+    if not _is_number(value) or not 0 < value < math.inf or value > most:
+        limit = f"at most {most:g}" if most < math.inf else "finite"
+        raise ParameterError(f"{name} = {value!r} is not allowed; it must be above 0 and {limit}")
 
 
 def check_at_least_zero(name: str, value: float) -> None:
@@ -139,7 +152,7 @@ def check_at_least_zero(name: str, value: float) -> None:
     ParameterError
         The message names the parameter and its value.
     """
-    if isinstance(value, bool) or not 0 <= value < math.inf:
+    if not _is_number(value) or not 0 <= value < math.inf:
         raise ParameterError(f"{name} = {value!r} is not allowed; it must be at least 0 and finite")
 
 
@@ -151,12 +164,12 @@ def check_decay(name: str, value: float) -> None:
     ParameterError
         The message names the parameter and its value.
     """
-    if isinstance(value, bool) or not 0 <= value < 1:
+    if not _is_number(value) or not 0 <= value < 1:
         raise ParameterError(f"{name} = {value!r} is not allowed; it must be at least 0 and below 1")
 
 
-def check_count(name: str, value: int, least: int) -> None:
-    """Refuse a value that is not a whole number of at least `least`.
+def check_count(name: str, value: int, least: int, most: int | None = None) -> None:
+    """Refuse a value that is not a whole number from `least` to `most`.
 
     Raises
     ------
@@ -164,5 +177,22 @@ def check_count(name: str, value: int, least: int) -> None:
         The message names the parameter and its value.
     """
     # `type(...) is int` because True is an int to isinstance.
-    if type(value) is not int or value < least:
-        raise ParameterError(f"{name} = {value!r} is not allowed; it must be a whole number of at least {least}")
+    if type(value) is not int or value < least or (most is not None and value > most):
+        limits = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ParameterError(f"{name} = {value!r} is not allowed; it must be a whole number {limits}")
+
+
+def check_choice(name: str, value: str, allowed: Collection[str]) -> None:
+    """Refuse a value that is not one of some names.
+
+    Raises
+    ------
+    ParameterError
+        The message names the parameter, its value and the names that are allowed.
+    """
+    if value not in allowed:
+        raise ParameterError(f"{name} = {value!r} is not allowed; it must be one of {', '.join(sorted(allowed))}")
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)

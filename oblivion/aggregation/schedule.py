@@ -16,18 +16,7 @@ from oblivion.errors import FederationError
 from oblivion.types import RoundInfo
 
 Schedule: TypeAlias = Literal["constant", "cosine", "linear"]
-
-
-def check_schedule(schedule: str) -> None:
-    """Refuse a name that is not one of the three schedules.
-
-    Raises
-    ------
-    ValueError
-        The message names the value and what is allowed.
-    """
-    if schedule not in get_args(Schedule):
-        raise ValueError(f"schedule = {schedule!r} is not allowed; it must be one of {', '.join(get_args(Schedule))}")
+SCHEDULES: tuple[str, ...] = get_args(Schedule)
 
 
 def scheduled(learning_rate: float, schedule: Schedule, info: RoundInfo) -> float:

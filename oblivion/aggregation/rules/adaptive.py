@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from oblivion.aggregation.rule import Rule, RuleState
-from oblivion.aggregation.schedule import Schedule, check_schedule, scheduled
+from oblivion.aggregation.schedule import SCHEDULES, Schedule, scheduled
 from oblivion.aggregation.sums import mean_update
-from oblivion.parameters import check_decay, check_positive
+from oblivion.parameters import check_choice, check_decay, check_positive
 from oblivion.types import ClientUpdate, GlobalState, RoundInfo
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Adaptive(Rule):
         check_positive("learning_rate", self.learning_rate)
         check_positive("tau", self.tau)
         check_decay("beta1", self.beta1)
-        check_schedule(self.schedule)
+        check_choice("schedule", self.schedule, SCHEDULES)
 
     @abstractmethod
     def second_moment(self, v: Tensor, squared: Tensor) -> Tensor:

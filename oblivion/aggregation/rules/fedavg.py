@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from oblivion.aggregation.rule import Rule, RuleState
-from oblivion.aggregation.schedule import Schedule, check_schedule, scheduled
+from oblivion.aggregation.schedule import SCHEDULES, Schedule, scheduled
 from oblivion.aggregation.sums import example_weights, mean_update, moved
-from oblivion.parameters import check_positive
+from oblivion.parameters import check_choice, check_positive
 from oblivion.types import ClientUpdate, GlobalState, RoundInfo
 
 
@@ -41,7 +41,7 @@ class FedAvg(Rule):
 
     def __post_init__(self) -> None:
         check_positive("learning_rate", self.learning_rate)
-        check_schedule(self.schedule)
+        check_choice("schedule", self.schedule, SCHEDULES)
 
     def weights(self, updates: Sequence[ClientUpdate], info: RoundInfo) -> list[float]:
         """Return ``learning_rate * n_k / n``."""

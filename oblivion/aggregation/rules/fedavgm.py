@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from oblivion.aggregation.rule import Rule, RuleState
-from oblivion.aggregation.schedule import Schedule, check_schedule, scheduled
+from oblivion.aggregation.schedule import SCHEDULES, Schedule, scheduled
 from oblivion.aggregation.sums import mean_update, moved
-from oblivion.parameters import check_decay, check_positive
+from oblivion.parameters import check_choice, check_decay, check_positive
 from oblivion.types import ClientUpdate, GlobalState, RoundInfo
 
 
@@ -45,7 +45,7 @@ class FedAvgM(Rule):
     def __post_init__(self) -> None:
         check_positive("learning_rate", self.learning_rate)
         check_decay("momentum", self.momentum)
-        check_schedule(self.schedule)
+        check_choice("schedule", self.schedule, SCHEDULES)
 
     def init(self, state: GlobalState) -> RuleState:
         """Make the momentum ``m/<tensor>``: zeros in fp32."""
