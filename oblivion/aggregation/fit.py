@@ -62,8 +62,8 @@ def check_scheme(rule: Rule, scheme: LoraScheme, config: RunConfig) -> None:
     if scheme.state_fields and config.model.dtype == "bfloat16":
         raise ConfigError(
             f"model.dtype = 'bfloat16', but lora.scheme = '{name}' folds its residual into the base weights, where "
-            "bfloat16 rounds small changes away; set model.dtype = 'float32', or choose a scheme without a residual, "
-            "such as 'flexlora'"
+            "bfloat16 rounds small changes away; set model.dtype = 'float32', or choose a scheme without a residual: "
+            f"{', '.join(schemes.having('state_fields', ()))}"
         )
 
 
