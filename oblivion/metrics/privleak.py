@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from oblivion.errors import InputError
 from oblivion.metrics.engine.auc import Scores, difference_half_width
-from oblivion.metrics.engine.context import DetailedResult, EvaluationContext, score_of
+from oblivion.metrics.engine.context import REFERENCE, DetailedResult, EvaluationContext, score_of
 from oblivion.metrics.engine.membership import GROUPS
 from oblivion.metrics.mia_min_k import MinKAttack
 from oblivion.types import MetricResult
@@ -34,22 +34,32 @@ def privleak(auc: float, reference_auc: float) -> float:
 
 @dataclass(frozen=True)
 class PrivLeak:
-    """Leakage in percent of the reference's AUC; without a reference, of an attack at chance (`auc_reference` 0.5)."""
+    """Leakage in percent of the reference's AUC.
+
+    Parameters
+    ----------
+    k : float, default 0.4
+        As of the min-k attack.
+    chance : float or None, default 0.5
+        The AUC that is taken for the reference's where there is no reference; `auc_reference` in the result says so.
+        None: without a reference there is no value.
+    """
 
     k: float = 0.4
+    chance: float | None = CHANCE
 
     @property
     def requires(self) -> frozenset[str]:
-        """The same as the min-k attack; a reference is used if there is one."""
-        return MinKAttack(self.k).requires
+        """The same as the min-k attack; a reference is used if there is one, and required without `chance`."""
+        return MinKAttack(self.k).requires | (frozenset() if self.chance is not None else {REFERENCE})
 
     def compute(self, context: EvaluationContext) -> MetricResult:
         """The value, and the reference's AUC beside it."""
         attack = context.result(MinKAttack(self.k))
         if attack.value is None:
             return DetailedResult(value=None, reason=attack.reason)
-        reference, given = CHANCE, None
-        if context.references:
+        reference, given = self.chance, None
+        if reference is None or context.references:
             given = context.reference_result("mia_min_k")
             if given.value is None:
                 raise InputError("the reference's mia_min_k has no value; evaluate it with forget and holdout rows")

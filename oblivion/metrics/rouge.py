@@ -1,4 +1,4 @@
-"""ROUGE recall of the generated answer (Lin, 2004), as in TOFU: ROUGE-L recall with stemming, from rouge_score.
+"""ROUGE of the generated answer (Lin, 2004), from rouge_score: as in TOFU ROUGE-L recall with stemming, by default.
 
 In scripts for which rouge_score has no tokens, see `oblivion.metrics.engine.rouge_tokens`.
 """
@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 from typing import Any, ClassVar, Literal
 
 from oblivion.metrics.engine.averages import mean_result
-from oblivion.metrics.engine.context import SHARE, EvaluationContext
+from oblivion.metrics.engine.context import SHARE, EvaluationContext, ScoredRow
 from oblivion.metrics.engine.rouge_tokens import has_plain_tokens, needs_all_scripts, tokens
 from oblivion.types import MetricResult
 
@@ -22,10 +22,11 @@ _FROM = 256
 class _Tokenizer:
     """Cuts one pair of texts; stems take most of the time, and texts have few different words, so they are kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, stemmed: bool) -> None:
         from nltk.stem.porter import PorterStemmer
 
-        self.stem = lru_cache(maxsize=1 << 16)(PorterStemmer().stem)
+        stem: Callable[[str], str] = lru_cache(maxsize=1 << 16)(PorterStemmer().stem)
+        self.stem = stem if stemmed else str
         self.all_scripts = False
 
     def tokenize(self, text: str) -> list[str]:
@@ -35,20 +36,22 @@ class _Tokenizer:
         return tokens(text, self.stem) if self.all_scripts else list(tokenize(text, self))
 
 
-@lru_cache(maxsize=1)
-def _scorer() -> tuple[Any, _Tokenizer]:
+@lru_cache(maxsize=2)
+def _scorer(stemmed: bool) -> tuple[Any, _Tokenizer]:
     from rouge_score.rouge_scorer import RougeScorer
 
-    tokenizer = _Tokenizer()
+    tokenizer = _Tokenizer(stemmed)
     return RougeScorer(["rouge1", "rougeL"], tokenizer=tokenizer), tokenizer
 
 
-def rouge(target: str, generation: str) -> dict[str, float] | None:
+def rouge(target: str, generation: str, stemmed: bool = True) -> dict[str, float] | None:
     """ROUGE-1 recall, ROUGE-L F1 and ROUGE-L recall of a generated text against the true one, each in [0, 1].
+
+    Words are compared by their stems if `stemmed`.
 
     None if the true text has no token (it is all punctuation), so that nothing can be recalled.
     """
-    scorer, tokenizer = _scorer()
+    scorer, tokenizer = _scorer(stemmed)
     tokenizer.all_scripts = needs_all_scripts(target)
     if not (tokenizer.tokenize(target) if tokenizer.all_scripts else has_plain_tokens(target)):
         return None
@@ -78,15 +81,21 @@ def start_rouge(pairs: Sequence[tuple[str, str]]) -> Callable[[], list[dict[str,
 
 @dataclass(frozen=True)
 class Rouge:
-    """Mean ROUGE-L recall of greedy generations.
+    """Mean ROUGE of greedy generations.
 
     Parameters
     ----------
     group : str, default "forget"
         Whose rows.
+    measure : str, default "rougeL_recall"
+        Which of the numbers that every row has: ``rougeL_recall``, ``rougeL_f1`` or ``rouge1_recall``.
+    stemmed : bool, default True
+        Whether words are compared by their stems.
     """
 
     group: str = "forget"
+    measure: Literal["rougeL_recall", "rougeL_f1", "rouge1_recall"] = "rougeL_recall"
+    stemmed: bool = True
     value_range: ClassVar[tuple[float, float]] = SHARE
     row_ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "rouge1_recall": SHARE,
@@ -103,7 +112,11 @@ class Rouge:
     def compute(self, context: EvaluationContext) -> MetricResult:
         """Per row ``rouge1_recall``, ``rougeL_f1`` and ``rougeL_recall``."""
         rows = context.select(self.group, "generation")
-        found = {row.index: row.outputs.get("rouge") or rouge(row.target, row.outputs["generation"]) for row in rows}
+        found = {row.index: self._scores(row) for row in rows}
         shown = {index: scores for index, scores in found.items() if scores is not None}
-        values = {index: None if scores is None else scores["rougeL_recall"] for index, scores in found.items()}
+        values = {index: None if scores is None else scores[self.measure] for index, scores in found.items()}
         return mean_result(values, shown, undefined=f"no answer of group '{self.group}' has a word to be recalled")
+
+    def _scores(self, row: ScoredRow) -> Mapping[str, float] | None:
+        known: Mapping[str, float] | None = row.outputs.get("rouge") if self.stemmed else None
+        return known or rouge(row.target, row.outputs["generation"], self.stemmed)

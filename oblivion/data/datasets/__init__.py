@@ -15,6 +15,8 @@ datasets = Registry(
     {
         "authors": "oblivion.data.datasets.authors:load",
         "jsonl": "oblivion.data.datasets.jsonl:load",
+        "muse": "oblivion.data.datasets.muse:load",
+        "rwku": "oblivion.data.datasets.rwku:load",
         "tofu": "oblivion.data.datasets.tofu:load",
     },
 )

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 suites = Registry(
     "suite",
-    {"tofu": "oblivion.metrics.suites.tofu:Tofu"},
+    {
+        "muse": "oblivion.metrics.suites.muse:Muse",
+        "rwku": "oblivion.metrics.suites.rwku:Rwku",
+        "tofu": "oblivion.metrics.suites.tofu:Tofu",
+    },
     needs=("rows", "metrics", "client_metrics", "headline", "columns"),
 )
 
