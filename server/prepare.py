@@ -24,6 +24,8 @@ from oblivion.learners import learner_of
 from oblivion.ledger.register import EXCLUSIONS, absences
 from oblivion.ledger.rounds import Absence
 from oblivion.ledger.schema import refuse_network
+from oblivion.metrics.engine.suite import RunRows
+from oblivion.metrics.suites import suite_of
 from oblivion.models.loading import gpu_count, locate, model_digest, resolve_dtype
 from oblivion.objectives.terms import objective_from
 from oblivion.parameters import build
@@ -150,6 +152,7 @@ def check(
     config = absolute_paths(config)
     gone = [absence.client for absence in forgotten if absence.samples is None]
     data = resolve(config, gone) if root is None else run_data(root, config, gone)
+    suite_of(config.evaluate).rows(RunRows(data=data))  # refuses data that it cannot measure
     locate(config.model)
     check_number(rule_of(config), config, tuple(data.clients))
     budget = check_learning(config, {client: len(rows) for client, rows in data.clients.items()}) if fresh else None

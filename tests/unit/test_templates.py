@@ -42,9 +42,26 @@ def _with(tokenizer, chat_template):
     return other
 
 
-def test_registry_makes_both_without_arguments():
-    assert templates.names() == ["chat", "plain"]
+def test_registry_makes_all_without_arguments():
+    assert templates.names() == ["chat", "plain", "verbatim"]
     assert isinstance(templates.get("plain")(), PlainTemplate) and isinstance(templates.get("chat")(), ChatTemplate)
+
+
+def test_a_text_as_it_is_begins_after_a_token_of_the_tokenizers_own(byte_tokenizer):
+    from copy import deepcopy
+
+    from tokenizers import processors
+
+    template, end = templates.get("verbatim")(), byte_tokenizer.eos_token_id
+    assert template.full(byte_tokenizer, "Once upon", " a time") == "Once upon a time"
+    adds = deepcopy(byte_tokenizer)
+    adds.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{adds.eos_token} $A", special_tokens=[(adds.eos_token, end)]
+    )
+    for tokenizer in (byte_tokenizer, adds):  # the second writes its first token by itself
+        row = encode(tokenizer, template, "", "Once", 100)
+        assert row.ids[0] in (tokenizer.bos_token_id, end) and row.ids[-1] == end and row.prompt_length == 1
+        assert tokenizer.decode(row.labels[:-1]) == "Once"
 
 
 def test_plain_text_by_hand():
@@ -127,7 +144,7 @@ def test_the_name_of_a_row_is_in_the_message(byte_tokenizer):
     with pytest.raises(InputError, match=r"row-7: the template 'chat'"):
         encode_rows(CausalLM(tokenizer, 100, ChatTemplate()), samples)
     with pytest.raises(InputError, match=r"row-7: the template 'chat'"):
-        AnswerRows(CausalLM(tokenizer, 100, ChatTemplate())).encode(samples, {"answer"})
+        AnswerRows().encode(samples, {"answer"}, CausalLM(tokenizer, 100, ChatTemplate()))
 
 
 def test_no_chat_format_is_an_input_error(byte_tokenizer):

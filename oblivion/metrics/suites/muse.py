@@ -120,7 +120,7 @@ class Muse(Suite):
             If the rows are not MUSE's.
         """
         groups = {name: rows for name, rows in data.groups.items() if name in GROUPS}
-        if not groups:
+        if not groups.keys() & {"knowmem_forget", "verbmem", "forget"}:
             raise ConfigError("evaluate.suite = 'muse' needs MUSE's own rows: set data.name = 'muse'")
         asked = {"", request.client_id} if request else None
         chosen = {name: [r for r in rows if asked is None or r.client_id in asked] for name, rows in groups.items()}
