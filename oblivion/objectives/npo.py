@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from oblivion.objectives.retain import ForgetAndRetain, check_number, output_for, per_sequence_term
-from oblivion.objectives.terms import Batch, Outputs, Term, token_nll
+from oblivion.objectives.retain import ForgetAndRetain, check_number, lost_likelihood, per_sequence_term
+from oblivion.objectives.terms import Batch, Outputs, Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +41,6 @@ class NPO(ForgetAndRetain):
         """One value per sequence (B,), from the summed log-ratio to the reference."""
         import torch
 
-        answers = batch["forget"]
-        nll = token_nll(outputs["forget"]["logits"], answers)
-        reference = token_nll(output_for(outputs, "forget", "reference.logits", "NPO").detach(), answers)
-        ratio = answers.per_sequence(nll - reference)
-        values = -(2 / self.beta) * torch.nn.functional.logsigmoid(self.beta * ratio)
-        return per_sequence_term(values, answers.counts(nll), self.forget_weight)
+        lost = lost_likelihood(outputs, batch, "forget", type(self).__name__)
+        values = -(2 / self.beta) * torch.nn.functional.logsigmoid(self.beta * lost)
+        return per_sequence_term(values, batch["forget"].counts(lost), self.forget_weight)

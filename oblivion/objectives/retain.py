@@ -82,6 +82,20 @@ def output_for(outputs: Outputs, role: Role, kind: str, asker: str) -> Tensor:
     return outputs[role][kind]
 
 
+def lost_likelihood(outputs: Outputs, batch: Batch, role: Role, asker: str) -> Tensor:
+    """Return ``log(p_ref(y|x) / p(y|x))`` of every sequence of a role, (B,): a sum over its tokens, in nats.
+
+    Raises
+    ------
+    ValueError
+        If the logits of the reference are not there.
+    """
+    answers = batch[role]
+    nll = token_nll(outputs[role]["logits"], answers)
+    reference = token_nll(output_for(outputs, role, "reference.logits", asker).detach(), answers)
+    return answers.per_sequence(nll - reference)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ForgetAndRetain(abc.ABC):
     """Parameters and retain term of the objectives that forget some rows and may keep others.

@@ -265,7 +265,7 @@ def test_good_parameters_are_taken() -> None:
 
 
 def test_every_registered_objective_can_be_made_and_is_frozen() -> None:
-    assert objectives.names() == ["grad_ascent", "grad_diff", "lm", "npo", "simnpo"]
+    assert objectives.names() == ["blur_npo", "dpo", "grad_ascent", "grad_diff", "lm", "npo", "rmu", "shred", "simnpo"]
     for name in objectives.names():
         made = objective_from(name, {})
         with pytest.raises(AttributeError):
