@@ -4,8 +4,9 @@ BIN := .venv/bin
 export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export FLWR_TELEMETRY_ENABLED := 0
+export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test slow check clean
+.PHONY: demo test slow check docs clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -27,6 +28,10 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: .venv/ready
+	$(BIN)/mkdocs build
+	@echo "The site is in build/site/index.html"
 
 clean:
 	rm -rf .venv build dist *.egg-info

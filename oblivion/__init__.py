@@ -7,7 +7,20 @@ imported when it is first used.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # The same names for type checkers and for the API pages, which read the code without running it.
+    from oblivion.aggregation.rules import aggregators
+    from oblivion.aggregation.schemes import schemes
+    from oblivion.config import RunConfig, load_config
+    from oblivion.data.datasets import datasets
+    from oblivion.data.partitions import partitions
+    from oblivion.data.templates import templates
+    from oblivion.errors import OblivionError
+    from oblivion.metrics import metrics
+    from oblivion.objectives import objectives
+    from oblivion.removal import removals
+    from oblivion.target import evaluate
 
 _LAZY = {
     "RunConfig": "oblivion.config",
@@ -24,7 +37,20 @@ _LAZY = {
     "OblivionError": "oblivion.errors",
 }
 
-__all__ = sorted(_LAZY)
+__all__ = [
+    "OblivionError",
+    "RunConfig",
+    "aggregators",
+    "datasets",
+    "evaluate",
+    "load_config",
+    "metrics",
+    "objectives",
+    "partitions",
+    "removals",
+    "schemes",
+    "templates",
+]
 
 
 def __getattr__(name: str) -> Any:
