@@ -22,3 +22,5 @@ metrics = Registry(
         "truth_ratio": "oblivion.metrics.truth_ratio:TruthRatio",
     },
 )
+get, names, describe = metrics.get, metrics.names, metrics.describe
+"""Once this package is imported, ``ob.metrics`` is the package and not the table, so the package answers as the table."""

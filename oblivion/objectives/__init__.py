@@ -17,5 +17,5 @@ objectives = Registry(
     },
     needs=("loss", "needs", "accepts_retain", "reduction"),
 )
-get, names = objectives.get, objectives.names
-"""``oblivion.objectives`` is this package once it is imported, and the table until then: it can be asked either way."""
+get, names, describe = objectives.get, objectives.names, objectives.describe
+"""Once this package is imported, ``ob.objectives`` is the package and not the table, so the package answers as the table."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import pkgutil
 import re
@@ -52,6 +53,16 @@ def test_the_front_door_says_one_thing_in_its_three_lists() -> None:
     typed = {alias.name: one.module for one in block.body if isinstance(one, ast.ImportFrom) for alias in one.names}
     assert typed == oblivion._LAZY
     assert sorted(typed) == sorted(oblivion.__all__)
+
+
+@pytest.mark.parametrize(
+    "name", sorted(set(oblivion.__all__) - {"OblivionError", "RunConfig", "evaluate", "load_config"})
+)
+def test_a_table_of_the_front_door_can_be_asked_also_after_its_package_was_imported(name: str) -> None:
+    importlib.import_module(oblivion._LAZY[name])
+    table = getattr(oblivion, name)
+    assert table.get(table.names()[0])
+    assert callable(table.describe)
 
 
 @pytest.mark.slow
