@@ -23,4 +23,4 @@ metrics = Registry(
     },
 )
 get, names, describe = metrics.get, metrics.names, metrics.describe
-"""Once this package is imported, ``ob.metrics`` is the package and not the table, so the package answers as the table."""
+"""Once it is imported, this package hides the table of the same name at the front door, so it answers as the table."""

@@ -18,4 +18,4 @@ objectives = Registry(
     needs=("loss", "needs", "accepts_retain", "reduction"),
 )
 get, names, describe = objectives.get, objectives.names, objectives.describe
-"""Once this package is imported, ``ob.objectives`` is the package and not the table, so the package answers as the table."""
+"""Once it is imported, this package hides the table of the same name at the front door, so it answers as the table."""
