@@ -11,8 +11,10 @@ from oblivion.federation.commits import commit_trial, finish_commits, unfinished
 from oblivion.federation.hosts import Hosts
 from oblivion.federation.learning import Learning
 from oblivion.federation.opened import OpenRun
+from oblivion.federation.planner import Planner
 from oblivion.federation.planning import make_request
 from oblivion.federation.trials import Trials
+from oblivion.ledger.opening import open_ledger
 from oblivion.removal.plan import plan_values
 from oblivion.report import write_report
 from oblivion.run.directory import RunDirectory
@@ -70,15 +72,14 @@ def _report(run: RunDirectory, observer: Observer, already: bool = False) -> Non
 
 
 def run_plan(
-    config: RunConfig, hosts: Hosts, run: RunDirectory, observer: Observer, signed: ForgetRequest | None = None
+    config: RunConfig, run: RunDirectory, observer: Observer, signed: ForgetRequest | None = None
 ) -> dict[str, Any]:
     """The plan of the one removal that ``forget.methods`` names, as plain values; the request is not taken in."""
-    with closing(OpenRun(config, hosts, run, observer, BUSY_SECONDS)) as opened:
+    with closing(OpenRun(config, None, run, observer, BUSY_SECONDS)) as opened:
         Learning(opened).check_learned()
-        request = signed or make_request(opened.data, config.forget.client, config.forget.samples)
-        trials = Trials(opened)
-        plan = trials.plan(request, config.forget.methods[0])
-        trials.check_budget(request, [plan])
+        planner = Planner(opened, signed or make_request(opened.data, config.forget.client, config.forget.samples))
+        plan = planner.plan(config.forget.methods[0])
+        planner.check_budget([plan])
         return plan_values(plan)
 
 
@@ -113,12 +114,7 @@ def run_forget(
 
 
 def run_commit(
-    config: RunConfig,
-    hosts: Hosts,
-    run: RunDirectory,
-    observer: Observer,
-    trial: str,
-    accept_no_guarantee: bool = False,
+    config: RunConfig, run: RunDirectory, observer: Observer, trial: str, accept_no_guarantee: bool = False
 ) -> dict[str, Any]:
     """Make a trial (``"<request>/<name>"``) the head of the run, erase what it invalidates, write the evidence.
 
@@ -132,7 +128,7 @@ def run_commit(
     OblivionError
         If it was committed, and what must go afterwards cannot be removed yet; given again, it is finished.
     """
-    with closing(OpenRun(config, hosts, run, observer, BUSY_SECONDS)) as opened:
+    with closing(OpenRun(config, None, run, observer, BUSY_SECONDS)) as opened:
         problem = _finish(opened).get(trial)
         Learning(opened).check_learned()
         if problem is None:  # else it was interrupted, and is given again
@@ -145,9 +141,12 @@ def run_commit(
         return {"evidence": evidence, "guarantee": said["guarantee"], "erased": dict(said["erased"])}
 
 
-def run_refuse(
-    config: RunConfig, hosts: Hosts, run: RunDirectory, observer: Observer, request: str, ground: str
-) -> None:
+def run_refuse(config: RunConfig, run: RunDirectory, observer: Observer, request: str, ground: str) -> None:
     """Refuse an open request; the ground stays in the ledger."""
-    with closing(OpenRun(config, hosts, run, observer, BUSY_SECONDS)) as opened:
-        opened.register.move(request, "refused", ground)
+    ledger, register = open_ledger(run.root, config.ledger, BUSY_SECONDS)
+    try:
+        if ahead := ledger.book.ahead():
+            observer.event("warning", text=ahead)
+        register.move(request, "refused", ground)
+    finally:
+        ledger.close()

@@ -16,9 +16,9 @@ from oblivion.data.federation import client_digests, data_digest, for_source, re
 from oblivion.data.keyed_ids import key_files, keyed_data, new_keys, row_ids, run_data
 from oblivion.data.requests import AUTHORS
 from oblivion.data.templates import templates
-from oblivion.errors import ConfigError, InputError, IntegrityError, PlanRefusedError, nearest
-from oblivion.federation.fitting import check_fits
-from oblivion.federation.planning import make_context, make_plan, make_request, oracle_seeds, present
+from oblivion.errors import ConfigError, InputError, IntegrityError, nearest
+from oblivion.federation.fitting import check_fits, unfit_rows
+from oblivion.federation.planning import check_oracle, make_context, make_plan, make_request, oracle_seeds, present
 from oblivion.federation.spending import check_removals
 from oblivion.learners import learner_of
 from oblivion.ledger.register import EXCLUSIONS, absences
@@ -33,13 +33,12 @@ from oblivion.parts import parts_of
 from oblivion.privacy.settings import check_privacy
 from oblivion.privacy.spending import check_learning
 from oblivion.removal import removal_from
-from oblivion.removal.context import PlanningContext
 from oblivion.run.directory import RunDirectory
 from oblivion.run.manifest import make_manifest
+from oblivion.run.records import read_manifest
 from oblivion.training.fused import fusible
 from oblivion.training.outputs import check_needs
 from oblivion.training.slots import slots_for
-from oblivion.types import ForgetRequest
 from server.estimate import check_disk
 
 
@@ -130,7 +129,8 @@ def check(
     config : RunConfig
         Not resolved yet.
     fresh : bool, default True
-        Whether nothing of the run was done yet, so that all of it must fit the privacy budget.
+        Whether nothing of the run was done yet, so that its base model must be there, and all of it is planned and
+        must fit the privacy budget.
     forgotten : sequence of Absence, optional
         What the run has forgotten for good: these clients can ask for nothing, and no message may name them.
     root : Path, optional
@@ -152,19 +152,19 @@ def check(
     config = absolute_paths(config)
     gone = [absence.client for absence in forgotten if absence.samples is None]
     data = resolve(config, gone) if root is None else run_data(root, config, gone)
-    suite_of(config.evaluate).rows(RunRows(data=data))  # refuses data that it cannot measure
-    locate(config.model)
+    if fresh:
+        suite_of(config.evaluate).rows(RunRows(data=data))  # refuses data that it cannot measure
+        locate(config.model)
     check_number(rule_of(config), config, tuple(data.clients))
     budget = check_learning(config, {client: len(rows) for client, rows in data.clients.items()}) if fresh else None
     if config.forget.client:
         left = present(data, forgotten)
         request = make_request(left, config.forget.client, config.forget.samples)
-        context = make_context(config, left, request)
-        # A refusal must not come after hours of learning.
-        plans = [make_plan(config, request, context, method) for method in config.forget.methods]
-        check_removals(budget, config, context.samples, list(oracle_seeds(config)), plans)
-        if config.evaluate.oracle_seeds:
-            _check_oracle(config, request, context)
+        if fresh:  # a refusal must not come after hours of learning; later, removals are planned from what was learned
+            context = make_context(config, left, request)
+            plans = [make_plan(config, request, context, method) for method in config.forget.methods]
+            check_removals(budget, config, context.samples, list(oracle_seeds(config)), plans)
+            check_oracle(config, request, context)
     if config.simulation.hosts == "auto":
         simulation = config.simulation.model_copy(update={"hosts": _hosts(len(data.clients))})
         config = config.model_copy(update={"simulation": simulation})
@@ -220,16 +220,6 @@ def prepare(config: RunConfig) -> tuple[RunConfig, FederatedData]:
     return config, data
 
 
-def _check_oracle(config: RunConfig, request: ForgetRequest, context: PlanningContext) -> None:
-    try:
-        make_plan(config, request, context, "retrain")
-    except PlanRefusedError as error:
-        raise PlanRefusedError(
-            f"the oracle cannot be trained, so nothing could be compared with it: {error}. "
-            "evaluate.oracle-seeds = 0 does without"
-        ) from None
-
-
 def _check_request(config: RunConfig, data: FederatedData) -> None:
     """Refuse a scenario that asks to forget rows that do not fit into the model, and so will not be learned."""
     if config.forget.client:
@@ -249,12 +239,30 @@ def begin_run(config: RunConfig, data: FederatedData, root: Path) -> tuple[RunDi
     check_disk(config, data, root.parent)
     refuse_network(root.parent)
     keys = new_keys(config, data.clients)
-    manifest = make_manifest(config, keyed_data(data, keys))
+    keyed = keyed_data(data, keys)
+    manifest = make_manifest(config, keyed)
+    if (unfit := unfit_rows(config, keyed)) is not None:
+        manifest["unfit_rows"] = unfit
     return RunDirectory.create(root, config, manifest, key_files(keys)), config
 
 
 def check_again(run: RunDirectory, config: RunConfig) -> RunConfig:
     """Check a config for a run that exists, whose data and base model must still be what it learned from.
+
+    Raises
+    ------
+    IntegrityError
+        If anything changed but what was forgotten; see `check_data`.
+    """
+    config = check_data(run, config)
+    locate(config.model)
+    if read_manifest(run.root).model_digest != model_digest(config.model):
+        raise _changed(run, f"the base model {config.model.name}")
+    return config
+
+
+def check_data(run: RunDirectory, config: RunConfig) -> RunConfig:
+    """Check a config for a run that exists, without its base model; its data must still be what it learned from.
 
     What was forgotten may be gone from the source of the data, as it should be.
 
@@ -268,20 +276,21 @@ def check_again(run: RunDirectory, config: RunConfig) -> RunConfig:
     if config.forget.client in gone:  # what the scenario asked for was done
         config = config.model_copy(update={"forget": ForgetConfig()})
     config, data = check(for_source(config, gone), fresh=False, forgotten=forgotten, root=run.root)
-    manifest = run.read_json("manifest.json", {})
-    what = "" if manifest.get("model_digest") == model_digest(config.model) else f"the base model {config.model.name}"
-    if manifest.get("data_digest") != data_digest(data):
+    manifest = read_manifest(run.root)
+    if manifest.data_digest != data_digest(data):
         if not forgotten:
-            what = "the data"
-        else:
-            known, now = manifest.get("client_digests", {}), client_digests(present(data, forgotten))
-            changed = sorted(client for client in known.keys() | now.keys() if known.get(client) != now.get(client))
-            what = f"the data of {changed[0]}" if changed else what
-    if what:
-        raise IntegrityError(
-            f"{what} changed since {run.root} was made, so nothing compares with it; restore it, or run again"
-        )
+            raise _changed(run, "the data")
+        known, now = manifest.client_digests, client_digests(present(data, forgotten))
+        changed = sorted(client for client in known.keys() | now.keys() if known.get(client) != now.get(client))
+        if changed:
+            raise _changed(run, f"the data of {changed[0]}")
     return config
+
+
+def _changed(run: RunDirectory, what: str) -> IntegrityError:
+    return IntegrityError(
+        f"{what} changed since {run.root} was made, so nothing compares with it; restore it, or run again"
+    )
 
 
 def forgotten_by(run: RunDirectory) -> tuple[Absence, ...]:

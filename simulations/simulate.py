@@ -18,7 +18,7 @@ from oblivion.run.records import RunRecord, read_run_record
 from oblivion.run.scenarios import free_directory
 from oblivion.types import Adapter, ForgetRequest
 from server.main import BUSY_SECONDS, run_commit, run_forget, run_plan, run_refuse, run_scenario
-from server.prepare import begin_run, check, check_again, forgotten_by
+from server.prepare import begin_run, check, check_again, check_data, forgotten_by
 
 T = TypeVar("T")
 
@@ -165,10 +165,10 @@ def forget_in_run(
 
 
 def plan_in_run(run: RunDirectory, config: RunConfig, signed: ForgetRequest | None = None) -> dict[str, Any]:
-    """Plan the one removal that `config.forget` names, without running anything."""
+    """Plan the one removal that `config.forget` names, without running anything or loading a model."""
     check_ledger_exists(run.root)
     _check_not_forgotten(run, config.forget.client)
-    return _inline(run, config, (), lambda config, hosts, observer: run_plan(config, hosts, run, observer, signed))
+    return run_plan(check_data(run, config), run, Observer(run.log), signed)
 
 
 def commit_in_run(
@@ -177,32 +177,13 @@ def commit_in_run(
     """Commit a trial; see `server.main.run_commit`."""
     check_ledger_exists(run.root)
     config = config.model_copy(update={"forget": ForgetConfig()})  # what the scenario asked for does not matter here
-
-    def work(config: RunConfig, hosts: Hosts, observer: Observer) -> dict[str, Any]:
-        return run_commit(config, hosts, run, observer, trial, accept_no_guarantee)
-
-    return _inline(run, config, sinks, work)
+    return run_commit(check_data(run, config), run, Observer(run.log, *sinks), trial, accept_no_guarantee)
 
 
 def refuse_in_run(run: RunDirectory, config: RunConfig, request: str, ground: str) -> None:
     """Refuse an open request; see `server.main.run_refuse`."""
     check_ledger_exists(run.root)
-    config = config.model_copy(update={"forget": ForgetConfig()})
-    _inline(run, config, (), lambda config, hosts, observer: run_refuse(config, hosts, run, observer, request, ground))
-
-
-def _inline(
-    run: RunDirectory,
-    config: RunConfig,
-    sinks: Sequence[Sink],
-    work: Callable[[RunConfig, Hosts, Observer], T],
-) -> T:
-    """Run `work` in this process: nothing in it trains."""
-    from simulations.engines.inline import run as inline
-
-    config = check_again(run, config)
-    observer = Observer(run.log, *sinks)
-    return inline(config, lambda hosts: work(config, hosts, observer))
+    run_refuse(config, run, Observer(run.log), request, ground)
 
 
 def resume(directory: str | Path, sinks: Sequence[Sink] = ()) -> RunResult:

@@ -79,12 +79,14 @@ def commit_trial(opened: OpenRun, trial: str, accept_no_guarantee: bool = False)
     name, folder = trial.partition("/")[2], opened.run.root / "forgets" / trial
     plan = read_plan(opened.run.root, trial)
     _check_guarantee(plan.guarantee, accept_no_guarantee)
-    replayed = opened.federation.replay.check(trial)
-    after = opened.federation.head(trial).state
+    replay = opened.replay
+    replayed, after = replay.check(trial), replay.head(trial).state
     if hashlib.sha256(weight_bytes(as_adapter(after))).hexdigest() != _digest(folder / "adapters" / WEIGHTS):
         raise IntegrityError(f"{folder}/adapters is not what the ledger says; was it changed? Try the removal again")
-    made = Results(opened).head_files()  # what was learned is known, also where somebody removed its folder
-    before = {CONFIG: _digest(opened.run.root / opened.head_folder / CONFIG) or _sha256(made[CONFIG])}
+    # What was learned is known, also where somebody removed its folder; only its settings then need the base model.
+    settings = _digest(opened.run.root / opened.head_folder / CONFIG)
+    learned = weight_bytes(as_adapter(replay.head(opened.head).state))
+    before = {CONFIG: settings or _sha256(Results(opened).head_settings()), WEIGHTS: _sha256(learned)}
     erases = _not_pending(opened, files_to_erase(opened, asked, trial))
     facts = {
         "trial": name,
@@ -92,7 +94,7 @@ def commit_trial(opened: OpenRun, trial: str, accept_no_guarantee: bool = False)
         "guarantee": plan.guarantee,
         "accepted_no_guarantee": plan.guarantee == "none",
         "from_round": plan.from_round,
-        "before": before | {WEIGHTS: _sha256(made[WEIGHTS])},
+        "before": before,
         "after": _digests(folder / "adapters"),
         "erases": erases,
         "evidence": _evidence_beforehand(opened, asked, entry, plan, name, replayed),

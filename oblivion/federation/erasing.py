@@ -180,7 +180,12 @@ def erase_numbers(opened: OpenRun, removal: Record, asked: Asked) -> None:
     if client is not None:
         _settings(opened.run, client)
     left = opened.present_data()
-    opened.run.write_json("manifest.json", {**opened.run.read_json("manifest.json", {}), **describe_clients(left)})
+    manifest = {**opened.run.read_json("manifest.json", {}), **describe_clients(left)}
+    if opened.unfit_rows is not None:
+        rows_left = {name: {row.id for row in rows} for name, rows in left.clients.items()}
+        unfit = {name: sorted(ids & rows_left.get(name, set())) for name, ids in opened.unfit_rows.items()}
+        manifest["unfit_rows"] = {name: ids for name, ids in unfit.items() if ids}
+    opened.run.write_json("manifest.json", manifest)
 
 
 def _metrics(opened: OpenRun, removal: Record, asked: Asked) -> None:

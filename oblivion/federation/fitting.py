@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from oblivion.config import RunConfig
 from oblivion.data.corpus import FederatedData
 from oblivion.data.groups import asked_rows
-from oblivion.errors import PlanRefusedError, plural
+from oblivion.errors import InputError, PlanRefusedError, plural
 from oblivion.learners import learner_of
 from oblivion.models.randomness import base_draws
+from oblivion.training.batches import encode_rows
 from oblivion.types import ForgetRequest, Sample
 
 Unfit = Mapping[str, frozenset[str]]
@@ -28,12 +29,29 @@ def context_of(config: RunConfig) -> int:
     return learner_of(config).max_length
 
 
-def unfit(config: RunConfig, data: FederatedData, client: str = "") -> Unfit:
+def unfit_rows(config: RunConfig, data: FederatedData) -> dict[str, list[str]] | None:
+    """Return the ids of all rows that do not fit, by client: the run notes them, so that planning needs no model.
+
+    None where a row cannot be encoded at all: the host of its client says so when it trains.
+    """
+    task = learner_of(config).task
+    try:
+        skipped = {client: encode_rows(task, samples).skipped for client, samples in data.clients.items()}
+    except InputError:
+        return None
+    return {client: sorted(set(ids)) for client, ids in skipped.items() if ids}
+
+
+def unfit(config: RunConfig, data: FederatedData, client: str = "", known: Unfit | None = None) -> Unfit:
     """Rows that do not fit: those of `client`, and all rows of every client that has none that fits.
 
-    The rows of other clients are only looked at up to the first that fits, which takes no time. How many of the rest
-    fit is known once the client was trained.
+    Where the run noted its rows that do not fit, they are `known`. Else the rows of other clients are only looked at
+    up to the first that fits, which takes no time. How many of the rest fit is known once the client was trained.
     """
+    if known is not None:
+        own = {name: frozenset(sample.id for sample in samples) for name, samples in data.clients.items()}
+        gone = {name: ids & known.get(name, frozenset()) for name, ids in own.items()}
+        return {name: ids for name, ids in gone.items() if name == client or ids == own[name]}
     context, found = context_of(config), {}
     for name, samples in data.clients.items():
         fitting: set[str] = set()
@@ -47,9 +65,15 @@ def unfit(config: RunConfig, data: FederatedData, client: str = "") -> Unfit:
     return found
 
 
-def nothing_fits(config: RunConfig, data: FederatedData, request: ForgetRequest) -> str:
-    """Why nothing that is asked to be forgotten was ever trained on, in words; empty where something could be."""
-    rows, context = asked_rows(data.clients[request.client_id], request), context_of(config)
+def nothing_fits(config: RunConfig, data: FederatedData, request: ForgetRequest, known: Unfit | None = None) -> str:
+    """Why nothing that is asked to be forgotten was ever trained on, in words; empty where something could be.
+
+    Where the run noted its rows that do not fit, they are `known`, and only their lengths have to be looked up.
+    """
+    rows = asked_rows(data.clients[request.client_id], request)
+    if known is not None and any(row.id not in known.get(request.client_id, ()) for row in rows):
+        return ""
+    context = context_of(config)
     shortest = min((length for _, length in _lengths(config, rows)), default=0)
     if 0 < shortest <= context:
         return ""

@@ -8,8 +8,10 @@ from functools import cached_property
 from oblivion.config import RunConfig
 from oblivion.data.corpus import FederatedData
 from oblivion.data.keyed_ids import run_data
+from oblivion.federation.fitting import Unfit
 from oblivion.federation.hosts import Hosts
 from oblivion.federation.planning import present
+from oblivion.federation.replay import Replay, replay_of
 from oblivion.federation.rounds import Federation
 from oblivion.learners import learner_of
 from oblivion.ledger.opening import open_ledger
@@ -18,6 +20,7 @@ from oblivion.ledger.rounds import Absence, Branch
 from oblivion.models.resident import ResidentModel
 from oblivion.run.directory import RunDirectory
 from oblivion.run.events import Observer
+from oblivion.run.records import read_manifest
 from oblivion.run_format import ORIGINAL
 from oblivion.types import Adapter, ForgetRequest
 
@@ -29,8 +32,8 @@ class OpenRun:
     ----------
     config : RunConfig
         Resolved.
-    hosts : Hosts
-        The engine's way to its hosts.
+    hosts : Hosts or None
+        The engine's way to its hosts; None where nothing is trained or measured.
     run : RunDirectory
         Where results go; it exists.
     observer : Observer
@@ -40,7 +43,7 @@ class OpenRun:
     """
 
     def __init__(
-        self, config: RunConfig, hosts: Hosts, run: RunDirectory, observer: Observer, wait: float = 0.0
+        self, config: RunConfig, hosts: Hosts | None, run: RunDirectory, observer: Observer, wait: float = 0.0
     ) -> None:
         self.config = config
         self.hosts = hosts
@@ -61,6 +64,18 @@ class OpenRun:
         """The base model, loaded when it is first asked for."""
         return learner_of(self.config)
 
+    @property
+    def repeats_bits(self) -> bool:
+        """Whether a visit gives the same bits each time: as the model that is loaded says, else as the run noted."""
+        noted = None if "resident" in self.__dict__ else read_manifest(self.run.root).machine.deterministic
+        return self.resident.repeats_bits if noted is None else noted
+
+    @cached_property
+    def unfit_rows(self) -> Unfit | None:
+        """The rows that do not fit into the context, as the run noted them; None where it did not."""
+        noted = read_manifest(self.run.root).unfit_rows
+        return None if noted is None else {client: frozenset(ids) for client, ids in noted.items()}
+
     @cached_property
     def initial(self) -> Adapter:
         """The adapter before any training."""
@@ -69,6 +84,7 @@ class OpenRun:
     @cached_property
     def federation(self) -> Federation:
         """The clients, described by their hosts and enrolled; hosts and base model are used from here on."""
+        assert self.hosts is not None
         whole = self._whole
         federation = Federation(self.config, self.hosts, self.ledger, self.initial, self.observer)
         federation.id_keys = whole.keys
@@ -118,6 +134,11 @@ class OpenRun:
     def head_folder(self) -> str:
         """Where the adapter of the run's head lies in the run directory."""
         return ORIGINAL if self.head == MAIN else f"forgets/{self.head}/adapters"
+
+    @property
+    def replay(self) -> Replay:
+        """What aggregates the stored contributions again, without a model."""
+        return replay_of(self.config, self.ledger, self.register.clients())
 
     def has(self, branch: str) -> bool:
         """Whether a branch was begun."""

@@ -203,3 +203,22 @@ def make_plan(config: RunConfig, request: ForgetRequest, context: PlanningContex
         If it cannot be done.
     """
     return plan_removal(removal_from(method, config.forget), method, request, context)
+
+
+def check_oracle(config: RunConfig, request: ForgetRequest, context: PlanningContext) -> None:
+    """Refuse a request whose oracle could not be trained.
+
+    Raises
+    ------
+    PlanRefusedError
+        With the reason, and how to do without an oracle.
+    """
+    if not config.evaluate.oracle_seeds:
+        return
+    try:
+        make_plan(config, request, context, "retrain")
+    except PlanRefusedError as error:
+        raise PlanRefusedError(
+            f"the oracle cannot be trained, so nothing could be compared with it: {error}. "
+            "evaluate.oracle-seeds = 0 does without"
+        ) from None

@@ -70,6 +70,11 @@ class Replay:
             state = aggregate_round(entered, contributions, info, self.aggregation, _struck(record))
         return self._entering(self.ledger.branch(name), state)
 
+    def head(self, name: str) -> RoundState:
+        """Return the state after the branch's last committed round; aggregated again where it is not kept."""
+        done = self.ledger.records(name)
+        return self.state(name, done[-1].round if done else self.ledger.branch(name).fork)
+
     def check(self, name: str) -> int:
         """Aggregate a branch's own rounds again from the ledger, and compare the results with the states that it kept.
 
@@ -168,9 +173,7 @@ def verify_head(root: Path, request: str = "") -> str:
             return ""
         replay = replay_of(config, ledger, clients)
         replay.check(head)
-        done = ledger.records(head)
-        state = replay.state(head, done[-1].round if done else ledger.branch(head).fork)
-        return hashlib.sha256(weight_bytes(as_adapter(state.state))).hexdigest()
+        return hashlib.sha256(weight_bytes(as_adapter(replay.head(head).state))).hexdigest()
     finally:
         ledger.close()
 

@@ -11,6 +11,7 @@ from oblivion.federation.spending import privacy_values
 from oblivion.files import remove
 from oblivion.ledger.adapters import note_adapter
 from oblivion.ledger.requests import ID
+from oblivion.models.adapter_folder import CONFIG
 from oblivion.models.loading import locate
 from oblivion.models.resident import weight_bytes
 from oblivion.outside import shown
@@ -84,10 +85,10 @@ class Results:
         note_adapter(self.opened.ledger.book, name, weight_bytes(adapter))
         self.opened.resident.save(adapter, folder, locate(self.opened.config.model))
 
-    def head_files(self) -> dict[str, bytes]:
-        """The files of the head's adapter folder, made from the ledger."""
-        adapter = as_adapter(self.opened.federation.head(self.opened.head).state)
-        return self.opened.resident.adapter_files(adapter, locate(self.opened.config.model))
+    def head_settings(self) -> bytes:
+        """Return the settings file of the head's adapter folder, made anew from the ledger and the base model."""
+        adapter = as_adapter(self.opened.replay.head(self.opened.head).state)
+        return self.opened.resident.adapter_files(adapter, locate(self.opened.config.model))[CONFIG]
 
     def original(self) -> Trained:
         """The model of the run's head, as it is before a request is answered."""

@@ -115,10 +115,9 @@ class Federation:
         self._heads.clear()
 
     def head(self, name: str) -> RoundState:
-        """The state after the branch's last committed round; aggregated again where it is not kept."""
+        """Return the state after the branch's last committed round; see `Replay.head`."""
         if name not in self._heads:
-            done = self.ledger.records(name)
-            self._heads[name] = self.replay.state(name, done[-1].round if done else self.ledger.branch(name).fork)
+            self._heads[name] = self.replay.head(name)
         return self._heads[name]
 
     def run_round(self, name: str, replayed: RoundRecord | None = None) -> RoundRecord:

@@ -8,21 +8,19 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from oblivion.federation.absence import never_took_part, refusal
-from oblivion.federation.accounting import in_units, rounded_otherwise
+from oblivion.federation.absence import refusal
+from oblivion.federation.accounting import in_units
 from oblivion.federation.carrying_out import carry_out, runner
-from oblivion.federation.fitting import nothing_fits, unfit
 from oblivion.federation.learning import Learning, learning_phases
 from oblivion.federation.measure import Trained
 from oblivion.federation.opened import OpenRun
-from oblivion.federation.planning import make_context, make_plan, oracle_seeds, request_entry
+from oblivion.federation.planner import Planner
+from oblivion.federation.planning import oracle_seeds, request_entry
 from oblivion.federation.results import Results
-from oblivion.federation.spending import check_removals
 from oblivion.ledger.register import Asked
 from oblivion.ledger.requests import issue
 from oblivion.ledger.rounds import Branch
-from oblivion.privacy.spending import spent
-from oblivion.removal.context import PlanningContext, from_round
+from oblivion.removal.context import from_round
 from oblivion.removal.phases import run_phases
 from oblivion.removal.plan import RemovalPlan, in_short, plan_values
 from oblivion.run.directory import to_json
@@ -55,37 +53,6 @@ class Trials:
         now = self.opened.ledger.book.now()
         return register.receive(issue(wanted.client_id, wanted.sample_ids, key, register.federation, now))
 
-    def plan(self, request: ForgetRequest, method: str) -> RemovalPlan:
-        """Plan a removal without running anything.
-
-        Raises
-        ------
-        PlanRefusedError
-            If nothing of the data is in the model, or the removal cannot be done.
-        """
-        if never := self._never(request):
-            raise refusal(self.opened.run.root, request, never)
-        return make_plan(self.opened.config, request, self._context(request), method)
-
-    def check_budget(self, request: ForgetRequest, plans: Sequence[RemovalPlan], oracles: Sequence[str] = ()) -> None:
-        """Refuse removals that the privacy budget has no room for."""
-        config = self.opened.config
-        left = self._context(request).samples
-        check_removals(spent(config, self.opened.ledger), config, left, oracles, plans)
-
-    def _context(self, request: ForgetRequest) -> PlanningContext:
-        run = self.opened
-        records, restorable = run.ledger.records(run.head), run.ledger.restorable(run.head)
-        rounding = rounded_otherwise(run.resident.repeats_bits, records)
-        rows = unfit(run.config, run.data, request.client_id)
-        stored = run.ledger.stored(run.head)
-        return make_context(run.config, run.data, request, records, restorable, stored, rows, rounding)
-
-    def _never(self, request: ForgetRequest) -> str:
-        """Why nothing of the data is in the model, in words; empty where something may be."""
-        asked = never_took_part(self.opened.ledger.records(self.opened.head), request.client_id)
-        return nothing_fits(self.opened.config, self.opened.data, request) or asked
-
     def answer(self, asked: Asked, methods: Sequence[str]) -> dict[str, str]:
         """Try removals on a request and measure each beside the original and the oracle.
 
@@ -96,21 +63,26 @@ class Trials:
         """
         run = self.opened
         Learning(run).keep_original()
+        _ = run.resident  # what follows needs it: so the plans say what holds on this machine
         request = asked.request
-        entry = self._request_entry(request)
+        planner = Planner(run, request)
+        entry = self._request_entry(planner)
         if entry.never:
             self.results.enter(entry)
             raise refusal(run.run.root, request, entry.never)
-        plans = {method: self.plan(request, method) for method in methods}
+        plans = {method: planner.plan(method) for method in methods}
         names = {method: self._trial_name(entry, plan) for method, plan in plans.items()}
         new = [plan for method, plan in plans.items() if names[method] not in entry.models]
-        self.check_budget(request, new, [name for name in oracle_seeds(run.config) if name not in entry.models])
+        oracles = [name for name in oracle_seeds(run.config) if name not in entry.models]
+        planner.check_budget(new, oracles)
+        if oracles:
+            planner.check_oracle()
         if entry.shared and not entry.models:
             text = f"of what {request.client_id} asks to be forgotten, others also hold {in_short(entry.shared)}: "
             run.observer.event("warning", text=text + "that stays learned from them, and is measured separately")
         if plans and asked.state == "received":
             run.register.move(request.id, "planned")
-        entry = self._measure_oracles(request, entry)
+        entry = self._measure_oracles(planner, entry)
         if "original" not in entry.models:
             entry = self.results.measure(self.results.original(), request, entry)
         for method, plan in plans.items():
@@ -118,10 +90,9 @@ class Trials:
                 entry = carry_out(run, names[method], plan, request, entry)
         return names
 
-    def _request_entry(self, request: ForgetRequest) -> RequestRecord:
-        return self.results.record().request(request.id) or request_entry(
-            self.opened.data, request, self._context(request), self._never(request)
-        )
+    def _request_entry(self, planner: Planner) -> RequestRecord:
+        known = self.results.record().request(planner.request.id)
+        return known or request_entry(self.opened.data, planner.request, planner.context, planner.never)
 
     def _trial_name(self, entry: RequestRecord, plan: RemovalPlan) -> str:
         """The trial of this very plan if there is one, else a new name."""
@@ -134,9 +105,9 @@ class Trials:
                 return name
             number += 1
 
-    def _measure_oracles(self, request: ForgetRequest, entry: RequestRecord) -> RequestRecord:
+    def _measure_oracles(self, planner: Planner, entry: RequestRecord) -> RequestRecord:
         """Train the federation that never saw the data, once per seed; the first seed is the run's own."""
-        run, federation = self.opened, self.opened.federation
+        run, federation, request = self.opened, self.opened.federation, planner.request
         rounds = run.config.federation.rounds
         for index, (name, seed) in enumerate(oracle_seeds(run.config).items()):
             branch = f"{request.id}/{name}"
@@ -145,7 +116,7 @@ class Trials:
                 start = run.initial if index == 0 else run.resident.initial_adapter(seed)
                 oracle = Branch(name=branch, seed=seed, rounds=rounds, absent=run.absent(request), history=False)
                 federation.begin(oracle, start)
-                t_u = from_round(request, self._context(request))
+                t_u = from_round(request, planner.context)
                 phases = learning_phases(run.config, replay=index == 0)
                 run_phases(phases, runner(run, t_u), branch, request, 0)
                 state, cost = federation.head(branch).state, self.results.cost(branch)

@@ -16,9 +16,10 @@ from oblivion.data.federation import client_digests, data_digest
 from oblivion.learners import learner_of
 from oblivion.models.loading import model_digest
 from oblivion.parts import outside_packages, run_fingerprint
-from oblivion.provenance import Package, code_fingerprint
+from oblivion.provenance import code_fingerprint
 from oblivion.run.directory import RunDirectory
 from oblivion.run.events import Observer
+from oblivion.run.records import read_manifest
 
 _PACKAGES = ("oblivion-fl", "flwr", "ray", "torch", "transformers", "peft", "opacus", "numpy", "scipy", "scikit-learn")
 
@@ -60,10 +61,9 @@ def note_code(run: RunDirectory, config: RunConfig, observer: Observer) -> None:
     Packages that a removal uses and the run did not are added to the manifest, as ``packages_added``. A warning says
     where code has changed: the rounds before and after are then made by different code.
     """
-    manifest = run.read_json("manifest.json", {})
-    began = [Package(**package) for package in manifest.get("packages", [])]
-    added = [Package(**package) for package in manifest.get("packages_added", [])]
-    before, now = manifest.get("code_fingerprint"), code_fingerprint(began)
+    manifest = read_manifest(run.root)
+    began, added = list(manifest.packages), list(manifest.packages_added)
+    before, now = manifest.code_fingerprint, code_fingerprint(began)
     if before != now:
         observer.event("warning", text=f"the code is not what this run began with: {before} then, {now} now")
     new = [package for package in outside_packages(config) if package not in (*began, *added)]
@@ -73,7 +73,8 @@ def note_code(run: RunDirectory, config: RunConfig, observer: Observer) -> None:
             told = " then, ".join(f"{one.version} ({one.digest[:16]})" for one in (other[-1], package))
             observer.event("warning", text=f"package {package.name} is not what this run used before: {told} now")
     if new:
-        run.write_json("manifest.json", {**manifest, "packages_added": [asdict(one) for one in (*added, *new)]})
+        values = run.read_json("manifest.json", {})
+        run.write_json("manifest.json", {**values, "packages_added": [asdict(one) for one in (*added, *new)]})
 
 
 def make_manifest(config: RunConfig, data: FederatedData) -> dict[str, Any]:

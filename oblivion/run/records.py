@@ -17,12 +17,14 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Str
 
 from oblivion.errors import InputError
 from oblivion.outside import read_json
+from oblivion.provenance import Package
 from oblivion.run_format import ORIGINAL
 from oblivion.validation import faults
 
 VERSION = 1
 """The version of the layout of ``metrics.json``."""
 METRICS = "metrics.json"
+MANIFEST = "manifest.json"
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 _REMEDY = "restore the file that the run wrote"
 
@@ -235,6 +237,34 @@ class RunRecord(Record):
         return request.models[name].adapter if request and name in request.models else None
 
 
+class MachineRecord(Record):
+    """The kind of machine that a run began on; `deterministic` says whether its training repeats the same bits."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    deterministic: bool | None = None
+
+
+class ManifestRecord(Record):
+    """The file ``manifest.json``: what a run was made with.
+
+    `clients` holds the number of rows of each client, and `unfit_rows` the ids of the rows that are too long for the
+    model; None where the run did not note them.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    code_fingerprint: Text | None = None
+    packages: tuple[Package, ...] = ()
+    packages_added: tuple[Package, ...] = ()
+    data_digest: Text | None = None
+    model_digest: Text | None = None
+    clients: dict[str, int] = {}
+    client_digests: dict[str, str] = {}
+    unfit_rows: dict[str, tuple[str, ...]] | None = None
+    machine: MachineRecord = MachineRecord()
+
+
 class PhaseEntry(Record):
     """One phase of a plan; what else it says depends on its `kind`, and is kept as it is."""
 
@@ -316,6 +346,12 @@ def _check_version(version: Any, where: str) -> None:
 def read_run_record(directory: Path) -> RunRecord:
     """Read ``metrics.json`` of a run; see `read_record`."""
     return read_record(RunRecord, directory / METRICS, "the metrics of a finished run")
+
+
+def read_manifest(directory: Path) -> ManifestRecord:
+    """Read ``manifest.json`` of a run, empty where there is none; see `read_record`."""
+    path = directory / MANIFEST
+    return read_record(ManifestRecord, path, "what the run was made with") if path.exists() else ManifestRecord()
 
 
 def read_plan(directory: Path, trial: str) -> PlanRecord:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 from oblivion.errors import ConfigError, nearest
@@ -18,7 +18,9 @@ def scenario_path(name: str) -> Path:
     """
     if name.endswith(".toml"):
         return Path(name)
-    folder = Path(str(files("simulations") / "scenarios"))
+    found = find_spec("simulations")  # it is not imported: that would load the engines
+    assert found is not None
+    folder = Path(*(found.submodule_search_locations or ())) / "scenarios"
     path = folder / f"{name}.toml"
     if not path.is_file():
         known = [p.stem for p in folder.glob("*.toml")]

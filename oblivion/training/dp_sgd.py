@@ -30,7 +30,6 @@ from oblivion.privacy.noise import NoiseStream, derive_key
 from oblivion.tasks.task import Row, Task
 from oblivion.training.fused import fusible
 from oblivion.training.local import LocalTask, LocalVisit
-from oblivion.training.lora_linear import through
 from oblivion.types import Adapter, ClientUpdate, RoundInfo
 from oblivion.visits import sampling_rate, steps_per_visit
 
@@ -189,6 +188,8 @@ def _per_sample(
 @contextlib.contextmanager
 def _split(resident: ResidentModel, trained: dict[str, Any], count: int) -> Iterator[dict[str, Tensor]]:
     """For a while every sample has an adapter of its own, all with the present values: (samples, *shape) each."""
+    from oblivion.training.lora_linear import through  # here, since it imports torch
+
     leaves = {name: p.detach().expand(count, -1, -1).clone().requires_grad_() for name, p in trained.items()}
 
     def factors(layer: str) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,6 @@ from oblivion.tasks.task import Batch, Row, Task
 from oblivion.training.arena import Arena
 from oblivion.training.gradients import with_state
 from oblivion.training.local import LocalTask, Rows, denominators, micro_batches, visit_update
-from oblivion.training.lora_linear import through
 from oblivion.training.outputs import Wanted
 from oblivion.types import Adapter, ClientUpdate, RoundInfo
 
@@ -104,6 +103,8 @@ def train_fused(
     list of ClientUpdate
         In the order of `tasks`; a client whose loss was not finite has an update that is not, for the gate to refuse.
     """
+    from oblivion.training.lora_linear import through  # here, since it imports torch
+
     # Rows of the arena lie further apart than their tensors are long; torch remarks on it once, and it costs nothing.
     warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
     queue = deque(tasks)
