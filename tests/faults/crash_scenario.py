@@ -16,7 +16,6 @@ import oblivion.federation.learning
 import oblivion.federation.measure
 import oblivion.federation.opened
 import oblivion.federation.results
-import oblivion.federation.trials
 import oblivion.registry
 import oblivion.run.manifest
 import server.main
@@ -141,7 +140,7 @@ def adapters_alone() -> ResidentModel:
     settings = types.SimpleNamespace(to_dict=lambda: said, lora_dropout=0.0)
     resident.model = types.SimpleNamespace(peft_config={"default": settings}, named_modules=lambda: [])
     resident.base = types.SimpleNamespace(tokenizer=None, max_length=64)
-    resident.task = types.SimpleNamespace(check=lambda: None)
+    resident.task = types.SimpleNamespace(check=lambda: None, kinds=lambda _: ("logits",))
     resident.left_out = ()
     return resident
 
@@ -163,8 +162,8 @@ def configure(work: Path) -> RunConfig:
     oblivion.federation.commits.build_report = lambda _: ""
     server.prepare.resolve_dtype = lambda _: "float32"
     server.prepare.check_disk = server.prepare.check_fits = lambda *_: None
+    server.prepare.unfit_rows = lambda *_: {}
     oblivion.federation.learning.beforehand = lambda *_: []
-    oblivion.federation.trials.nothing_fits, oblivion.federation.trials.unfit = (lambda *_: ""), (lambda *_: {})
     simulations.engines.inline.Host = FakeHost
     oblivion.federation.measure.measure_centrally = measure
     oblivion.run.manifest._commit = lambda: "a commit"
