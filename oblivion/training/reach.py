@@ -2,7 +2,7 @@
 
 AdamW (Loshchilov and Hutter, 2019, Algorithm 2) moves a parameter in step t by at most ``eta r_t``, with ``r_t`` the
 largest value that ``|m_t| / sqrt(v_t)``, both corrected for their start at zero, can have. By the inequality of Cauchy
-and Schwarz, with ``q = beta_1^2 / beta_2``::
+and Schwarz, with ``q = beta_1^2 / beta_2``:
 
     r_t <= (1 - beta_1) / (1 - beta_1^t) * sqrt((1 - q^t) / (1 - q) * (1 - beta_2^t) / (1 - beta_2))
 

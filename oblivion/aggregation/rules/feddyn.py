@@ -1,7 +1,7 @@
 """FedDyn (Acar et al., 2021, "Federated learning based on dynamic regularization", Algorithm 1).
 
 Client k minimises ``L_k(w) - <g_k, w> + alpha/2 ||w - x||^2`` from x. With ``delta_k = w_k - x``, S the clients of
-the round and N those of the federation::
+the round and N those of the federation:
 
     g_k <- g_k - alpha delta_k                   for k in S
     h <- mean over all N of g_k

@@ -1,7 +1,7 @@
 """FedNova (Wang et al., 2020, "Tackling the objective inconsistency problem", equations 9 to 11).
 
 Clients that take more steps count for more in an average of updates, and the federation then minimises another loss
-than the one it says. FedNova averages updates *per step*. With ``p_k = n_k / n`` and tau_k steps of client k::
+than the one it says. FedNova averages updates *per step*. With ``p_k = n_k / n`` and tau_k steps of client k:
 
     x <- x + learning_rate * tau_eff * sum_k p_k delta_k / tau_k,        tau_eff = sum_k p_k tau_k
 

@@ -1,7 +1,7 @@
 """SCAFFOLD (Karimireddy et al., 2020, "Stochastic controlled averaging", Algorithm 1, option II).
 
 Client k takes K_k steps ``y <- y - eta (g - c_k + c)`` from x. With ``delta_k = y - x``, S the clients of the round
-and N those of the federation::
+and N those of the federation:
 
     c_k <- c_k - c - delta_k / (eta K_k)
     x <- x + learning_rate * mean over S of delta_k
