@@ -1,7 +1,7 @@
 """Any Oblivion rule as a Flower strategy, for plain Flower apps.
 
 The clients are ordinary Flower clients that return their parameters and ``num-examples``; the strategy takes the
-place of ``FedAvg`` in the ServerApp::
+place of ``FedAvg`` in the ServerApp:
 
     strategy = RuleStrategy(aggregators.get("fedadam")(learning_rate=0.01))
     strategy.start(grid=grid, initial_arrays=arrays, num_rounds=3)
