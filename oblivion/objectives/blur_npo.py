@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from oblivion.objectives.npo import NPO
-from oblivion.objectives.retain import check_number
+from oblivion.parameters import check_at_least_zero
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +38,7 @@ class BlurNPO(NPO):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("gamma", self.gamma)
+        check_at_least_zero("gamma", self.gamma)
 
     def combine_gradients(self, forget: Tensor, retain: Tensor) -> Tensor:
         """Return the gradient of the step, (clients, values), from those of the two terms."""

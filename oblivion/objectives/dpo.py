@@ -13,8 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from oblivion.objectives.retain import ForgetAndRetain, check_number, lost_likelihood, per_sequence_term
+from oblivion.objectives.retain import ForgetAndRetain, lost_likelihood, per_sequence_term
 from oblivion.objectives.terms import Batch, Outputs, Term
+from oblivion.parameters import check_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class DPO(ForgetAndRetain):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("beta", self.beta, above_zero=True)
+        check_positive("beta", self.beta)
 
     def forget_term(self, outputs: Outputs, batch: Batch) -> Term:
         """One value per sequence (B,), from how much more likely the alternate became than the answer."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from oblivion.objectives.needs import Role
-from oblivion.objectives.retain import check_number
 from oblivion.objectives.terms import Batch, Outputs, Term, token_nll
+from oblivion.parameters import check_at_least_zero
 
 
 def ascent_term(outputs: Outputs, batch: Batch, weight: float) -> Term:
@@ -39,7 +39,7 @@ class GradAscent:
     reduction: ClassVar[Literal["token", "sequence"]] = "token"
 
     def __post_init__(self) -> None:
-        check_number("forget_weight", self.forget_weight)
+        check_at_least_zero("forget_weight", self.forget_weight)
 
     def loss(self, outputs: Outputs, batch: Batch) -> Mapping[Role, Term]:
         """Compute the one term; retain rows are ignored.

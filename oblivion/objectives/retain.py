@@ -11,41 +11,16 @@ by a factor that depends on padding.
 from __future__ import annotations
 
 import abc
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from oblivion.objectives.needs import Role
 from oblivion.objectives.terms import Batch, Outputs, Term, token_nll
+from oblivion.parameters import check_at_least_zero, check_choice
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def check_number(name: str, value: float, *, above_zero: bool = False, signed: bool = False) -> None:
-    """Refuse a parameter that is not a finite number in the allowed range.
-
-    Parameters
-    ----------
-    name : str
-        The parameter, for the message.
-    value : float
-        What was given; a bool is not a number here.
-    above_zero : bool, default False
-        Whether zero is refused too.
-    signed : bool, default False
-        Whether negative values are allowed.
-
-    Raises
-    ------
-    ValueError
-        Saying the name, the value and what is allowed.
-    """
-    allowed = "a finite number" if signed else f"a finite number {'above' if above_zero else 'of at least'} 0"
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or (not signed and value < 0) or (above_zero and value == 0):
-        raise ValueError(f"{name} = {value!r} is not allowed; it must be {allowed}")
 
 
 def token_kl(logits: Tensor, reference: Tensor) -> Tensor:
@@ -116,10 +91,9 @@ class ForgetAndRetain(abc.ABC):
     own_needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
-        check_number("forget_weight", self.forget_weight)
-        check_number("retain_weight", self.retain_weight)
-        if self.retain_loss not in ("nll", "kl"):
-            raise ValueError(f"retain_loss = {self.retain_loss!r} is not allowed; it must be 'nll' or 'kl'")
+        check_at_least_zero("forget_weight", self.forget_weight)
+        check_at_least_zero("retain_weight", self.retain_weight)
+        check_choice("retain_loss", self.retain_loss, ("nll", "kl"))
 
     @property
     def needs(self) -> frozenset[str]:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from oblivion.objectives.needs import Role
-from oblivion.objectives.retain import check_number, output_for
+from oblivion.objectives.retain import output_for
 from oblivion.objectives.terms import Batch, Outputs, Term
+from oblivion.parameters import check_at_least_zero
 from oblivion.seeding import torch_generator
 
 
@@ -35,7 +36,7 @@ class RMU:
 
     def __post_init__(self) -> None:
         for name in ("layer", "c", "forget_weight", "retain_weight", "seed"):
-            check_number(name, getattr(self, name))
+            check_at_least_zero(name, getattr(self, name))
 
     @property
     def needs(self) -> frozenset[str]:

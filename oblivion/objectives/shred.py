@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from oblivion.objectives.needs import Role
-from oblivion.objectives.retain import check_number, output_for, token_kl
+from oblivion.objectives.retain import output_for, token_kl
 from oblivion.objectives.terms import Answers, Batch, Outputs, Term
+from oblivion.parameters import check_decay, check_positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,10 +36,9 @@ class Shred:
     reduction: ClassVar[Literal["token", "sequence"]] = "token"
 
     def __post_init__(self) -> None:
-        for name in ("share", "demoted"):
-            check_number(name, getattr(self, name), above_zero=True)
-        if self.share > 1 or self.demoted >= 1:
-            raise ValueError(f"share = {self.share} must be at most 1, and demoted = {self.demoted} below 1")
+        check_positive("share", self.share, 1.0)
+        check_positive("demoted", self.demoted)
+        check_decay("demoted", self.demoted)
 
     def loss(self, outputs: Outputs, batch: Batch) -> Mapping[Role, Term]:
         """Compute the one term: divergences summed per sequence (B,), with the token counts (B,)."""

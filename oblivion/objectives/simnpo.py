@@ -13,8 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from oblivion.objectives.retain import ForgetAndRetain, check_number, per_sequence_term
+from oblivion.objectives.retain import ForgetAndRetain, per_sequence_term
 from oblivion.objectives.terms import Batch, Outputs, Term, token_nll
+from oblivion.parameters import check_finite, check_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +40,8 @@ class SimNPO(ForgetAndRetain):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("beta", self.beta, above_zero=True)
-        check_number("delta", self.delta, signed=True)
+        check_positive("beta", self.beta)
+        check_finite("delta", self.delta)
 
     def forget_term(self, outputs: Outputs, batch: Batch) -> Term:
         """One value per sequence (B,), from its mean NLL per token."""
