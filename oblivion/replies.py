@@ -1,4 +1,4 @@
-"""What a host says beside its updates: which clients it serves, what they measured, why one failed.
+"""Check what a host says beside its updates: which clients it serves, what they measured, why one failed.
 
 A host speaks for the clients of its message alone. Whatever else it says is dropped, and told in words that hold a
 rule and the name under which the server knows the host: never a name, a number or a text that the host chose, except a
@@ -34,14 +34,14 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Bound:
-    """What the mean of a number that a client measures can be: from 0 to `largest`, over rows or over tokens."""
+    """The bounds of a mean that a client measures: it is from 0 to `largest`, and its weight counts rows or tokens."""
 
     largest: float = 1.0
     over: Literal["row", "token"] = "row"
 
 
 def one_line(text: Any, most: int = LONGEST_REASON) -> str:
-    """A text from outside as one line: blanks are single spaces, what is not printable is ``?``, the rest is cut off.
+    """Return a text from outside as one short line; blanks become single spaces, and unprintable characters ``?``.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def one_line(text: Any, most: int = LONGEST_REASON) -> str:
 
 
 def heard(replies: Iterable[HostReply], requests: Sequence[HostRequest]) -> Iterator[HostReply]:
-    """The replies of hosts that were asked, one of each, with reasons that can be stored and shown.
+    """Yield the replies of hosts that were asked, one of each, with reasons that can be stored and shown.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def _mapping(value: Any) -> Mapping[Any, Any]:
 
 
 def served(said: Mapping[Any, Any], known: Mapping[str, int] | None = None) -> tuple[dict[str, int], list[str]]:
-    """Which clients a host serves, of what it says.
+    """Return the clients that a host can truly serve, from what it says.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ def served(said: Mapping[Any, Any], known: Mapping[str, int] | None = None) -> t
 def measured(
     said: Mapping[Any, Any], asked: Mapping[str, int], max_length: int, bounds: Mapping[str, Bound]
 ) -> tuple[dict[str, dict[str, tuple[float, float]]], list[str]]:
-    """What clients measured, of what their host says.
+    """Return the numbers of clients that can be true, from what their host says.
 
     Parameters
     ----------
@@ -194,7 +194,7 @@ def unsaid(said: Mapping[Any, Any], asked: Mapping[str, int], bounds: Mapping[st
 
 
 def _implausible(name: str, pair: Any, most: int, largest: float) -> str:
-    """Why a (sum, weight) pair cannot be true; empty where it can."""
+    """Return why a (sum, weight) pair cannot be true; empty if it can."""
     if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(type(part) in (int, float) for part in pair):
         return f"'{name}' is no sum and weight"
     try:

@@ -1,4 +1,4 @@
-"""Evaluate whatever a person points at: a run, an adapter folder, a model folder or a hub id."""
+"""Evaluate a target: a run, an adapter folder, a model folder or a hub id."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _PINNED = "give its commit with --revision"
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What is evaluated: a base model, an adapter on it if there is one, and the run it comes from if there is one."""
+    """What is evaluated: a base model, its adapter if there is one, and the run that it comes from if there is one."""
 
     name: str
     model: ModelConfig
@@ -65,7 +65,7 @@ def _record(folder: Path) -> RunRecord:
 
 
 def _read_request(folder: Path, model: str) -> ForgetRequest | None:
-    """The request that a model of a run answers; `model` is ``"<request>/<name>"``."""
+    """Return the request that a model of a run answers; `model` is ``"<request>/<name>"``."""
     wanted, _, name = model.partition("/")
     if not name:
         return None
@@ -120,7 +120,7 @@ def find_target(target: Any, base: str = "", revision: str = "") -> Target:
 
 @contextlib.contextmanager
 def _opened(target: Target, template: str = "plain") -> Iterator[tuple[Any, CausalLM]]:
-    """The plain model with any adapter merged, and its task."""
+    """Open the plain model with any adapter merged, and its task."""
     if target.adapter is None:
         base = load_base(target.model)
         yield base.model, CausalLM(base.tokenizer, base.max_length, build(templates, template, {}, "--template"))
@@ -137,7 +137,7 @@ def _opened(target: Target, template: str = "plain") -> Iterator[tuple[Any, Caus
 
 
 def _without_base_weights(adapter: Adapter, resident: ResidentModel, name: str) -> Adapter:
-    """The adapter's own tensors: beside an adapter on the head or embedding PEFT writes the base model's weight, too.
+    """Return the adapter's own tensors, without the base weights that PEFT writes beside an adapter on the head.
 
     Raises
     ------
@@ -160,7 +160,7 @@ def _without_base_weights(adapter: Adapter, resident: ResidentModel, name: str) 
 
 
 def _run_data(config: RunConfig, folder: Path) -> FederatedData:
-    """The data of a run with the ids that its requests go by."""
+    """Return the data of a run with the ids that its requests use."""
     path = folder / "keys" / EXCLUSIONS
     listed = read_json(path, "the list that the run wrote: restore keys/ from its backup") if path.exists() else []
     listed = listed if isinstance(listed, list) else [listed]
@@ -292,7 +292,7 @@ def evaluate(
 def _results(
     reference: Any, found: Target, base: str, settings: _Settings, same: Mapping[str, str]
 ) -> Mapping[str, Any]:
-    """The results of a reference: read from a file, or measured now in the same way."""
+    """Return the results of a reference: they are read from a file, or measured now in the same way."""
     if isinstance(reference, str | Path) and Path(reference).is_file():
         known = read_reference(reference, settings.suite)
         _check_same_rows(known, same, str(reference))

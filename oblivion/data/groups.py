@@ -1,4 +1,4 @@
-"""Which rows a suite's groups consist of in a federation."""
+"""Choose the rows of a federation on which models are evaluated, in groups."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from oblivion.types import ForgetRequest, Sample
 
 
 def evenly(samples: Sequence[Sample], limit: int) -> tuple[Sample, ...]:
-    """At most `limit` samples, spread evenly over the sequence; 0 for all."""
+    """Return at most `limit` samples, spread evenly over the sequence; with 0, return all."""
     if not limit or len(samples) <= limit:
         return tuple(samples)
     return tuple(samples[i * len(samples) // limit] for i in range(limit))
 
 
 def central_groups(data: FederatedData, request: ForgetRequest | None) -> dict[str, tuple[Sample, ...]]:
-    """The groups of rows that a federation has.
+    """Return the groups of rows that a federation has.
 
     ``forget`` are the rows of the request and ``retain`` the rows of everybody else (those with a paraphrase and
     wrong answers, if there are any); the others are the server's own. Rows of the request that also stand among those
@@ -37,7 +37,7 @@ def central_groups(data: FederatedData, request: ForgetRequest | None) -> dict[s
 
 
 def shared_rows(data: FederatedData, request: ForgetRequest) -> tuple[Sample, ...]:
-    """The rows of a request of which an exact copy stays, at another client or among the client's other rows.
+    """Return the rows of a request of which an exact copy stays, at another client or among the client's other rows.
 
     A copy has the same question and answer, to the letter, whatever its id; paraphrases are not found. No removal of
     the request forgets such rows: the oracle learns them, too.
@@ -58,7 +58,7 @@ def _content(row: Sample) -> tuple[str, str]:
 
 
 def asked_rows(rows: Sequence[Sample], request: ForgetRequest) -> tuple[Sample, ...]:
-    """The rows of the client that a request is about."""
+    """Return the rows of the client that a request is about."""
     if request.sample_ids is None:
         return tuple(rows)
     asked = set(request.sample_ids)

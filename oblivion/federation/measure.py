@@ -1,4 +1,4 @@
-"""Measure one model: centrally on the server's rows, and on every client for its own rows."""
+"""Measure one model: the server measures it on its rows, and every client on its own."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _BESIDE = ("detectable", "left_out", "components")
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A model to be measured.
+    """A model that is to be measured.
 
     Attributes
     ----------
@@ -112,14 +112,14 @@ def measure_model(
 
 
 def _read_results(run: RunDirectory, where: str, names: Sequence[str]) -> list[dict[str, Any]]:
-    """The results of those models that were measured already."""
+    """Return the results of those models that have been measured already."""
     written = (run.read_json(f"{where}/{name}.json", None) for name in names)
     # A model of which nothing could be measured, since no row fits into the context, is no reference.
     return [results for results in written if results and results.keys() - {MANIFEST}]
 
 
 def _without_comparisons(evaluation: Evaluation, suite: Suite) -> Evaluation:
-    """The results of the oracle, without those that compare with the oracle and so say nothing of it."""
+    """Take out the results that compare with the oracle, because they say nothing of the oracle itself."""
     nothing = MetricResult(value=None, reason=NO_REFERENCE)
     results = {name: nothing if name in suite.relative else result for name, result in evaluation.results.items()}
     return replace(evaluation, results=results)
@@ -132,7 +132,7 @@ def measure_centrally(
     config: RunConfig,
     references: Sequence[Mapping[str, Any]] = (),
 ) -> Evaluation:
-    """Run the suite on the base with residual and adapter merged into it, all metrics from one pass."""
+    """Run the suite on the base model with residual and adapter merged into it, in one pass."""
     import torch
 
     torch.set_num_threads(config.train.threads)
@@ -150,7 +150,7 @@ def measure_centrally(
 
 
 def client_tasks(data: FederatedData, request: ForgetRequest | None, exclusions: Sequence[Absence]) -> list[ClientTask]:
-    """What each remaining client is to measure: its own rows, less those that were forgotten before.
+    """Return what each remaining client has to measure: its own rows, without those that were forgotten before.
 
     Rows of the request that others hold, too, are left out: they are measured separately.
     """
@@ -170,7 +170,7 @@ def client_tasks(data: FederatedData, request: ForgetRequest | None, exclusions:
 def measure_clients(
     state: GlobalState, federation: Federation, tasks: Sequence[ClientTask], max_length: int
 ) -> dict[str, dict[str, Measure]]:
-    """Let clients measure a model on their own rows; numbers that can be true come back, never text.
+    """Ask the clients to measure a model on their own rows; only numbers that can be true are kept.
 
     `max_length` is the number of tokens that a row can have.
 
@@ -220,7 +220,7 @@ def measure_clients(
 
 
 def _portions(task: ClientTask, federation: Federation) -> dict[str, int]:
-    """The names under which a client may answer, each with the most rows it can have."""
+    """Return the names under which a client may answer, each with the largest number of rows that it can have."""
     copies = federation.copies.get(task.client_id, {})
     left = federation.sizes[task.client_id] - sum(copies.get(sample, 1) for sample in task.excluded)
     if task.forget is None:

@@ -17,7 +17,7 @@ from oblivion.metrics.engine.context import AnswerScore
 
 
 def extraction_strength(answer: AnswerScore) -> float | None:
-    """``1 - k / T`` over the tokens before EOS; None if there is none."""
+    """Return ``1 - k / T`` over the tokens before EOS; None if there is none."""
     body = answer.matches[:-1]
     if not len(body):
         return None

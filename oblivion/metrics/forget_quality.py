@@ -30,7 +30,7 @@ ENOUGH = 0.31
 
 
 def ks_test(ratios: Sequence[float], reference: Sequence[float]) -> tuple[float, float]:
-    """Two-sample Kolmogorov-Smirnov test.
+    """Compute the two-sample Kolmogorov-Smirnov test.
 
     Returns
     -------
@@ -54,28 +54,28 @@ def ks_test(ratios: Sequence[float], reference: Sequence[float]) -> tuple[float,
 
 
 def detectable(rows: int, others: int) -> float:
-    """The KS statistic that two samples of these sizes must exceed to differ at 5 %; above 1 nothing can."""
+    """Return the KS statistic that two samples of these sizes must exceed to differ at 5 %; above 1 nothing can."""
     return math.sqrt(-math.log(0.05 / 2) / 2 * (rows + others) / (rows * others))
 
 
 @dataclass(frozen=True)
 class _KSTest(abc.ABC):
-    """The test between this model's truth ratios and the reference's; subclasses say which of its numbers counts."""
+    """The test between this model's truth ratios and the reference's; subclasses choose its value."""
 
     value_range: ClassVar[tuple[float, float]] = SHARE
 
     @staticmethod
     @abc.abstractmethod
     def choose(p: float, statistic: float) -> float:
-        """The number that is the value."""
+        """Return the number that is the value."""
 
     @property
     def requires(self) -> frozenset[str]:
-        """Truth ratios of the forget rows, and the reference's."""
+        """Ask for the truth ratios of the forget rows, and for the reference's."""
         return RATIOS.requires | {REFERENCE}
 
     def compute(self, context: EvaluationContext) -> MetricResult:
-        """The number, with the statistic that so many rows can detect; none from fewer than two rows."""
+        """Return the number, with the statistic that so many rows can detect; fewer than two rows have no value."""
         result, reference = context.result(RATIOS), context.reference_result(*NAMES)
         asked = {str(row.index) for row in context.select("forget", RATIOS.right, "wrong")}
         left_out = reference.extra.get("left_out", 0)
@@ -100,7 +100,7 @@ class ForgetQuality(_KSTest):
 
     @staticmethod
     def choose(p: float, statistic: float) -> float:
-        """The p-value of the test."""
+        """Return the p-value of the test."""
         return p
 
 
@@ -109,5 +109,5 @@ class KSStatistic(_KSTest):
 
     @staticmethod
     def choose(p: float, statistic: float) -> float:
-        """The statistic of the test."""
+        """Return the statistic of the test."""
         return statistic

@@ -10,8 +10,8 @@ from oblivion.metrics.engine.membership import MembershipAttack
 
 @dataclass(frozen=True)
 class LossAttack(MembershipAttack):
-    """Membership AUC of the loss."""
+    """The membership AUC of the loss."""
 
     def score(self, answer: AnswerScore) -> float | None:
-        """Loss in nats per token."""
+        """Return the loss in nats per token."""
         return answer.loss

@@ -16,7 +16,7 @@ from oblivion.metrics.engine.membership import MembershipAttack, lowest_count
 
 @dataclass(frozen=True)
 class MinKAttack(MembershipAttack):
-    """Membership AUC of the least likely tokens.
+    """The membership AUC of the least likely tokens.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ class MinKAttack(MembershipAttack):
     k: float = 0.4
 
     def score(self, answer: AnswerScore) -> float | None:
-        """Mean loss of the least likely tokens; None if there is no token before EOS."""
+        """Return the mean loss of the least likely tokens; None if there is no token before EOS."""
         body = answer.log_probs[:-1]
         if not len(body):
             return None

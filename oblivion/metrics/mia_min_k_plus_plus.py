@@ -18,7 +18,7 @@ VARIANCE_FLOOR = 1e-6
 
 @dataclass(frozen=True)
 class MinKPlusPlusAttack(MembershipAttack):
-    """Membership AUC of the least likely tokens relative to the whole vocabulary.
+    """The membership AUC of the least likely tokens relative to the whole vocabulary.
 
     Parameters
     ----------
@@ -29,11 +29,11 @@ class MinKPlusPlusAttack(MembershipAttack):
     k: float = 0.4
 
     def kinds(self) -> tuple[str, ...]:
-        """Mean and variance over the vocabulary."""
+        """Ask for mean and variance over the vocabulary."""
         return ("moments",)
 
     def score(self, answer: AnswerScore) -> float | None:
-        """Minus the mean of the lowest standardised log-probabilities; None if there is no token before EOS."""
+        """Return minus the mean of the lowest standardised log-probabilities; None if there is no token before EOS."""
         body = answer.log_probs[:-1]
         if not len(body):
             return None

@@ -15,14 +15,14 @@ from oblivion.metrics.engine.membership import MembershipAttack
 
 @dataclass(frozen=True)
 class ZlibAttack(MembershipAttack):
-    """Membership AUC of the loss divided by the compressed length."""
+    """The membership AUC of the loss divided by the compressed length."""
 
     def kinds(self) -> tuple[str, ...]:
-        """The answer's text as its tokens decode."""
+        """Ask for the answer's text, decoded from its tokens."""
         return ("text",)
 
     def score(self, answer: AnswerScore) -> float | None:
-        """Loss per compressed byte; None if there is no text."""
+        """Return the loss per compressed byte; None if there is no text."""
         if not answer.text:
             return None
         return answer.loss / len(zlib.compress(answer.text.encode("utf-8")))

@@ -31,7 +31,7 @@ COMPONENTS: Mapping[str, Metric] = {
 
 
 def harmonic_mean(values: Sequence[float]) -> float:
-    """Harmonic mean of numbers that are not negative; 0 if one of them is 0."""
+    """Return the harmonic mean of numbers that are not negative; 0 if one of them is 0."""
     if any(value <= 0 for value in values):
         return 0.0
     return len(values) / sum(1 / value for value in values)
@@ -45,11 +45,11 @@ class ModelUtility:
 
     @property
     def requires(self) -> frozenset[str]:
-        """All that its nine components require."""
+        """Ask for everything that its nine components require."""
         return frozenset().union(*(component.requires for component in COMPONENTS.values()))
 
     def compute(self, context: EvaluationContext) -> MetricResult:
-        """The harmonic mean, with its ``components``; n counts the rows of the three groups."""
+        """Return the harmonic mean, with its ``components``; n counts the rows of the three groups."""
         results = {name: context.result(component) for name, component in COMPONENTS.items()}
         values = {name: result.value for name, result in results.items()}
         there = [value for value in values.values() if value is not None]

@@ -35,11 +35,11 @@ class NormalisedProbability:
 
     @property
     def requires(self) -> frozenset[str]:
-        """The scores of the answer and of the wrong answers."""
+        """Ask for the scores of the answer and of the wrong answers."""
         return frozenset({f"{self.group}.answer", f"{self.group}.wrong"})
 
     def compute(self, context: EvaluationContext) -> MetricResult:
-        """Per row ``prob``, the share."""
+        """Return the mean, with the share per row as ``prob``."""
         values: dict[int, float | None] = {}
         for row in context.select(self.group, "answer", "wrong"):
             assert row.answer is not None

@@ -28,7 +28,7 @@ HIGHEST = 0.95
 
 
 def privleak(auc: float, reference_auc: float) -> float:
-    """PrivLeak in percent from two AUCs with forget rows as label 0."""
+    """Return PrivLeak in percent from two AUCs with forget rows as label 0."""
     return 100 * ((1 - auc) - (1 - reference_auc)) / (1 - reference_auc + EPSILON)
 
 
@@ -50,11 +50,11 @@ class PrivLeak:
 
     @property
     def requires(self) -> frozenset[str]:
-        """The same as the min-k attack; a reference is used if there is one, and required without `chance`."""
+        """Ask for what the min-k attack requires, and for a reference if there is no `chance`."""
         return MinKAttack(self.k).requires | (frozenset() if self.chance is not None else {REFERENCE})
 
     def compute(self, context: EvaluationContext) -> MetricResult:
-        """The value, and the reference's AUC beside it."""
+        """Return the value, with the reference's AUC beside it."""
         attack = context.result(MinKAttack(self.k))
         if attack.value is None:
             return DetailedResult(value=None, reason=attack.reason)
@@ -89,7 +89,7 @@ def _interval(attack: MetricResult, given: MetricResult | None, reference: float
 
 
 def _scores(result: MetricResult) -> Scores | None:
-    """Scores of the forget and of the holdout rows, where the result keeps them."""
+    """Return the scores of the forget and of the holdout rows, if the result keeps them."""
     if not isinstance(result, DetailedResult) or not all(group in result.parts for group in GROUPS):
         return None
     forget, holdout = (

@@ -35,11 +35,11 @@ class Probability:
 
     @property
     def requires(self) -> frozenset[str]:
-        """The scores of these answers."""
+        """Ask for the scores of these answers."""
         return frozenset({f"{self.group}.{self.answers}"})
 
     def compute(self, context: EvaluationContext) -> MetricResult:
-        """Per row ``prob`` and ``avg_loss`` (nats per token), or lists of them for wrong answers."""
+        """Return the mean; each row has ``prob`` and ``avg_loss`` (nats per token), or lists of them."""
         values: dict[int, float | None] = {}
         shown: dict[int, dict[str, Any]] = {}
         for row in context.select(self.group, self.answers):

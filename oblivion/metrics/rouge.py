@@ -30,7 +30,7 @@ class _Tokenizer:
         self.all_scripts = False
 
     def tokenize(self, text: str) -> list[str]:
-        """Tokens as `rouge_score` makes them, or those of all scripts."""
+        """Return the tokens that `rouge_score` makes, or those of all scripts."""
         from rouge_score.tokenize import tokenize
 
         return tokens(text, self.stem) if self.all_scripts else list(tokenize(text, self))
@@ -45,7 +45,7 @@ def _scorer(stemmed: bool) -> tuple[Any, _Tokenizer]:
 
 
 def rouge(target: str, generation: str, stemmed: bool = True) -> dict[str, float] | None:
-    """ROUGE-1 recall, ROUGE-L F1 and ROUGE-L recall of a generated text against the true one, each in [0, 1].
+    """Return ROUGE-1 recall, ROUGE-L F1 and ROUGE-L recall of a generated text against the true one, each in [0, 1].
 
     Words are compared by their stems if `stemmed`.
 
@@ -64,7 +64,7 @@ def rouge(target: str, generation: str, stemmed: bool = True) -> dict[str, float
 
 
 def start_rouge(pairs: Sequence[tuple[str, str]]) -> Callable[[], list[dict[str, float] | None]]:
-    """Begin to score (target, generation) pairs: many in a pool of processes, beside what comes next.
+    """Begin to score (target, generation) pairs; many are scored in a pool of processes while the caller goes on.
 
     Returns
     -------
@@ -106,11 +106,11 @@ class Rouge:
 
     @property
     def requires(self) -> frozenset[str]:
-        """The generated texts."""
+        """Ask for the generated texts."""
         return frozenset({f"{self.group}.generation"})
 
     def compute(self, context: EvaluationContext) -> MetricResult:
-        """Per row ``rouge1_recall``, ``rougeL_f1`` and ``rougeL_recall``."""
+        """Return the mean; each row has ``rouge1_recall``, ``rougeL_f1`` and ``rougeL_recall``."""
         rows = context.select(self.group, "generation")
         found = {row.index: self._scores(row) for row in rows}
         shown = {index: scores for index, scores in found.items() if scores is not None}

@@ -31,11 +31,11 @@ class TokenLoss:
 
     @property
     def requires(self) -> frozenset[str]:
-        """The scores of the answers."""
+        """Ask for the scores of the answers."""
         return frozenset({f"{self.group}.answer"})
 
     def compute(self, context: EvaluationContext) -> MetricResult:
-        """The mean over tokens; n counts the rows."""
+        """Return the mean over tokens; n counts the rows."""
         rows = context.select(self.group, "answer")
         scores = [row.answer for row in rows if row.answer is not None]
         total = float(sum(-score.log_probs.sum() for score in scores))

@@ -27,12 +27,12 @@ Aggregation = Literal["closer_to_1_better", "true_better", "prob_mean"]
 
 
 def truth_ratio(right: float, wrong: Sequence[float]) -> float:
-    """R from the right answer's loss and the wrong answers' losses (nats per token)."""
+    """Return R from the right answer's loss and the wrong answers' losses (nats per token)."""
     return float(np.exp(-np.mean(wrong)) / (np.exp(-right) + EPSILON))
 
 
 def truth_share(right: float, wrong: Sequence[float]) -> float:
-    """``c / (c + w)`` with the right answer's probability c and the wrong answers' geometric mean w."""
+    """Return ``c / (c + w)`` with the right answer's probability c and the wrong answers' geometric mean w."""
     c, w = np.exp(-right), np.exp(-np.mean(wrong))
     return float(c / (c + w + EPSILON))
 
@@ -62,11 +62,11 @@ class TruthRatio:
 
     @property
     def requires(self) -> frozenset[str]:
-        """The scores of the right and the wrong answers."""
+        """Ask for the scores of the right and the wrong answers."""
         return frozenset({f"{self.group}.{self.right}", f"{self.group}.wrong"})
 
     def compute(self, context: EvaluationContext) -> MetricResult:
-        """Per row ``score``: R itself, or for ``prob_mean`` the share."""
+        """Return the mean; each row has a ``score``, which is R itself, or for ``prob_mean`` the share."""
         scores: dict[int, float] = {}
         values: dict[int, float | None] = {}
         for row in context.select(self.group, self.right, "wrong"):

@@ -1,4 +1,4 @@
-"""Where each model of a request stands: how much it remembers, next to a model that never saw the data.
+"""Compare the models of a request: how much each remembers, next to a model that never saw the data.
 
 The oracle is the reference everywhere. A removal is as good as it is close to it: below the oracle is as far
 off as above, because a model that avoids the data tells that it was there. Which numbers count, and what they are
@@ -28,7 +28,7 @@ _ORACLE = re.compile(r"oracle(-\d+)?")
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """One model beside the oracle.
+    """One model, compared with the oracle.
 
     Attributes
     ----------
@@ -90,12 +90,12 @@ class Comparison:
 
     @property
     def oracle(self) -> Standing | None:
-        """The reference, or None."""
+        """Return the reference, or None."""
         return self.oracles[0] if self.oracles else None
 
     @property
     def gap(self) -> float | None:
-        """By how much more of the forgotten rows the original knows than the oracle."""
+        """Return how much more of the forgotten rows the original knows than the oracle."""
         if self.original is None or self.oracle is None:
             return None
         if self.original.forget.value is None or self.oracle.forget.value is None:
@@ -104,33 +104,33 @@ class Comparison:
 
     @property
     def standings(self) -> tuple[Standing, ...]:
-        """Original, oracles, methods."""
+        """Return the original, the oracles and the methods."""
         first = (self.original,) if self.original else ()
         return (*first, *self.oracles, *self.methods)
 
 
 def _sign(number: Number) -> int:
-    """1 where a model that remembers has a high number, -1 where it has a low one."""
+    """Return 1 where a model that remembers has a high number, and -1 where it has a low one."""
     return 1 if number.higher_remembers else -1
 
 
 def is_oracle(key: str) -> bool:
-    """Whether a model's name is that of an oracle (``oracle``, ``oracle-2``, ...)."""
+    """Return whether a model's name is that of an oracle (``oracle``, ``oracle-2``, ...)."""
     return _ORACLE.fullmatch(key) is not None
 
 
 def own_entries(request: RequestRecord) -> tuple[str, ...]:
-    """The per-client entries that belong to who asked; the first that is there holds the forgotten data."""
+    """Return the names of the entries of the client who asked; the first that exists holds the forgotten data."""
     return (f"{request.client} (forgotten)", request.client, f"{request.client} (kept)")
 
 
 def client_measure(model: ModelRecord, client: str, suite: Suite) -> Measure:
-    """What a client measured on its own rows: the suite's number for clients."""
+    """Return what a client measured on its own rows: the suite's number for clients."""
     return model.clients.get(client, {}).get(suite.headline.own.metric, Measure())
 
 
 def client_names(request: RequestRecord) -> list[str]:
-    """Every client that was measured: who asked first, then by name (``client-10`` after ``client-9``)."""
+    """Return every measured client: first the one who asked, then by name (``client-10`` after ``client-9``)."""
     own = own_entries(request)
     names = {name for model in request.models.values() for name in model.clients}
 
@@ -141,14 +141,14 @@ def client_names(request: RequestRecord) -> list[str]:
 
 
 def others_values(request: RequestRecord, model: ModelRecord, suite: Suite) -> list[float]:
-    """What every client that stays, and was measured, has on its own rows."""
+    """Return what the clients that stay measured on their own rows."""
     names = sorted(set(model.clients) - set(own_entries(request)))
     values = [client_measure(model, name, suite).value for name in names]
     return [value for value in values if value is not None]
 
 
 def others_mean(request: RequestRecord, model: ModelRecord, suite: Suite) -> float | None:
-    """Mean over the clients that stay; every client counts the same, however much data it has."""
+    """Return the mean over the clients that stay; every client counts the same, however much data it has."""
     measured = others_values(request, model, suite)
     return sum(measured) / len(measured) if measured else None
 
@@ -158,7 +158,7 @@ def _central(model: ModelRecord | None, number: Number | None) -> Measure:
 
 
 def _forgetting(request: RequestRecord, suite: Suite) -> tuple[Number, dict[str, Measure]]:
-    """The number that says forgetting, of every model: the suite's own, or else that of the client who asked."""
+    """Return the number that says forgetting, of every model: the server's, or else that of the client who asked."""
     headline = suite.headline
     # One source for all models, so that like is compared with like.
     central = {key: _central(model, headline.forget) for key, model in request.models.items()}
@@ -243,12 +243,12 @@ def compare(request: RequestRecord, suite: Suite) -> Comparison:
 
 
 def others_name(suite: Suite) -> str:
-    """What sentences call the mean of the other clients' own number."""
+    """Return what sentences call the mean of the other clients' own number."""
     return f"the other clients’ {suite.headline.own.noun}"
 
 
 def _floor(oracles: Sequence[Measure], sign: int) -> float | None:
-    """What a model must fall below to know less than every oracle; None without an oracle's value."""
+    """Return what a model must fall below to know less than every oracle; None without an oracle's value."""
     values = [sign * measure.value for measure in oracles if measure.value is not None]
     if not values:
         return None

@@ -101,7 +101,7 @@ def plural(value: int, noun: str) -> str:
 
 
 def capital(text: str) -> str:
-    """The text with its first letter as a capital, and the others as they are."""
+    """Return the text with its first letter as a capital, and the others as they are."""
     return text[:1].upper() + text[1:]
 
 

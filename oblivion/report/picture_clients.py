@@ -1,4 +1,4 @@
-"""The per-client picture: who forgot, who was hurt."""
+"""The picture of the clients: how much is known of the one who asked, and what the others lost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _Row:
 
 
 def shown_clients(comparison: Comparison) -> list[str]:
-    """The clients in the picture: who asked first, then the others; of many, those that changed most.
+    """Return the clients in the picture: first the one who asked, then the others; of many, those that changed most.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ def _told(rows: list[_Row], shown: list[Standing]) -> str:
 
 
 def clients_picture(comparison: Comparison, key: str) -> Markup | None:
-    """Every client's own number under every model, as a distance from the oracle's.
+    """Draw every client's own number under every model, as a distance from the oracle's.
 
     Parameters
     ----------

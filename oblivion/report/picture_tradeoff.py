@@ -1,4 +1,4 @@
-"""The trade-off picture: distance of the forgetting to the oracle, against what the model is good for."""
+"""The trade-off picture: the distance of the forgetting to the oracle, against what the model is still good for."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _frame(x: Scale, y: Scale, comparison: Comparison) -> list[Markup]:
 
 
 def tradeoff_picture(comparison: Comparison, key: str) -> Markup | None:
-    """Each model as a point: signed distance to the oracle across, utility up.
+    """Draw each model as a point: its signed distance to the oracle across, its utility up.
 
     Parameters
     ----------

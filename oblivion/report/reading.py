@@ -60,7 +60,7 @@ class Run:
 
 
 def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Nested tables as (dotted key, value as text) rows, in the order of the file."""
+    """Return nested tables as (dotted key, value as text) rows, in the order of the file."""
     if isinstance(value, Mapping) and value:
         return [
             row for key, inner in value.items() for row in flatten(inner, f"{prefix}.{key}" if prefix else str(key))
@@ -86,7 +86,7 @@ def _read_config(directory: Path) -> dict[str, Any] | None:
 
 
 def _suite(config: Mapping[str, Any], directory: Path) -> Suite:
-    """The suite that a run's config names; that of a new run where there is no config."""
+    """Make the suite that a run's config names, or that of a new run if there is no config."""
     where = f"{directory / 'config.toml'}: evaluate"
     table = config.get("evaluate", {})
     try:

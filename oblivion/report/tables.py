@@ -1,4 +1,4 @@
-"""The tables: every measure of every model beside the oracle's, every client, every number there is."""
+"""The tables: every measure of every model beside the oracle's, every client, and every number there is."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Row:
 
 
 def _line(title: str, cells: Sequence[Cell], over: str, counts: Sequence[float | None], strong: bool = False) -> Row:
-    """A line that says on how many rows its numbers stand: once where all stand on the same, else in every cell."""
+    """Make a line that says on how many rows its numbers rest: once if all agree, else in every cell."""
     told = ["" if n is None else plural(int(n), over) for n in counts]
     measured = {said for cell, said in zip(cells, told, strict=True) if cell.measured}
     if len(measured) < 2:
@@ -70,7 +70,7 @@ OTHERS, COST, GUARANTEE = "(others)", "(cost)", "(guarantee)"
 
 
 def measures(suite: Suite) -> tuple[Column, ...]:
-    """The lines of the table: the suite's columns, and what is told of every removal whatever the suite."""
+    """Return the lines of the table: the suite's columns, and those that every removal has."""
     return (
         *suite.columns,
         Column(
@@ -99,7 +99,7 @@ def _guarantee(standing: Standing) -> str:
 
 
 def _has_few_rows(column: Column | None, measure: Measure) -> bool:
-    """Whether a number stands on so few rows that it is not shown."""
+    """Return whether a number rests on so few rows that it is not shown."""
     return column is not None and measure.n is not None and (measure.detectable or 0) > column.enough
 
 
@@ -108,7 +108,7 @@ def _interval(measure: Measure) -> str:
 
 
 def _beside(column: Column, measure: Measure) -> str:
-    """What stands under a value: its interval, or for a test, which has none, what it can detect."""
+    """Return what stands under a value: its interval, or what a test, which has none, can detect."""
     distance = measure.detectable if column.detects else None
     if distance is None:
         return _interval(measure)
@@ -135,7 +135,7 @@ def _measure(standing: Standing, column: Column, comparison: Comparison) -> Meas
 
 
 def cost_share(standing: Standing) -> str:
-    """What a model cost as a fraction of retraining: in client-steps, and in tokens where they are reported."""
+    """Return what a model cost as a fraction of retraining: in client-steps, and in tokens where they are reported."""
     cost = standing.model.cost
     if cost.fraction is None:
         return "–"
@@ -176,7 +176,7 @@ def _cell(standing: Standing, column: Column, comparison: Comparison) -> Cell:
 
 
 def methods_table(comparison: Comparison) -> tuple[Row, ...]:
-    """One row per measure, one cell per model (original, oracles, methods), each beside the oracle."""
+    """Return one row per measure, with a cell per model (original, oracles, methods), each beside the oracle."""
     return tuple(
         _line(
             column.title,
@@ -190,7 +190,7 @@ def methods_table(comparison: Comparison) -> tuple[Row, ...]:
 
 
 def clients_table(comparison: Comparison) -> tuple[Row, ...]:
-    """One row per client: its own number under each model, beside the oracle."""
+    """Return one row per client: its own number under each model, beside the oracle."""
     rows, oracle, suite = [], comparison.oracle, comparison.suite
     for name in client_names(comparison.request):
         reference = client_measure(oracle.model, name, suite).value if oracle else None
@@ -210,7 +210,7 @@ def clients_table(comparison: Comparison) -> tuple[Row, ...]:
 
 
 def everything_table(comparison: Comparison) -> tuple[Row, ...]:
-    """One row per central measurement that any model has, under its name in the file."""
+    """Return one row per central measurement that any model has, under its name in the file."""
     names = sorted({name for standing in comparison.standings for name in standing.model.central})
     rows = []
     for name in names:
@@ -227,7 +227,7 @@ def everything_table(comparison: Comparison) -> tuple[Row, ...]:
 
 
 def runs_head(suites: Collection[Suite]) -> tuple[str, ...]:
-    """The titles of the table over several runs; what all of them measure has its name."""
+    """Return the titles of the table over several runs; a number that all runs measure is called by its name."""
     nouns = {suite.headline.forget.noun for suite in suites}
     forget = f"Forget {nouns.pop()}" if len(nouns) == 1 else "Forgetting"
     return (forget, "Off the oracle", "Gap closed", "Utility", "Other clients", "Cost", "Guarantee")
@@ -245,7 +245,7 @@ class RunRow:
 
 
 def runs_table(runs: Sequence[tuple[str, Sequence[Comparison]]]) -> tuple[RunRow, ...]:
-    """Every model of every request of every run: the table in front of a page with several runs."""
+    """Return every model of every request of every run: the table in front of a page with several runs."""
     rows = []
     for run, comparisons in runs:
         for comparison in comparisons:

@@ -1,4 +1,4 @@
-"""The answer in two sentences, made from the numbers alone, and the sentences under the pictures."""
+"""Write the answer in two sentences, from the numbers alone, and the sentences under the pictures."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HURT = 0.01
 
 
 def code(name: str) -> Markup:
-    """A name as it is typed, escaped."""
+    """Return a name as it is typed, escaped."""
     return Markup("<code>{}</code>").format(name)
 
 
@@ -45,7 +45,7 @@ def _series(parts: Sequence[Markup]) -> Markup:
 
 
 def _measured_rows(comparison: Comparison) -> list[int]:
-    """On how many rows the forget numbers of the models stand, each count once; empty where nobody says."""
+    """Return on how many rows the forget numbers of the models rest, each count once; empty if it is not known."""
     return sorted({int(standing.forget.n) for standing in comparison.standings if standing.forget.n is not None})
 
 
@@ -58,8 +58,9 @@ def _questions(comparison: Comparison) -> Markup:
 
 
 def _rows(comparison: Comparison) -> tuple[str, str]:
-    """How many questions there are, and before it how many of them the forget numbers stand on, if fewer."""
-    rows, counts = comparison.request.rows, _measured_rows(comparison)
+    """Return how many questions there are, and before it on how many of them the forget numbers rest, if fewer."""
+    counts = _measured_rows(comparison)
+    rows = comparison.request.rows if comparison.number.of_rows else None
     if not rows:
         return "", plural(counts[0], "question") if len(counts) == 1 else ""
     return f"{_span(counts)} of " if counts and counts != [rows] else "", plural(rows, "question")
@@ -134,7 +135,7 @@ def _moved(standing: Standing, comparison: Comparison, note: str = "") -> Markup
 
 
 def went_past(comparison: Comparison) -> str:
-    """What a model did that knows less than every oracle."""
+    """Return what a model did that knows less than every oracle."""
     return "went below" if comparison.number.higher_remembers else "went above"
 
 
@@ -174,7 +175,7 @@ def _others(comparison: Comparison, spoken: Sequence[Standing]) -> Markup:
 
 
 def committed(request: RequestRecord) -> Markup | None:
-    """What was done about the request for good; None where it is still open."""
+    """Say how the request was answered for good; return None if it is still open."""
     if request.committed is None:
         return None
     said = "{} is the run’s model since {}. What held the data of {} was erased: the original model can no longer be "
@@ -192,7 +193,7 @@ def committed(request: RequestRecord) -> Markup | None:
 
 
 def answer(comparison: Comparison) -> Markup:
-    """What the request came to, in two sentences.
+    """Say what came of the request, in two sentences.
 
     Distance to the oracle is what counts, in knowledge and in membership: a model that went past it is said to have
     gone past it, never to be better; one whose forgotten rows an attack tells apart where it could not on the oracle
@@ -232,7 +233,7 @@ def answer(comparison: Comparison) -> Markup:
 
 
 def learned(metrics: RunRecord) -> Markup:
-    """What a run without requests came to, in two sentences."""
+    """Say what came of a run without requests, in two sentences."""
     branch, clients = metrics.history[0].branch if metrics.history else "", clients_of(metrics)
     rounds = [entry for entry in metrics.history if entry.branch == branch]
     losses = [entry.loss for entry in rounds if entry.loss is not None]
@@ -246,7 +247,7 @@ def learned(metrics: RunRecord) -> Markup:
 
 
 def hurt(comparison: Comparison) -> list[Markup]:
-    """Per method, the client that stays and lost most against the oracle."""
+    """Name, for each method, the client that stays and lost most against the oracle."""
     oracle, own, suite = comparison.oracle, own_entries(comparison.request), comparison.suite
     if oracle is None:
         return []
@@ -282,7 +283,7 @@ def hurt(comparison: Comparison) -> list[Markup]:
 
 
 def noise(comparison: Comparison) -> str:
-    """How far oracles with other seeds lie apart: what a difference must exceed to mean something."""
+    """Say how far oracles with other seeds lie apart: a difference must exceed that to mean something."""
     values = [standing.forget.value for standing in comparison.oracles if standing.forget.value is not None]
     if len(values) < 2:
         return ""
@@ -296,7 +297,7 @@ def noise(comparison: Comparison) -> str:
 
 
 def clients_of(metrics: RunRecord) -> int:
-    """How many clients a run had: those that were measured, and no fewer than took part in one round."""
+    """Return how many clients a run had: those that were measured, and at least as many as took part in one round."""
     clients = max((int(entry.clients or 0) for entry in metrics.history), default=0)
     for request in metrics.requests:
         names = {name for model in request.models.values() for name in model.clients}
@@ -306,7 +307,7 @@ def clients_of(metrics: RunRecord) -> int:
 
 
 def opening(metrics: RunRecord) -> str:
-    """What the page of one run is about, in one sentence."""
+    """Say what the page of one run is about, in one sentence."""
     clients, requests = clients_of(metrics), len(metrics.requests)
     who = f"{in_words(clients).capitalize()} clients taught a language model" if clients > 1 else "A language model"
     if not requests:
@@ -321,7 +322,7 @@ def opening(metrics: RunRecord) -> str:
 
 
 def opening_of_several(runs: Sequence[tuple[str, Run]]) -> str:
-    """What a page with several runs is about: each by its name, with how many clients, rounds and requests it had."""
+    """Say what a page with several runs is about: each by name, with its clients, rounds and requests."""
     each = []
     for name, run in runs:
         asked = plural(len(run.metrics.requests), "request") if run.metrics.requests else "no request"
@@ -350,7 +351,7 @@ def _rounds(run: Run) -> str:
 
 
 def made_of(run: Run) -> str:
-    """What a run is made of: clients, rounds, data, model, rule, seed; what its files do not say is left out."""
+    """Say what a run is made of: clients, rounds, data, model, rule, seed; what its files do not say is left out."""
     settings = dict(run.config or ())
     facts = [plural(clients_of(run.metrics), "client")] if clients_of(run.metrics) else []
     facts += [_rounds(run)] if run.metrics.history else []
@@ -361,14 +362,14 @@ def made_of(run: Run) -> str:
 
 
 def request_title(request: RequestRecord) -> str:
-    """The heading of a request."""
+    """Return the heading of a request."""
     if request.samples is None:
         return f"{request.client} asked to be forgotten"
     return f"{request.client} asked that {plural(request.samples, 'sample')} be forgotten"
 
 
 def shared(comparison: Comparison) -> Markup | None:
-    """Which of the rows to be forgotten others also hold; None if there are none."""
+    """Say which of the rows to be forgotten others also hold; return None if there are none."""
     request, result = comparison.request, comparison.suite.headline.shared
     if not request.shared:
         return None
@@ -382,13 +383,13 @@ def shared(comparison: Comparison) -> Markup | None:
 
 
 def measured_on(comparison: Comparison) -> str:
-    """How many questions the forget numbers stand on; empty where nobody says."""
+    """Say on how many questions the forget numbers rest; return an empty text if it is not known."""
     few, total = _rows(comparison)
     return f"measured on {few}{total}" if _measured_rows(comparison) else total
 
 
 def request_facts(comparison: Comparison) -> list[str]:
-    """What is known of a request besides its id."""
+    """Return what is known of a request besides its id."""
     request, facts = comparison.request, [said for said in [measured_on(comparison)] if said]
     if request.never:
         facts.append("never took part in training")

@@ -112,6 +112,7 @@ def test_a_run_with_its_report(run: RunResult) -> None:
     assert models["original"].clients["client-0"]["rouge"].n == 4
     assert models["original"].clients["client-1"]["rouge"].n == models["original"].central["forget_level1_ROUGE"].n * 2
     page = build_report([run.directory])
+    assert "client-1’s 7 questions with ROUGE" in page  # of four rows of its own: the attacks are asked besides
     for title in ("Attacks", "Neighbours, blanks", "All of the person", "Other clients’ ROUGE"):
         assert title in page, title
     assert "membership" not in page.split("<main>")[1].split("Manifest")[0]

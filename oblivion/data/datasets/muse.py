@@ -36,7 +36,7 @@ _QUESTION = "Question: {}\nAnswer:"
 
 @benchmark
 def load(data: DataConfig, *, clients: int, seed: int, corpus: str = "news", words: int = 100) -> Corpus:
-    """MUSE's texts, of which one client holds those to be forgotten and the others share those that stay.
+    """Load MUSE's texts; one client holds those to be forgotten, and the others share those that stay.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def load(data: DataConfig, *, clients: int, seed: int, corpus: str = "news", wor
 
 
 def evaluation_groups(folder: str | Path, corpus: str) -> dict[str, tuple[Sample, ...]]:
-    """The rows that MUSE's metrics are computed on.
+    """Read the rows on which MUSE's metrics are computed.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ def evaluation_groups(folder: str | Path, corpus: str) -> dict[str, tuple[Sample
 
 
 def _root(folder: str | Path, corpus: str) -> Path:
-    """The folder of one corpus."""
+    """Return the folder of one corpus."""
     root = Path(folder)
     if any((root / name).is_dir() for name in ("knowmem", "verbmem", "privleak", "raw")):
         return root
@@ -147,7 +147,7 @@ def _root(folder: str | Path, corpus: str) -> Path:
 
 
 def _questions(folder: Path, name: str, owner: str) -> tuple[Sample, ...]:
-    """Questions, each after the same examples."""
+    """Return the questions, each after the same examples."""
     rows, examples = (
         read_row_file(folder / f"{name}_{kind}.json", ("question", "answer"), expected=_expected("knowmem")).rows
         for kind in ("qa", "qa_icl")
@@ -173,7 +173,7 @@ def _text(name: str, text: str, owner: str) -> Sample:
 
 
 def _texts(folder: Path, name: str) -> list[str]:
-    """The texts of a file: the whole of a ``.txt``, or the list of a ``.json``."""
+    """Return the texts of a file: the whole of a ``.txt``, or the list of a ``.json``."""
     plain, path = folder / f"{name}.txt", folder / f"{name}.json"
     if plain.is_file():
         return [read_text(plain, "MUSE's file of texts")]
@@ -191,7 +191,7 @@ def _of_value(value: Any, where: str) -> str:
 
 
 def _pieces(texts: Iterable[str], words: int) -> Iterator[str]:
-    """The texts in pieces of so many words, with single spaces between them."""
+    """Cut the texts into pieces of so many words, with single spaces between them."""
     for text in texts:
         split = text.split()
         for start in range(0, len(split), words):

@@ -36,7 +36,7 @@ IN_CONTEXT = "Please briefly answer the following question.\n{}"
 
 @benchmark
 def load(data: DataConfig, *, clients: int, seed: int, people: int = 0) -> Corpus:
-    """RWKU's questions about real people, from its own files in a folder.
+    """Load RWKU's questions about real people from its own files in a folder.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def load(data: DataConfig, *, clients: int, seed: int, people: int = 0) -> Corpu
 
 
 def evaluation_groups(folder: str | Path) -> dict[str, tuple[Sample, ...]]:
-    """All rows of the five files, each file a group.
+    """Read all rows of the five files; each file is a group.
 
     Raises
     ------

@@ -17,7 +17,7 @@ Scores = tuple[Sequence[float], Sequence[float]]
 
 
 def auc(negatives: Sequence[float], positives: Sequence[float]) -> float:
-    """Probability that a random positive scores above a random negative; ties count one half.
+    """Return the probability that a random positive scores above a random negative; ties count one half.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def auc(negatives: Sequence[float], positives: Sequence[float]) -> float:
 
 
 def auc_interval(area: float, negatives: int, positives: int) -> tuple[float, float]:
-    """95 % interval of an AUC by Hanley and McNeil's standard error, cut to [0, 1].
+    """Return the 95 % interval of an AUC by Hanley and McNeil's standard error, cut to [0, 1].
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def auc_interval(area: float, negatives: int, positives: int) -> tuple[float, fl
 
 
 def difference_half_width(one: Scores, other: Scores) -> float | None:
-    """Half the width of the 95 % interval of the difference of two AUCs that were measured on the same rows.
+    """Return half the width of the 95 % interval of the difference of two AUCs that were measured on the same rows.
 
     Rows that both models find equally hard do not count as noise, so the same scores give 0. None with fewer than two
     rows in a class.
@@ -72,7 +72,7 @@ def difference_half_width(one: Scores, other: Scores) -> float | None:
 
 
 def _shares(negatives: Sequence[float], positives: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Each negative's share of positives above it, and each positive's share of negatives below it."""
+    """Return each negative's share of positives above it, and each positive's share of negatives below it."""
     low, high = np.sort(np.asarray(negatives, dtype=np.float64)), np.sort(np.asarray(positives, dtype=np.float64))
     under = [np.searchsorted(high, np.asarray(negatives, dtype=np.float64), side=side) for side in ("left", "right")]
     over = [np.searchsorted(low, np.asarray(positives, dtype=np.float64), side=side) for side in ("left", "right")]

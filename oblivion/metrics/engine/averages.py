@@ -17,7 +17,7 @@ Z95 = 1.959963984540054
 
 
 def mean_interval(values: Sequence[float], bounds: tuple[float, float]) -> tuple[float, float] | None:
-    """95 % interval of the mean by the normal approximation, cut to the range that a value can have.
+    """Return the 95 % interval of the mean by the normal approximation, cut to the range that a value can have.
 
     ``m +- 1.96 s / sqrt(n)`` with the sample's standard deviation s; None below two rows.
     """
@@ -35,7 +35,7 @@ def mean_result(
     bounds: tuple[float, float] = SHARE,
     undefined: str = "no row has a value",
 ) -> MetricResult:
-    """Average one value per row; rows without one are left out and counted.
+    """Average one value per row; rows without a value are left out, and counted.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def mean_of_answers(
     *kinds: str,
     bounds: tuple[float, float] = SHARE,
 ) -> MetricResult:
-    """Average what `measure` says about each answer of a group; rows where it says None are left out and counted."""
+    """Average a number of each answer of a group; answers without one are left out, and counted."""
     values = {}
     for row in context.select(group, "answer", *kinds):
         assert row.answer is not None
@@ -85,7 +85,7 @@ def mean_of_answers(
 
 @dataclass(frozen=True)
 class MeanOverAnswers(abc.ABC):
-    """The mean of one number per answer of a group; subclasses say which number.
+    """The mean of one number per answer of a group; subclasses define the number.
 
     Parameters
     ----------
@@ -100,13 +100,13 @@ class MeanOverAnswers(abc.ABC):
     @staticmethod
     @abc.abstractmethod
     def measure(answer: AnswerScore) -> float | None:
-        """The number; None for an answer that has none."""
+        """Return the number of an answer; None if it has none."""
 
     @property
     def requires(self) -> frozenset[str]:
-        """The scores of the answers."""
+        """Ask for the scores of the answers."""
         return frozenset({f"{self.group}.answer"})
 
     def compute(self, context: EvaluationContext) -> MetricResult:
-        """Per row ``score``."""
+        """Return the mean, with a ``score`` per row."""
         return mean_of_answers(context, self.group, self.measure)

@@ -1,4 +1,4 @@
-"""What metrics are computed from: the model's outputs on every row, gathered once and shared by all of them."""
+"""The input of the metrics: the model's outputs on every row, which are made once and shared by all metrics."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ANY = (-math.inf, math.inf)
 
 @dataclass(frozen=True)
 class AnswerScore:
-    """One answer, teacher-forced.
+    """The score of one answer under teacher forcing.
 
     Attributes
     ----------
@@ -50,18 +50,18 @@ class AnswerScore:
 
     @property
     def loss(self) -> float:
-        """Mean negative log-likelihood per token, EOS counted."""
+        """Return the mean negative log-likelihood per token, EOS counted."""
         return float(-self.log_probs.mean())
 
     @property
     def probability(self) -> float:
-        """Geometric mean of the token probabilities, EOS counted: ``exp(-loss)``."""
+        """Return the geometric mean of the token probabilities, EOS counted: ``exp(-loss)``."""
         return float(np.exp(-self.loss))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredRow:
-    """The outputs on one sample.
+    """The model's outputs on one sample.
 
     Attributes
     ----------
@@ -82,22 +82,22 @@ class ScoredRow:
 
     @property
     def answer(self) -> AnswerScore | None:
-        """The score of the true answer."""
+        """Return the score of the true answer."""
         return self.outputs.get("answer")
 
     @property
     def paraphrase(self) -> AnswerScore | None:
-        """The score of the true answer in other words."""
+        """Return the score of the true answer in other words."""
         return self.outputs.get("paraphrase")
 
     @property
     def wrong(self) -> tuple[AnswerScore, ...]:
-        """The scores of the wrong answers."""
+        """Return the scores of the wrong answers."""
         scores: tuple[AnswerScore, ...] = self.outputs.get("wrong", ())
         return scores
 
     def has(self, kind: str) -> bool:
-        """Whether this row can serve a requirement."""
+        """Return whether this row has an output of a kind."""
         if kind == "moments":
             return self.answer is not None and self.answer.variance is not None
         if kind == "text":
@@ -107,7 +107,7 @@ class ScoredRow:
 
 @dataclass(frozen=True, kw_only=True)
 class DetailedResult(MetricResult):
-    """A result made of others.
+    """A result that is made of other results.
 
     Attributes
     ----------
@@ -127,7 +127,7 @@ class Metric(Protocol):
 
     @property
     def requires(self) -> frozenset[str]:
-        """``"<group>.<kind>"`` for outputs (see `ScoredRow` and `REFINEMENTS`), and ``"reference"``."""
+        """Return ``"<group>.<kind>"`` for outputs (see `ScoredRow` and `REFINEMENTS`), and ``"reference"``."""
         ...
 
     def compute(self, context: EvaluationContext) -> MetricResult:
@@ -143,17 +143,17 @@ class MergeableMetric(Metric, Protocol):
 
     @property
     def value_range(self) -> tuple[float, float]:
-        """What the value can be."""
+        """Return the least and the largest value."""
         ...
 
     @property
     def over(self) -> Literal["row", "token"]:
-        """What the weight counts."""
+        """Return what the weight counts."""
         ...
 
 
 def score_of(row: Mapping[str, Any], where: str) -> float:
-    """A row's ``score`` in a reference's result `where`.
+    """Return a row's ``score`` in a reference's result; `where` names the row in messages.
 
     Raises
     ------
@@ -189,7 +189,7 @@ class EvaluationContext:
         return [row for row in self.rows.get(group, ()) if all(row.has(kind) for kind in kinds)]
 
     def select(self, group: str, *kinds: str) -> list[ScoredRow]:
-        """The rows of a group that have everything in `kinds`.
+        """Return the rows of a group that have outputs of all `kinds`.
 
         Raises
         ------
@@ -205,7 +205,7 @@ class EvaluationContext:
         return found
 
     def missing(self, requires: frozenset[str]) -> list[str]:
-        """What of `requires` this context cannot give, sorted."""
+        """Return the requirements that this context cannot meet, sorted."""
         kinds: dict[str, list[str]] = {}
         for requirement in requires - {REFERENCE}:
             group, _, kind = requirement.partition(".")
@@ -216,13 +216,13 @@ class EvaluationContext:
         return sorted(lacking)
 
     def result(self, metric: Metric) -> MetricResult:
-        """The metric's result, computed once however many others build on it."""
+        """Return the metric's result; it is computed once, however many other metrics build on it."""
         if metric not in self._results:
             self._results[metric] = metric.compute(self)
         return self._results[metric]
 
     def reference_result(self, *names: str) -> MetricResult:
-        """The first reference's result under the first of `names` that it has.
+        """Return the first reference's result under the first of `names` that it has.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""The token rows of an evaluation: every sample's answers encoded once, equal rows shared."""
+"""Encode the samples of an evaluation as token rows; equal rows are kept once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Prompt = tuple[int, ...]
 
 @dataclass
 class EncodedSample:
-    """One sample's rows as positions in the list of all distinct rows, and its prompts as ids."""
+    """A sample whose rows are positions in the list of all distinct rows, and whose prompts are token ids."""
 
     index: int
     sample: Sample
@@ -46,11 +46,11 @@ class AnswerRows:
 
     @property
     def rows(self) -> list[TokenRow]:
-        """The distinct rows."""
+        """Return the distinct rows."""
         return list(self._positions)
 
     def encode(self, samples: Sequence[Sample], kinds: set[str], task: CausalLM, cut: int = 0) -> list[EncodedSample]:
-        """Encode what `kinds` asks for; a sample with a row that does not fit is skipped whole.
+        """Encode what `kinds` asks for; a sample with a row that does not fit into the context is skipped as a whole.
 
         With `cut`, the target of a sample is only the text of so many tokens of its answer.
         """

@@ -1,4 +1,4 @@
-"""Greedy answers to prompts in wide batches: generated once, for every metric on text.
+"""Generate greedy answers to prompts in wide batches, once for all metrics on text.
 
 A loop of our own, because transformers' ``generate`` forwards every row until the slowest has ended. It pads on the
 left, so it is for models that take positions and keep nothing but keys and values; the others go through ``generate``,
@@ -76,7 +76,7 @@ def generate(
 
 
 def _cut(text: str, before: Sequence[str]) -> str:
-    """The text up to the first place where one of the strings in `before` stands."""
+    """Return the text up to the first place where one of the strings in `before` stands."""
     return text[: min((at for stop in before if (at := text.find(stop)) >= 0), default=len(text))]
 
 
@@ -86,7 +86,7 @@ def _stop_ids(model: Any, tokenizer: Any) -> set[int]:
 
 
 def _is_plain(model: Any, longest: int) -> bool:
-    """Whether texts of different lengths can be continued side by side, from keys and values alone."""
+    """Return whether texts of different lengths can be continued side by side, from keys and values alone."""
     known = inspect.signature(model.forward).parameters
     return (
         {"position_ids", "past_key_values"} <= known.keys()
@@ -98,7 +98,7 @@ def _is_plain(model: Any, longest: int) -> bool:
 
 @contextlib.contextmanager
 def _without_settings(model: Any) -> Iterator[None]:
-    """For a while the model has no generation settings of its own, which transformers would mix into those given."""
+    """Take away the generation settings of the model for a while; transformers would mix them into those given."""
     from transformers import GenerationConfig
 
     own, model.generation_config = model.generation_config, GenerationConfig()
@@ -109,7 +109,7 @@ def _without_settings(model: Any) -> Iterator[None]:
 
 
 def _generate(model: Any, batch: Sequence[Prompt], limit: int, stops: set[int], pad_id: int) -> list[list[int]]:
-    """What `_continue` gives, by transformers' own loop; the prompts have one length."""
+    """Return what `_continue` returns, by transformers' own loop; the prompts have one length."""
     import torch
     from transformers import GenerationConfig
 
@@ -124,7 +124,7 @@ def _generate(model: Any, batch: Sequence[Prompt], limit: int, stops: set[int], 
 
 
 def _continue(model: Any, batch: Sequence[Prompt], limit: int, stops: set[int], pad_id: int) -> list[list[int]]:
-    """The most likely tokens after each prompt, up to `limit` of them or to a stop; rows that end leave the batch."""
+    """Return the most likely tokens after each prompt, up to `limit` or a stop; ended rows leave the batch."""
     import torch
 
     from oblivion.metrics.engine.kv_cache import make_cache
@@ -161,7 +161,7 @@ def _continue(model: Any, batch: Sequence[Prompt], limit: int, stops: set[int], 
 def _batches(
     ordered: Sequence[Prompt], max_new_tokens: int, max_length: int, batch_size: int, mixed: bool
 ) -> Iterator[tuple[list[Prompt], int]]:
-    """Batches of prompts that may all be continued equally far, and how far; of one length unless `mixed`."""
+    """Yield batches of prompts that may be continued equally far, and how far; of one length unless `mixed`."""
     batch: list[Prompt] = []
     limit = max_new_tokens
     for prompt in ordered:

@@ -1,4 +1,4 @@
-"""OpenUnlearning's JSON layout: written from results, and read back where results serve as a reference."""
+"""Write results in OpenUnlearning's JSON layout, and read them where they serve as a reference."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Range = tuple[float, float]
 def results_to_json(
     results: Mapping[str, MetricResult], texts: Mapping[str, Mapping[str, Mapping[str, str]]]
 ) -> dict[str, Any]:
-    """Results as plain JSON values.
+    """Return results as plain JSON values.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def from_json(data: Mapping[str, Any], suite: Suite, source: str = "reference") 
 
 
 def _ranges(suite: Suite, name: str) -> tuple[Range, Mapping[str, Range]]:
-    """What a metric's value, and the numbers of its rows, can be."""
+    """Return the range of a metric's value, and the ranges of the numbers of its rows."""
     metric = suite.metrics.get(suite.aliases.get(name, name))
     return getattr(metric, "value_range", ANY), getattr(metric, "row_ranges", {})
 

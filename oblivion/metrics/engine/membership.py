@@ -1,4 +1,4 @@
-"""The frame of the membership attacks: a score per row, and how well it separates forget from holdout rows.
+"""The base of the membership attacks: a score per row, and how well it separates forget from holdout rows.
 
 Convention of MUSE (Shi et al., 2024) as in open-unlearning: a high score means "not a member"; forget rows have
 label 0 and holdout rows label 1, so that an AUC of 1 says that every forget row still looks like training data,
@@ -20,31 +20,31 @@ GROUPS = ("forget", "holdout")
 
 
 def lowest_count(tokens: int, k: float) -> int:
-    """How many of `tokens` tokens are the lowest share `k`: rounded down, at least 1."""
+    """Return how many of `tokens` tokens the lowest share `k` holds, rounded down, at least 1."""
     return max(1, int(tokens * k))
 
 
 @dataclass(frozen=True)
 class MembershipAttack(abc.ABC):
-    """AUC of a score on forget rows (label 0) against holdout rows (label 1); subclasses say which score."""
+    """The AUC of a score on forget rows (label 0) against holdout rows (label 1); subclasses define the score."""
 
     value_range: ClassVar[tuple[float, float]] = SHARE
 
     @abc.abstractmethod
     def score(self, answer: AnswerScore) -> float | None:
-        """One answer's score, high for rows that look new; None if the answer cannot be scored."""
+        """Return one answer's score, which is high for rows that look new; None if the answer cannot be scored."""
 
     def kinds(self) -> tuple[str, ...]:
-        """What the score needs besides the token log-probabilities: of ``moments`` and ``text``."""
+        """Return what the score needs besides the token log-probabilities: ``moments``, ``text``, or nothing."""
         return ()
 
     @property
     def requires(self) -> frozenset[str]:
-        """The answers' scores on both groups."""
+        """Ask for the scores of the answers of both groups."""
         return frozenset(f"{group}.{kind}" for group in GROUPS for kind in ("answer", *self.kinds()))
 
     def compute(self, context: EvaluationContext) -> MetricResult:
-        """The AUC; `parts` hold the mean score and the score per row on both groups."""
+        """Return the AUC; `parts` hold the mean score, and the score per row, of both groups."""
         parts = {group: mean_of_answers(context, group, self.score, *self.kinds(), bounds=ANY) for group in GROUPS}
         members, others = ([row["score"] for row in parts[g].per_example.values()] for g in GROUPS)
         if not members or not others:

@@ -20,7 +20,7 @@ NO_REFERENCE = "it compares with a model that never saw the forget rows, and non
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What a suite found.
+    """The results of a suite.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ class Evaluation:
 
 
 def to_open_unlearning(evaluation: Evaluation, manifest: Mapping[str, Any], *, text: bool = False) -> dict[str, Any]:
-    """Plain JSON values in OpenUnlearning's layout, with `manifest` beside the metrics.
+    """Return plain JSON values in OpenUnlearning's layout, with `manifest` beside the metrics.
 
     Parameters
     ----------
@@ -145,7 +145,7 @@ def evaluate_client(
 
 
 def _wanted(metrics: Iterable[Metric], generate: bool) -> dict[str, set[str]]:
-    """Group to the kinds of outputs for which some metric asks."""
+    """Return the kinds of outputs that some metric requires, by group."""
     wanted: dict[str, set[str]] = {}
     for metric in metrics:
         for requirement in metric.requires - {REFERENCE}:

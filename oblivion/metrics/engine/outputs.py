@@ -1,4 +1,4 @@
-"""What a model gives on the rows of an evaluation: every answer scored once, every prompt continued once."""
+"""Run a model on the rows of an evaluation: every answer is scored once, and every prompt continued once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Texts = Mapping[str, Mapping[str, Mapping[str, str]]]
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """What a pass gave.
+    """The outputs of a pass.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A prompt, and how far it is continued."""
+    """A prompt, and how far it has to be continued."""
 
     prompt: Prompt
     limit: int
@@ -52,7 +52,7 @@ class _Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """One pass of a model over rows, with the sizes by which it goes.
+    """One pass of a model over rows, and its sizes.
 
     Attributes
     ----------
@@ -147,7 +147,7 @@ class Pass:
         return _Asked(prompt, self._limit(group), self._format(group).stops)
 
     def _write(self, encoded: Mapping[str, Sequence[EncodedSample]], ends: set[int]) -> dict[_Asked, str]:
-        """The continuation of every prompt; those that are continued equally far go through the model together."""
+        """Continue every prompt; those that are continued equally far go through the model together."""
         by_kind: dict[tuple[int, tuple[str, ...]], list[_Asked]] = {}
         for group, ones in encoded.items():
             for one in ones:
@@ -170,7 +170,7 @@ class Pass:
         return written
 
     def _score(self, rows: AnswerRows) -> list[AnswerScore]:
-        """The scores of all distinct rows, with the texts of those for which some metric needs it."""
+        """Score all distinct rows, and add the texts of those for which some metric needs it."""
         distinct = rows.rows
         scores = score_rows(
             self.model,
@@ -211,7 +211,7 @@ def _evaluating(model: Any) -> Iterator[None]:
 
 
 def _scored_row(one: EncodedSample, scores: Sequence[AnswerScore], **written: Any) -> ScoredRow:
-    """The outputs on one sample; a kind of which there is nothing is left out."""
+    """Return the outputs on one sample; a kind of which there is nothing is left out."""
     outputs = {
         "answer": None if one.answer is None else scores[one.answer],
         "paraphrase": None if one.paraphrase is None else scores[one.paraphrase],

@@ -1,4 +1,4 @@
-"""A suite: which rows it evaluates, with which metrics, and how readers are told its numbers."""
+"""A suite chooses rows and metrics, and says how its numbers are presented to readers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OWN = "own"
 
 @dataclass(frozen=True, kw_only=True)
 class RunRows:
-    """The rows of a federation, as a suite gets them: the clients' and the server's, and what is to be forgotten."""
+    """The rows of a federation, the clients' and the server's, and the request that says what is to be forgotten."""
 
     data: FederatedData
     request: ForgetRequest | None = None
@@ -49,7 +49,7 @@ class FileRows:
     holdout: str = ""
 
     def groups(self) -> dict[str, tuple[Sample, ...]]:
-        """The rows of the single files, by group.
+        """Read the single files, by group.
 
         Raises
         ------
@@ -62,7 +62,7 @@ class FileRows:
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A measure of the report's table.
+    """A line of the report's table.
 
     Attributes
     ----------
@@ -105,16 +105,19 @@ class Number:
     higher_remembers : bool
         Whether a model that remembers the forgotten rows has a higher number than one that never saw them. Of utility,
         higher is always better.
+    of_rows : bool
+        Whether it is measured on the rows of the request themselves, and not on other questions about them.
     """
 
     metric: str
     noun: str
     higher_remembers: bool = True
+    of_rows: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Headline:
-    """The numbers that the first sentences and the pictures of a report are made of.
+    """The numbers from which the first sentences and the pictures of a report are made.
 
     Attributes
     ----------
@@ -147,7 +150,7 @@ class Headline:
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """How the rows of a group are asked, where that is not as the run says.
+    """How the rows of a group are asked, where the run's template and length are not right.
 
     Attributes
     ----------
@@ -202,12 +205,12 @@ class Suite(abc.ABC):
     @property
     @abc.abstractmethod
     def metrics(self) -> Mapping[str, Metric]:
-        """What is measured at the server: name of the result, to the metric that gives it."""
+        """Return what the server measures: the name of each result, and the metric that gives it."""
 
     @property
     @abc.abstractmethod
     def client_metrics(self) -> Mapping[str, MergeableMetric]:
-        """What every client measures on its own rows (the group `OWN`), of which only sums and weights leave it."""
+        """Return what every client measures on its own rows (group `OWN`); only sums and weights leave it."""
 
     def rows(self, source: RunRows | FileRows, split: str = "") -> Groups:
         """Choose the rows to be evaluated, by group.
@@ -244,13 +247,13 @@ class Suite(abc.ABC):
 
     @property
     def relative(self) -> frozenset[str]:
-        """Names of the results that compare with a model that never saw the data, and say nothing of that model."""
+        """Return the names of the results that compare with the oracle, and say nothing of the oracle itself."""
         return frozenset(column.metric for column in self.columns if column.relative)
 
     def column(self, metric: str) -> Column | None:
-        """The column of a result; None where the report's table has none."""
+        """Return the column of a result; None if the report's table has none."""
         return next((column for column in self.columns if column.metric == metric), None)
 
     def client_bounds(self) -> dict[str, Bound]:
-        """What a client's numbers can be, by name."""
+        """Return the bounds of a client's numbers, by name."""
         return {name: Bound(metric.value_range[1], metric.over) for name, metric in self.client_metrics.items()}

@@ -1,4 +1,4 @@
-"""The result of an evaluation as lines of text, for people."""
+"""Print the result of an evaluation as lines of text, for people."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _INTERVALS = 20
 
 
 def table(result: Mapping[str, Any], suite: Suite) -> str:
-    """A result as lines of text.
+    """Return a result as lines of text.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def _line(name: str, entry: Mapping[str, Any], suite: Suite) -> str:
 
 
 def _has_few_rows(name: str, entry: Mapping[str, Any], suite: Suite) -> bool:
-    """Whether a value stands on so few rows that it is not shown."""
+    """Return whether a value rests on so few rows that it is not shown."""
     column = suite.column(name)
     return column is not None and entry.get("detectable", 0) > column.enough
 

@@ -54,7 +54,7 @@ def suite_of(settings: EvaluateConfig, where: str = "evaluate") -> Suite:
 
 
 def entries_of(suite: str, parameters: Mapping[str, Any] | None = None) -> list[EntryPoint]:
-    """The entry points of other packages for a suite and for its metrics; none for a suite that is built in."""
+    """Return the entry points of other packages for a suite and for its metrics; a built-in suite has none."""
     suites.check(suite)
     entries = suites.entries(suite)
     if not entries:

@@ -49,7 +49,7 @@ class Muse(Suite):
     """MUSE's knowledge memorisation, verbatim memorisation and privacy leakage."""
 
     headline: ClassVar[Headline] = Headline(
-        forget=Number(metric="forget_knowmem_ROUGE", noun="KnowMem"),
+        forget=Number(metric="forget_knowmem_ROUGE", noun="KnowMem", of_rows=False),
         own=OWN_PROBABILITY,
         utility=Number(metric="retain_knowmem_ROUGE", noun="KnowMem of what stays"),
         membership=Number(metric="mia_min_k", noun="membership AUC"),

@@ -1,4 +1,4 @@
-"""What clients measure on their own rows in most suites: how well the model knows the answers, without generation."""
+"""In most suites clients measure on their own rows how well the model knows the answers, without generation."""
 
 from collections.abc import Mapping
 

@@ -56,7 +56,7 @@ class Rwku(Suite):
     """RWKU's three levels of questions about a person who is forgotten, and two about neighbours."""
 
     headline: ClassVar[Headline] = Headline(
-        forget=Number(metric="forget_ROUGE", noun="ROUGE"),
+        forget=Number(metric="forget_ROUGE", noun="ROUGE", of_rows=False),
         own=Number(metric="rouge", noun="ROUGE"),
         utility=Number(metric="neighbor_ROUGE", noun="ROUGE on neighbours"),
         overdone="writes less of the answers",
@@ -122,6 +122,6 @@ class Rwku(Suite):
 
 
 def _with_whole(levels: Mapping[str, Sequence[Sample]]) -> Groups:
-    """The levels that have rows, and all rows of the person and of the neighbours together."""
+    """Return the levels that have rows, and all rows of the person and of the neighbours together."""
     whole = {name: [row for level, rows in levels.items() if level.startswith(name) for row in rows] for name in WHOLE}
     return {name: tuple(rows) for name, rows in {**whole, **levels}.items() if rows}

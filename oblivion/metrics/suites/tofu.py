@@ -92,7 +92,7 @@ _COLUMNS = (
 
 
 def _of_group(group: str) -> dict[str, Metric]:
-    """The metrics on the answers of one group."""
+    """Return the metrics on the answers of one group."""
     right = _RIGHT[group]
     found: dict[str, Metric] = {f"{group}_Q_A_Prob": Probability(group)}
     if right == "paraphrase":
