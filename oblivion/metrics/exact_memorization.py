@@ -12,7 +12,7 @@ from oblivion.metrics.engine.context import AnswerScore
 
 def exact_memorization(answer: AnswerScore) -> float | None:
     """Return the share of the tokens before EOS that are the most likely ones; None if there is no token before EOS."""
-    body = answer.matches[:-1]
+    body = answer.before_end(answer.matches)
     return float(body.mean()) if len(body) else None
 
 

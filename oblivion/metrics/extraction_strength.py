@@ -18,7 +18,7 @@ from oblivion.metrics.engine.context import AnswerScore
 
 def extraction_strength(answer: AnswerScore) -> float | None:
     """Return ``1 - k / T`` over the tokens before EOS; None if there is none."""
-    body = answer.matches[:-1]
+    body = answer.before_end(answer.matches)
     if not len(body):
         return None
     wrong = np.flatnonzero(~body)

@@ -28,7 +28,7 @@ class MinKAttack(MembershipAttack):
 
     def score(self, answer: AnswerScore) -> float | None:
         """Return the mean loss of the least likely tokens; None if there is no token before EOS."""
-        body = answer.log_probs[:-1]
+        body = answer.before_end(answer.log_probs)
         if not len(body):
             return None
         return float(-np.sort(body)[: lowest_count(len(body), self.k)].mean())

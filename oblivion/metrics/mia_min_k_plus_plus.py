@@ -34,9 +34,10 @@ class MinKPlusPlusAttack(MembershipAttack):
 
     def score(self, answer: AnswerScore) -> float | None:
         """Return minus the mean of the lowest standardised log-probabilities; None if there is no token before EOS."""
-        body = answer.log_probs[:-1]
+        body = answer.before_end(answer.log_probs)
         if not len(body):
             return None
         assert answer.mean is not None and answer.variance is not None
-        standardised = (body - answer.mean[:-1]) / np.sqrt(np.maximum(answer.variance[:-1], VARIANCE_FLOOR))
+        mean, variance = answer.before_end(answer.mean), answer.before_end(answer.variance)
+        standardised = (body - mean) / np.sqrt(np.maximum(variance, VARIANCE_FLOOR))
         return float(-np.sort(standardised)[: lowest_count(len(body), self.k)].mean())

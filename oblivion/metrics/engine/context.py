@@ -33,13 +33,15 @@ class AnswerScore:
     Attributes
     ----------
     log_probs : array (T,) float64
-        Log-probability of every labelled token in nats; the last one is EOS.
+        Log-probability of every label in nats.
     matches : array (T,) bool
-        Whether the token is the most likely one.
+        Whether the label is the most likely one.
     mean, variance : array (T,) float64 or None
         Of the log-probability over the vocabulary, under the model's own distribution.
     text : str
         The labelled tokens decoded without special tokens; empty where no metric asks for it.
+    ended : bool
+        Whether the last label only ends the answer, as EOS does.
     """
 
     log_probs: NDArray[np.float64]
@@ -47,6 +49,11 @@ class AnswerScore:
     mean: NDArray[np.float64] | None = None
     variance: NDArray[np.float64] | None = None
     text: str = ""
+    ended: bool = True
+
+    def before_end(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return what `values`, one per label, hold for the labels before the end of the answer."""
+        return values[:-1] if self.ended else values
 
     @property
     def loss(self) -> float:

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from oblivion.metrics.engine.context import REFERENCE, EvaluationContext, Metric
+from oblivion.metrics.engine.labels import LabelPass
 from oblivion.metrics.engine.layout import from_json, results_to_json
-from oblivion.metrics.engine.outputs import Pass, Texts
+from oblivion.metrics.engine.outputs import TextPass, Texts
 from oblivion.metrics.engine.suite import OWN, Groups, Suite
 from oblivion.replies import SKIPPED
 from oblivion.tasks.causal_lm import CausalLM
+from oblivion.tasks.task import Task
 from oblivion.types import MetricResult, Sample
 
 NO_REFERENCE = "it compares with a model that never saw the forget rows, and none was given"
@@ -66,7 +68,7 @@ def to_open_unlearning(evaluation: Evaluation, manifest: Mapping[str, Any], *, t
 
 def evaluate_model(
     model: Any,
-    task: CausalLM,
+    task: Task,
     groups: Groups,
     *,
     suite: Suite,
@@ -80,7 +82,8 @@ def evaluate_model(
     Parameters
     ----------
     model, task, max_new_tokens, batch_size
-        See `oblivion.metrics.engine.outputs.Pass`.
+        See `oblivion.metrics.engine.outputs.TextPass`; of a task without text see
+        `oblivion.metrics.engine.labels.LabelPass`.
     groups : mapping of str to sequence of Sample
         The rows that the suite chose, or some of them.
     suite : Suite
@@ -97,8 +100,7 @@ def evaluate_model(
     InputError
         If a reference is malformed or belongs to other rows, or the model's outputs are not finite.
     """
-    sizes = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    one_pass = Pass(model=model, task=task, formats=suite.formats, **sizes)
+    one_pass = _pass(model, task, suite, max_new_tokens, batch_size)
     known = [from_json(reference, suite) for reference in references]
     outputs = one_pass.over(groups, _wanted(suite.metrics.values(), generate))
     return Evaluation(
@@ -111,7 +113,7 @@ def evaluate_model(
 
 def evaluate_client(
     model: Any,
-    task: CausalLM,
+    task: Task,
     samples: Sequence[Sample],
     *,
     suite: Suite,
@@ -123,7 +125,7 @@ def evaluate_client(
     Parameters
     ----------
     model, task, max_new_tokens, batch_size
-        See `oblivion.metrics.engine.outputs.Pass`.
+        See `oblivion.metrics.engine.outputs.TextPass`.
     samples : sequence of Sample
         The client's rows.
     suite : Suite
@@ -135,13 +137,20 @@ def evaluate_client(
         (sum, weight) pairs that add up over clients, by name; ``skipped`` counts the rows that entered nothing, over
         all rows. A metric that no row allows has weight 0.
     """
-    sizes = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    one_pass = Pass(model=model, task=task, formats=suite.formats, **sizes)
+    one_pass = _pass(model, task, suite, max_new_tokens, batch_size)
     outputs = one_pass.over({OWN: samples}, _wanted(suite.client_metrics.values(), generate=True))
     results = _compute(suite.client_metrics, EvaluationContext(outputs.rows))
     sums = {name: results[name].sums if name in results else None for name in suite.client_metrics}
     skipped = (float(len(outputs.skipped)), float(len(samples)))
     return {name: pair or (0.0, 0.0) for name, pair in sums.items()} | {SKIPPED: skipped}
+
+
+def _pass(model: Any, task: Task, suite: Suite, max_new_tokens: int, batch_size: int) -> TextPass | LabelPass:
+    """Choose how the outputs are made: with text where the task has text, else from labels alone."""
+    if not isinstance(task, CausalLM):
+        return LabelPass(model=model, task=task, batch_size=batch_size)
+    sizes = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    return TextPass(model=model, task=task, formats=suite.formats, **sizes)
 
 
 def _wanted(metrics: Iterable[Metric], generate: bool) -> dict[str, set[str]]:

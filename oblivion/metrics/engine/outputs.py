@@ -51,7 +51,7 @@ class _Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pass:
+class TextPass:
     """One pass of a model over rows, and its sizes.
 
     Attributes
@@ -107,7 +107,7 @@ class Pass:
             if group in wanted
         }
         prompted = [(group, one) for group, ones in encoded.items() for one in ones if one.prompt is not None]
-        with _evaluating(self.model):
+        with evaluating(self.model):
             written = self._write(encoded, {row.ids[-1] for row in rows.rows})
             pairs = [(one.target, written[self._asked(group, one.prompt or ())]) for group, one in prompted]
             pending = start_rouge(pairs)
@@ -200,7 +200,7 @@ class Pass:
 
 
 @contextlib.contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
     """Put a model into evaluation mode for a while."""
     training = model.training
     model.eval()

@@ -75,11 +75,11 @@ def score_rows(
         for batch in _batches(trees, max_tokens, max(1, _MAX_LOGITS // vocabulary)):
             logits, labels = tree_logits(model, batch, pad_id, room=int(alone))
             answers = [index for tree in batch for index in tree.rows]
-            numbers = _statistics(logits, labels, any(index in moments for index in answers))
+            numbers = label_statistics(logits, labels, any(index in moments for index in answers))
             start = 0
             for index in answers:
                 stop = start + len(rows[index].labels)
-                scores[index] = _slice(numbers, slice(start, stop), index in moments)
+                scores[index] = answer_score(numbers[start:stop], moments=index in moments)
                 start = stop
     return [score for score in scores if score is not None]
 
@@ -111,8 +111,8 @@ def _batches(trees: Sequence[Tree], max_tokens: int, max_answers: int) -> Iterat
         yield batch
 
 
-def _statistics(logits: Tensor, labels: Tensor, moments: bool) -> NDArray[np.float64]:
-    """Rows of (log-probability, greedy match, mean, variance) for T labels: array (T, 4) float64."""
+def label_statistics(logits: Tensor, labels: Tensor, moments: bool) -> NDArray[np.float64]:
+    """Return (log-probability, greedy match, mean, variance) of each of T labels: array (T, 4) float64."""
     import torch
 
     parts = []
@@ -137,11 +137,13 @@ def _statistics(logits: Tensor, labels: Tensor, moments: bool) -> NDArray[np.flo
     return numbers
 
 
-def _slice(numbers: NDArray[np.float64], tokens: slice, moments: bool) -> AnswerScore:
-    own, matches, mean, variance = numbers[tokens].T
+def answer_score(numbers: NDArray[np.float64], *, moments: bool, ended: bool = True) -> AnswerScore:
+    """Return the score of an answer from the `label_statistics` of its T labels, (T, 4)."""
+    own, matches, mean, variance = numbers.T
     return AnswerScore(
         log_probs=own.copy(),
         matches=matches.astype(bool),
         mean=mean.copy() if moments else None,
         variance=variance.copy() if moments else None,
+        ended=ended,
     )
