@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import sys
@@ -12,17 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from oblivion import cli_ledger
-from oblivion.cli_ledger import Json, say
-from oblivion.errors import OblivionError, plural
-
-if TYPE_CHECKING:
-    from oblivion.config import RunConfig
-    from oblivion.types import ForgetRequest
+from oblivion import cli_ledger, cli_requests
+from oblivion.cli_shared import HELP, Engine, Json, Set, finish, quiet_libraries, say
+from oblivion.errors import OblivionError
 
 app = typer.Typer(
     name="oblivion",
@@ -30,19 +25,12 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings=HELP,
 )
 app.add_typer(cli_ledger.app, name="ledger")
+for command in cli_requests.COMMANDS:
+    app.command()(command)
 _INTERRUPTED = 130
-_OWN_OPTIONS = {"client": "--client", "samples": "--samples", "methods": "--method"}
-
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable.")]
-Engine = Annotated[str | None, typer.Option(help="ray or inline.")]
-
-
-def _quiet_libraries() -> None:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
 def _overrides(assignments: list[str] | None, engine: str | None) -> list[str]:
@@ -62,7 +50,7 @@ def run(
     """Learn across clients, forget one, measure it, and write a report."""
     from oblivion.config import load_config
 
-    _quiet_libraries()
+    quiet_libraries()
     if resume:
         _resume(out, as_json, {"a scenario": scenario, "--set": assignments, "--engine": engine, "--dry-run": dry_run})
         return
@@ -89,7 +77,7 @@ def run(
 
     with Display() as display:
         result = simulate(config, out or free_directory(path.stem, Path("runs")), sinks=[display])
-    _finish(result.directory, as_json, {})
+    finish(result.directory, as_json, {})
 
 
 def _resume(out: Path | None, as_json: bool, others: dict[str, Any]) -> None:
@@ -103,136 +91,7 @@ def _resume(out: Path | None, as_json: bool, others: dict[str, Any]) -> None:
     ended: dict[str, Any] = {}
     with Display() as display:
         result = resume(out, sinks=[display, lambda event: ended.update(event)])
-    _finish(result.directory, as_json, {"finished": "already"} if ended.get("already") else {})
-
-
-def _finish(directory: Path, as_json: bool, more: dict[str, str]) -> None:
-    report = directory / "report.html"
-    if as_json:
-        say(json.dumps({"run": str(directory), "report": str(report), **more}))
-    else:
-        for key, value in more.items():
-            say("finished already: nothing was left to do" if key == "finished" else f"{key}: {value}")
-        say(f"report: {report}")
-
-
-@app.command()
-def forget(
-    run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run that has learned.")],
-    client: Annotated[str, typer.Option(help="The client that asks, by id or name.")] = "",
-    method: Annotated[str, typer.Option(help="A removal; see `oblivion list removals`.")] = "",
-    samples: Annotated[str, typer.Option(help="A file with one sample id a line; without it, the whole client.")] = "",
-    request: Annotated[Path | None, typer.Option(help="A request that the client signed (JSON), for --client.")] = None,
-    assignments: Set = None,
-    engine: Engine = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Print the plan and its checklist, run nothing.")] = False,
-    commit: Annotated[str, typer.Option(metavar="REQUEST/TRIAL", help="Make a trial the head of the run; erase.")] = "",
-    accept: Annotated[
-        bool, typer.Option("--accept-no-guarantee", help="Let --commit take a trial whose guarantee is none.")
-    ] = False,
-    refuse: Annotated[str, typer.Option(metavar="REQUEST", help="Refuse an open request, with --ground.")] = "",
-    ground: Annotated[str, typer.Option(help="Why a request is refused.")] = "",
-    as_json: Json = False,
-) -> None:
-    """Try a removal on a request to forget (it changes nothing else), commit a trial, or refuse a request."""
-    trying: dict[str, Any] = {"--client": client, "--method": method, "--samples": samples, "--request": request}
-    trying |= {"--set": assignments, "--engine": engine, "--plan": plan}
-    committing = {"--commit": commit, "--accept-no-guarantee": accept}
-    _check_together(trying, committing, {"--refuse": refuse, "--ground": ground})
-    _quiet_libraries()
-    from oblivion.run.directory import RunDirectory
-    from simulations.display import Display
-    from simulations.simulate import commit_in_run, forget_in_run, plan_in_run, refuse_in_run
-
-    run, config = RunDirectory.open(run_directory)
-    if commit:
-        with Display() as display:
-            done = commit_in_run(run, config, commit, [display], accept)
-        _finish(run_directory, as_json, {"committed": commit} | {key: done[key] for key in ("guarantee", "evidence")})
-        return
-    if refuse:
-        refuse_in_run(run, config, refuse, ground)
-        say(json.dumps({"refused": refuse, "ground": ground}) if as_json else f"{refuse} refused: {ground}")
-        return
-    signed = _read_request(request) if request else None
-    if signed is not None:
-        client, samples = signed.client_id, ""
-    changed = _forget_config(config, client, samples, method, assignments, engine)
-    if plan:
-        _show_plan(plan_in_run(run, changed, signed), as_json)
-        return
-    with Display() as display:
-        names = forget_in_run(run, changed, [display], signed)
-    _finish(run_directory, as_json, {"request": names["request"], "trial": names[method]})
-
-
-def _check_together(trying: dict[str, Any], committing: dict[str, Any], refusing: dict[str, Any]) -> None:
-    """Refuse options of `forget` that would not be heeded: what a commit erased does not come back."""
-    asked = "--refuse" if refusing["--refuse"] else "--commit" if committing["--commit"] else "a trial"
-    groups = {"--refuse": refusing, "--commit": committing, "a trial": trying}
-    strays = [name for whose, group in groups.items() if whose != asked for name, value in group.items() if value]
-    if strays:
-        raise typer.BadParameter(f"{strays[0]} does not go with {asked}: leave it out, or give two commands")
-    if asked == "--refuse" and not refusing["--ground"]:
-        raise typer.BadParameter("--refuse needs the ground, with --ground")
-    if asked == "a trial" and (not trying["--method"] or bool(trying["--client"]) == (trying["--request"] is not None)):
-        raise typer.BadParameter("give --method, and either --client or --request")
-    if trying["--request"] is not None and trying["--samples"]:
-        raise typer.BadParameter("--samples does not go with --request, which says itself which samples it means")
-
-
-def _read_request(path: Path) -> ForgetRequest:
-    from oblivion.ledger.requests import from_json
-    from oblivion.outside import read_json
-
-    return from_json(read_json(path, "a request as its client signed it"))
-
-
-def _forget_config(
-    config: RunConfig, client: str, samples: str, method: str, assignments: list[str] | None, engine: str | None
-) -> RunConfig:
-    from oblivion.config import assign, config_from_mapping, parse_assignment
-
-    tree = config.to_json()
-    if engine:
-        tree["engine"] = engine
-    for key, value in map(parse_assignment, assignments or []):
-        section, _, rest = key.partition(".")
-        if section != "forget" or not rest:
-            raise typer.BadParameter(f"--set {key}: after a run only forget.* can be set")
-        if rest in _OWN_OPTIONS:
-            raise typer.BadParameter(f"--set {key}: give it as {_OWN_OPTIONS[rest]}")
-        assign(tree, key, value, "--set")
-    tree["forget"].update(client=client, samples=samples, methods=[method])
-    return config_from_mapping(tree, "--set")
-
-
-def _show_plan(plan: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        say(json.dumps(plan, indent=1))
-        return
-    say(f"{plan['label']}: guarantee {plan['guarantee']}, {plural(plan['client_steps'], 'client-step')}")
-    say(f"cost: {plan['fraction']:.2f} of retraining in client-steps (tokens are counted when it is run)")
-    say(f"first round with the data: {plan['from_round'] or 'none'}")
-    for item in plan["checklist"]:
-        say(f"  {item['status']:<12} {item['item']}: {item['why']}")
-    for what in plan["invalidates"]:
-        say(f"  a commit erases: {what}")
-
-
-@app.command()
-def ids(
-    run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run.")],
-    client: Annotated[str, typer.Option(help="Whose rows, by id or name.")],
-    as_json: Json = False,
-) -> None:
-    """Show a client's rows: their number, their id in the data, and the keyed id that requests and the ledger hold."""
-    from oblivion.client_names import client_named
-    from oblivion.run.directory import RunDirectory
-    from server.prepare import client_rows
-
-    rows = client_rows(*RunDirectory.open(run_directory), client_named(client))
-    say(json.dumps(rows, indent=1) if as_json else "\n".join(f"{r['row']}\t{r['plain']}\t{r['keyed']}" for r in rows))
+    finish(result.directory, as_json, {"finished": "already"} if ended.get("already") else {})
 
 
 @app.command()
@@ -258,7 +117,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure any model, adapter or run."""
-    _quiet_libraries()
+    quiet_libraries()
     from oblivion.errors import ConfigError
     from oblivion.metrics.engine.table import table
     from oblivion.metrics.suites import make_suite

@@ -1,28 +1,25 @@
-"""The commands of ``oblivion ledger``, and what all commands share: how they print, and their common options."""
+"""The commands of ``oblivion ledger``."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from oblivion.cli_shared import HELP, Json, Run, say
 from oblivion.errors import plural
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+app = typer.Typer(help="Look at, verify or export the ledger of a run.", no_args_is_help=True, context_settings=HELP)
 
 
-def say(text: str) -> None:
-    """Print a line of results."""
-    from oblivion.outside import printable
-
-    sys.stdout.write(printable(text) + "\n")
-
-
-app = typer.Typer(help="Look at, verify or export the ledger of a run.", no_args_is_help=True)
+def request_line(asked: dict[str, Any]) -> str:
+    """Return what the ledger says of a request, on one line."""
+    what = "everything" if asked["samples"] is None else plural(asked["samples"], "sample")
+    ground = f" ({asked['ground']})" if asked["ground"] else ""
+    due = "" if asked["state"] in ("committed", "refused") else f", due {asked['due_at']}"
+    return f"{asked['id']}: {what} of {asked['client']}, {asked['state']}{ground}{due}"
 
 
 @app.command("show")
@@ -41,10 +38,7 @@ def show(run_directory: Run, as_json: Json = False) -> None:
         start = f" from round {branch['fork']} of {branch['parent']}" if branch["parent"] else ""
         say(f"branch {branch['name']}{start}: {rounds}, {plural(branch['contributions'], 'contribution')}")
     for asked in held["requests"]:
-        what = "everything" if asked["samples"] is None else plural(asked["samples"], "sample")
-        ground = f" ({asked['ground']})" if asked["ground"] else ""
-        due = "" if asked["state"] in ("committed", "refused") else f", due {asked['due_at']}"
-        say(f"{asked['id']}: {what} of {asked['client']}, {asked['state']}{ground}{due}")
+        say(request_line(asked))
     for gone in held["exclusions"]:
         what = "" if gone["samples"] is None else plural(gone["samples"], "sample") + " of "
         say(f"excluded for good: {what}{gone['client']}")
@@ -88,8 +82,9 @@ def export(
     run_directory: Run,
     out: Annotated[Path | None, typer.Option(help="Write the log here, one entry a line.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Write the signed checkpoint here.")] = None,
+    as_json: Json = True,
 ) -> None:
-    """Write the log and a signed checkpoint, to be kept away from the run; print the checkpoint."""
+    """Write the log and a signed checkpoint, to be kept away from the run; print the checkpoint as JSON."""
     from oblivion.ledger.overview import export
 
     say(json.dumps(export(run_directory, out, checkpoint)))
@@ -132,6 +127,7 @@ def enrol(
     run_directory: Run,
     client: Annotated[str, typer.Option(help="The client's id.")],
     key: Annotated[Path, typer.Option(help="Its Ed25519 public key: 32 bytes, as they are, in hex, or as PEM.")],
+    as_json: Json = False,
 ) -> None:
     """Take in a client's own public key, so that only the client can ask to be forgotten."""
     from oblivion.ledger.opening import open_run_ledger
@@ -143,4 +139,5 @@ def enrol(
         register.enrol_own(client, public)
     finally:
         ledger.close()
-    say(f"{client} is enrolled with its own key; its requests are signed elsewhere from now on")
+    told = f"{client} is enrolled with its own key; its requests are signed elsewhere from now on"
+    say(json.dumps({"enrolled": client}) if as_json else told)

@@ -11,6 +11,8 @@ from oblivion.outside import read, read_toml, shown
 FORMAT = 2
 """Of what this version writes and reads. Runs of format 1 have no such file."""
 FILE = "format"
+PUBLIC_KEY = "public-key.pem"
+"""The file of a run directory that holds the key with which its evidence is checked."""
 ORIGINAL = "adapters/original"
 """The folder of a run directory that holds the adapter that was learned."""
 _LONGEST = 64

@@ -121,5 +121,5 @@ def never_took_part(records: Sequence[RoundRecord], client: str) -> str:
 
 def refusal(root: Path, request: ForgetRequest, never: str) -> PlanRefusedError:
     """The error for a request about data that was never learned; `never` says why."""
-    way = f"oblivion forget {root} --refuse {request.id or 'REQUEST'} --ground 'never took part'"
+    way = f"oblivion refuse {root} {request.id or 'REQUEST'} --ground 'never took part'"
     return PlanRefusedError(f"{never}. To refuse the request for good: {way}")

@@ -32,8 +32,8 @@ from oblivion.outside import shown
 from oblivion.report import write_report
 from oblivion.report.page import build_report
 from oblivion.run.records import Measure, PlanRecord, RequestRecord, read_plan
+from oblivion.run_format import PUBLIC_KEY
 
-PUBLIC_KEY = "public-key.pem"
 _CODE = ("versions", "commit", "code_fingerprint", "packages", "packages_added")
 _ENVIRONMENT = (*_CODE, "model", "model_digest", "seed", "engine", "machine")
 """What of the manifest goes into evidence: nothing of who else takes part, or of their data."""
@@ -119,7 +119,7 @@ def _find(opened: OpenRun, trial: str) -> tuple[Asked, RequestRecord]:
     if entry is None or name not in models or not opened.has(trial):
         known = [key for key in models if opened.has(f"{request_id}/{key}")]
         what = f"{request_id} has no trial '{name}' at the present head; {nearest(name, known)}"
-        raise ConfigError(what if name else f"{what}; give --commit {request_id}/TRIAL")
+        raise ConfigError(what if name else f"{what}; give {request_id}/TRIAL")
     return asked, entry
 
 
@@ -213,7 +213,7 @@ def finish_commits(opened: OpenRun) -> dict[str, str]:
 
 def unfinished(opened: OpenRun, trial: str, problem: str) -> str:
     """What to do about a commit that could not be finished, in words."""
-    how = f"oblivion forget {opened.run.root} --commit {trial}"
+    how = f"oblivion commit {opened.run.root} {trial}"
     return f"{trial} is committed, and not all is erased yet: {problem}. Then finish it with: {how}"
 
 

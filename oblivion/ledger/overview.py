@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
 
-from oblivion.errors import ConfigError
+from oblivion.errors import ConfigError, InputError, nearest
 from oblivion.files import write_atomically
 from oblivion.ledger.opening import read_ledger
+from oblivion.ledger.register import Asked
+from oblivion.ledger.verify_evidence import Check, UnreadableError, failed, in_words, verify
+from oblivion.outside import read
+from oblivion.run_format import PUBLIC_KEY
 
 
 def overview(root: Path) -> dict[str, Any]:
@@ -36,18 +41,7 @@ def overview(root: Path) -> dict[str, Any]:
                 }
                 for branch in ledger.branches()
             ],
-            "requests": [
-                {
-                    "id": asked.request.id,
-                    "client": asked.request.client_id,
-                    "samples": None if asked.request.sample_ids is None else len(asked.request.sample_ids),
-                    "state": asked.state,
-                    "ground": asked.ground,
-                    "received_at": asked.received_at,
-                    "due_at": asked.due_at,
-                }
-                for asked in register.all_asked()
-            ],
+            "requests": [_request(asked) for asked in register.all_asked()],
             "exclusions": [
                 {"client": absence.client, "samples": None if absence.samples is None else len(absence.samples)}
                 for absence in register.exclusions()
@@ -78,3 +72,64 @@ def export(root: Path, log: Path | None, checkpoint: Path | None) -> dict[str, A
     if checkpoint is not None:
         write_atomically(checkpoint, json.dumps(now).encode() + b"\n")
     return now
+
+
+def _request(asked: Asked) -> dict[str, Any]:
+    samples = asked.request.sample_ids
+    return {
+        "id": asked.request.id,
+        "client": asked.request.client_id,
+        "samples": None if samples is None else len(samples),
+        "state": asked.state,
+        "ground": asked.ground,
+        "received_at": asked.received_at,
+        "due_at": asked.due_at,
+    }
+
+
+def requests(root: Path) -> list[dict[str, Any]]:
+    """Return the requests of a run in their order, each with the trials that can be committed."""
+    ledger, register = read_ledger(root)
+    try:
+        trials = [branch.name.partition("/") for branch in ledger.branches() if "/oracle" not in branch.name]
+        listed = [_request(asked) for asked in register.all_asked()]
+    finally:
+        ledger.close()
+    return [{**asked, "trials": [name for id, _, name in trials if id == asked["id"]]} for asked in listed]
+
+
+def evidence(root: Path, request: str) -> tuple[Path, list[Check], list[str], Any]:
+    """Check the evidence of the committed removal that answered a request.
+
+    Returns
+    -------
+    tuple
+        The file; the checks; what the evidence says in words, and its statement: empty and None if a check fails.
+
+    Raises
+    ------
+    ConfigError
+        If no removal was committed for the request.
+    InputError
+        If the evidence or the run's public key is not there, or neither can be read.
+    """
+    ledger, register = read_ledger(root)
+    try:
+        known = [str(asked.request.id) for asked in register.all_asked()]
+        trials = [str(r.content["branch"]) for r in register.removals() if r.content["request"] == request]
+    finally:
+        ledger.close()
+    if request not in known:
+        raise ConfigError(f"there is no request '{request}'; {nearest(request, known)}")
+    if not trials:
+        raise ConfigError(f"{request}: no removal was committed for it, so there is no evidence")
+    path, expected = root / "forgets" / trials[-1] / "evidence.json", "what the commit wrote: give the commit again"
+    data, key = read(path, expected), read(root / PUBLIC_KEY, expected)
+    try:
+        checks = verify(data, key)
+    except UnreadableError as error:
+        raise InputError(f"{path}: {error}") from None
+    if failed(checks):
+        return path, checks, [], None
+    statement = json.loads(base64.b64decode(json.loads(data)["payload"]))
+    return path, checks, in_words(statement["predicate"]), statement

@@ -110,7 +110,7 @@ def test_what_never_took_part_is_not_forgotten_afterwards(
         result.forget(TARGET, method="rollback")
     (request,) = result.metrics["requests"]
     assert not request["models"] and len(result.history) == 2, "nothing was run"
-    assert f"oblivion forget {result.directory} --refuse {request['id']} --ground" in str(caught.value)
+    assert f"oblivion refuse {result.directory} {request['id']} --ground" in str(caught.value)
     page = write_report([result.directory], tmp_path / "report.html").read_text()
     assert "in training from round" not in page and "never took part in training" in page
     refuse_in_run(run, config, request["id"], "never took part")

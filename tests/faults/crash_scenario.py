@@ -195,7 +195,7 @@ def forget(
 
 
 def commit(client: str, method: str) -> Callable[[RunConfig, Path, Path], None]:
-    """``oblivion forget ROOT --commit REQUEST/METHOD``; again, it may say that this is done already."""
+    """``oblivion commit ROOT REQUEST/METHOD``; again, it may say that this is done already."""
 
     def command(config: RunConfig, root: Path, work: Path) -> None:
         directory, stored = RunDirectory.open(root)

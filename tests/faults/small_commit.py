@@ -104,7 +104,7 @@ def stuck_blocks_nobody(work: Path) -> None:
 
     erasing.erase = refuses
     said = give(root)
-    assert "adapters/original could not be removed" in said and "--commit" in said and not evidence(root)
+    assert "adapters/original could not be removed" in said and "oblivion commit" in said and not evidence(root)
     config = configure(work)
     COMMANDS["forget-samples"](config, root, work)
     commit("client-0", "rollback")(config, root, work)

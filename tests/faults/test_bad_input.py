@@ -319,8 +319,8 @@ def test_forget_on_something_that_is_no_finished_run(finished: Path, here: Path)
     refused(INPUT, "a run of a version before the ledger must be run again", *forget)
     shutil.rmtree(here / "copy/ledger")
     refused(INPUT, "copy has no ledger, so nothing can be forgotten from it", *forget)
-    refused(INPUT, "copy has no ledger", "forget", "copy", "--commit", "req-1/local")
-    refused(INPUT, "copy has no ledger", "forget", "copy", "--refuse", "req-1", "--ground", "none")
+    refused(INPUT, "copy has no ledger", "commit", "copy", "req-1/local")
+    refused(INPUT, "copy has no ledger", "refuse", "copy", "req-1", "--ground", "none")
     (here / "copy/config.toml").write_text("seed = ")
     refused(INPUT, "copy/config.toml", "forget", "copy", *ASK)
     (here / "copy/config.toml").write_text("sed = 3")
@@ -334,8 +334,8 @@ def test_forget_on_a_run_that_was_interrupted(scenario: Path, here: Path, monkey
     with monkeypatch.context() as patch:
         patch.setattr("oblivion.federation.rounds.Federation.commit", interrupted)
         assert oblivion("run", scenario, "--out", "o")[0] == 130
-    for arguments in (ASK, (*ASK, "--plan"), ("--commit", "req-1/local")):
-        code, out, err = oblivion("forget", "o", *arguments)
+    for command in (("forget", "o", *ASK), ("forget", "o", *ASK, "--plan"), ("commit", "o", "req-1/local")):
+        code, out, err = oblivion(*command)
         assert (code, out) == (INPUT, "") and "o has 0 of 1 rounds, so there is nothing to forget yet" in err
         assert "finish it with: oblivion run --resume --out o" in err
     assert oblivion("run", "--resume", "--out", "o")[0] == 0
@@ -349,12 +349,12 @@ def test_resume_of_something_that_is_no_run(here: Path) -> None:
 
 
 def test_a_trial_that_is_not_there(finished: Path) -> None:
-    refused(CONFIG, "there is no request 'req-1'", "forget", finished, "--commit", "req-1/local")
-    refused(CONFIG, "there is no request 'req-1'", "forget", finished, "--commit", "req-1")
-    refused(CONFIG, "there is no request '..'", "forget", finished, "--commit", "../x/local")
+    refused(CONFIG, "there is no request 'req-1'", "commit", finished, "req-1/local")
+    refused(CONFIG, "there is no request 'req-1'", "commit", finished, "req-1")
+    refused(CONFIG, "there is no request '..'", "commit", finished, "../x/local")
     (request,) = [e["id"] for e in json.loads((finished / "metrics.json").read_text())["requests"]]
     for name in ("", "/", "/local", "/original", "/../../x"):
-        refused(CONFIG, f"{request} has no trial", "forget", finished, "--commit", f"{request}{name}")
+        refused(CONFIG, f"{request} has no trial", "commit", finished, f"{request}{name}")
 
 
 @pytest.mark.parametrize(

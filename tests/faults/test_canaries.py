@@ -476,7 +476,7 @@ def test_ray_leaves_nothing_either(micro_model: Path, tmp_path: Path) -> None:
         ledger.close()
         canaries = Canaries(runs(both(deltas)), runs(both(stays)))
         assert len(canaries.found(opened(root))) >= len(deltas)
-        oblivion("forget", str(root), "--commit", f"{planted.request}/rollback")
+        oblivion("commit", str(root), f"{planted.request}/rollback")
         all_words = [word for row in range(ROWS) for word in words(CLIENT, row)]
         assert not list(session.iterdir())
         where = planted.places()

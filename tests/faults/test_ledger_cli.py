@@ -231,15 +231,15 @@ def test_what_cannot_be_committed(run: Path, trial: str) -> None:
     request = trial.partition("/")[0]
     for wrong, words in (
         ("req-0", f"there is no request 'req-0'|{request}"),
-        ("", "give --method"),
-        (request, f"{request} has no trial ''|rollback|give --commit {request}/TRIAL"),
+        ("", "there is no request ''"),
+        (request, f"{request} has no trial ''|rollback|give {request}/TRIAL"),
         (f"{request}/rollbak", "has no trial 'rollbak' at the present head; did you mean 'rollback'"),
         (f"{request}/oracle", "has no trial 'oracle'"),
         (f"{request}/../{trial}", "has no trial"),
         (f"{trial}/..", "has no trial"),
     ):
         before = tree(run)
-        fails(USAGE, words, "forget", run, "--commit", wrong)
+        fails(USAGE, words, "commit", run, wrong)
         after = tree(run)
         assert {n for n in before | after if before.get(n) != after.get(n)} <= {
             "ledger/lock",
@@ -252,23 +252,22 @@ def test_what_cannot_be_committed(run: Path, trial: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--commit", "TRIAL", "--plan"), "--plan does not go with --commit"),
-        (("--commit", "TRIAL", "--client", "client-1"), "--client does not go with --commit"),
-        (("--commit", "TRIAL", "--method", "exclude"), "--method does not go with --commit"),
-        (("--commit", "TRIAL", "--set", "forget.scale=2"), "--set does not go with --commit"),
-        (("--commit", "TRIAL", "--refuse", "REQUEST", "--ground", "a law"), "--commit does not go with --refuse"),
-        (("--commit", "TRIAL", "--ground", "a law"), "--ground does not go with --commit"),
-        (("--refuse", "REQUEST", "--ground", "a law", "--plan"), "--plan does not go with --refuse"),
-        (("--refuse", "REQUEST", "--ground", "a law", "--client", "client-2"), "--client does not go with --refuse"),
-        (("--client", "client-1", "--method", "exclude", "--accept-no-guarantee"), "does not go with a trial"),
-        (("--client", "client-1", "--method", "exclude", "--ground", "a law"), "--ground does not go with a trial"),
-        (("--request", "x.json", "--method", "exclude", "--samples", "x"), "--samples does not go with --request"),
+        (("commit", "RUN", "TRIAL", "--plan"), "No such option: --plan"),
+        (("commit", "RUN", "TRIAL", "--client", "client-1"), "No such option: --client"),
+        (("refuse", "RUN", "REQUEST"), "Missing option '--ground'"),
+        (("refuse", "RUN", "REQUEST", "--ground", "a law", "--plan"), "No such option: --plan"),
+        (("forget", "RUN", "--client", "client-1", "--method", "exclude", "--ground", "a law"), "--ground"),
+        (("forget", "RUN", "--commit", "TRIAL"), "No such option: --commit"),
+        (
+            ("forget", "RUN", "--request", "x.json", "--method", "exclude", "--samples", "x"),
+            "--samples does not go with --request",
+        ),
     ],
 )
 def test_what_would_not_be_heeded_is_refused(run: Path, trial: str, arguments: tuple[str, ...], words: str) -> None:
-    places = {"TRIAL": trial, "REQUEST": trial.partition("/")[0]}
+    places = {"RUN": str(run), "TRIAL": trial, "REQUEST": trial.partition("/")[0]}
     before = tree(run)
-    fails(USAGE, words, "forget", run, *(places.get(word, word) for word in arguments))
+    fails(USAGE, words, *(places.get(word, word) for word in arguments))
     assert tree(run) == before
 
 
@@ -286,7 +285,7 @@ def test_a_request_that_is_open_again_says_what_to_do(run: Path, trial: str) -> 
     assert "the client's keys of rounds 1 to 2 (the client and its other requests stay)" in planned
     assert "and its other requests" in good("forget", run, "--client", "client-1", "--method", "exclude", "--plan")
     good(*asked)
-    good("forget", run, "--commit", trial)
+    good("commit", run, trial)
     closed, still = [line for line in good("ledger", "show", run).splitlines() if line.startswith("req-")]
     assert closed.endswith("committed")
     assert "received (another removal was committed since; try one for it again), due " in still
@@ -331,10 +330,10 @@ def test_a_second_process_is_refused_and_told_who_has_it(run: Path) -> None:
 @pytest.mark.parametrize("what", ["plan", "refuse", "commit", "forget"])
 def test_forget_waits_for_its_turn(run: Path, trial: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     commands: dict[str, list[str]] = {
-        "plan": ["--client", "client-1", "--method", "exclude", "--plan"],
-        "refuse": ["--refuse", trial.partition("/")[0], "--ground", "a law"],
-        "commit": ["--commit", trial],
-        "forget": ["--client", "client-1", "--method", "exclude"],
+        "plan": ["forget", str(run), "--client", "client-1", "--method", "exclude", "--plan"],
+        "refuse": ["refuse", str(run), trial.partition("/")[0], "--ground", "a law"],
+        "commit": ["commit", str(run), trial],
+        "forget": ["forget", str(run), "--client", "client-1", "--method", "exclude"],
     }
     slept = []
     with holding(run) as other, monkeypatch.context() as patch:
@@ -345,7 +344,7 @@ def test_forget_waits_for_its_turn(run: Path, trial: str, what: str, monkeypatch
             release(other)
 
         patch.setattr("oblivion.ledger.schema.time.sleep", sleep)
-        good("forget", run, *commands[what])
+        good(*commands[what])
     assert slept and slept[0] is None, "the other one was still there"
     if what == "forget":
         assert f"waiting: {run / 'ledger'} is in use by process {other.pid}" in (run / "events.jsonl").read_text()
@@ -412,7 +411,7 @@ def test_a_missing_or_wrong_part(
     }
     path, before = paths.get(what, run / "keys" / what), tree(run)
     back = put_away(path, tmp_path, instead)
-    fails(CHANGED, words, "forget", run, "--commit", trial)
+    fails(CHANGED, words, "commit", run, trial)
     for command in ("show", "export", "verify"):
         code, out, err = oblivion("ledger", command, run)
         assert code == (CHANGED if at_once or command == "verify" else 0), (command, out, err)
@@ -423,7 +422,7 @@ def test_a_missing_or_wrong_part(
     assert changed <= {"events.jsonl", "ledger/lock", "keys/checkpoint.json", "keys/lock", "keys/ledger.json"}, (
         "nothing was made in the place of what is missing"
     )
-    assert json.loads(good("forget", run, "--commit", trial, "--json"))["committed"] == trial
+    assert json.loads(good("commit", run, trial, "--json"))["committed"] == trial
     assert good("ledger", "verify", run).startswith("everything holds")
 
 
@@ -503,17 +502,15 @@ def test_a_database_that_may_not_be_written(run: Path, trial: str, monkeypatch: 
     request = trial.partition("/")[0]
     with monkeypatch.context() as patch:
         patch.setattr(book.schema, "connect", reading)
-        for command in (["--commit", trial], ["--refuse", request, "--ground", "a law"]):
+        for command in (["commit", run, trial], ["refuse", run, request, "--ground", "a law"]):
             fails(
                 1,
                 "ledger.db could not be written|attempt to write a readonly database|make it writable",
-                "forget",
-                run,
                 *command,
             )
     assert good("ledger", "verify", run).startswith("everything holds")
     assert json.loads(good("ledger", "show", run, "--json"))["requests"][0]["state"] == "verified"
-    good("forget", run, "--commit", trial)
+    good("commit", run, trial)
 
 
 def quick_report(roots: list[Path], path: Path) -> None:
@@ -581,7 +578,7 @@ def uninterrupted(trained: RunResult, tmp_path_factory: pytest.TempPathFactory) 
     (entry,) = trained.metrics["requests"]
     with pytest.MonkeyPatch.context() as patch, disk() as steps:
         patch.setattr("oblivion.federation.commits.write_report", quick_report)
-        good("forget", root, "--commit", f"{entry['id']}/rollback")
+        good("commit", root, f"{entry['id']}/rollback")
     assert set(steps.seen) == {"write", "fsync", "rename", "unlink", "commit", "checkpoint"}
     return steps.seen, outcome(root)
 
@@ -589,12 +586,12 @@ def uninterrupted(trained: RunResult, tmp_path_factory: pytest.TempPathFactory) 
 def check_full_at(run: Path, trial: str, step: str, number: int, expected: dict[str, Any]) -> None:
     """Let the disk be full from one step on; then give the same command again with space."""
     with disk((step, number)) as steps:
-        code, out, err = oblivion("forget", run, "--commit", trial)
+        code, out, err = oblivion("commit", run, trial)
     assert steps.full and (code, out) == (1, ""), (step, number, err)
     assert "No space left on device" in err and "Traceback" not in err and err.count("error: ") == 1, err
     assert "free some space" in err or "make it writable" in err, err
     done = list(run.glob("forgets/*/*/evidence.json"))
-    code, _, err = oblivion("forget", run, "--commit", trial)
+    code, _, err = oblivion("commit", run, trial)
     # Only where all was done but the last fsync, it says so.
     assert code == 0 or (done and code == REFUSED and "is committed already" in err), (step, number, err)
     assert outcome(run) == expected, (step, number)
@@ -644,9 +641,9 @@ def test_the_report_cannot_be_written(run: Path, trial: str, monkeypatch: pytest
 
     with monkeypatch.context() as patch:
         patch.setattr("oblivion.federation.commits.write_report", full)
-        fails(1, "report.html: No space left on device", "forget", run, "--commit", trial)
+        fails(1, "report.html: No space left on device", "commit", run, trial)
     (run / "report.html").unlink()
-    answer = json.loads(good("forget", run, "--commit", trial, "--json"))
+    answer = json.loads(good("commit", run, trial, "--json"))
     assert Path(answer["report"]).is_file() and Path(answer["evidence"]).is_file()
 
 
@@ -685,7 +682,7 @@ def test_a_file_system_that_is_really_full(
     with small_disk(folder, 64 * 2**20) as resize:
         root = Path(shutil.copytree(trained.directory, folder / "run"))
         resize(shutil.disk_usage(folder).used + 256 * 1024)
-        fails(1, "free some space. Nothing was changed", "forget", root, "--commit", trial)
+        fails(1, "free some space. Nothing was changed", "commit", root, trial)
     folder.rmdir()
     # The disk may still fill up in between.
     monkeypatch.setattr("oblivion.federation.commits._check_writable", lambda *_: None)
@@ -694,7 +691,7 @@ def test_a_file_system_that_is_really_full(
             root = Path(shutil.copytree(trained.directory, folder / "run"))
             used = shutil.disk_usage(folder).used
             resize(used + free * 1024)
-            code, out, err = oblivion("forget", root, "--commit", trial)
+            code, out, err = oblivion("commit", root, trial)
             ended.append(code)
             if code:
                 assert (code, out) == (1, "") and "Traceback" not in err, (free, err)
@@ -702,7 +699,7 @@ def test_a_file_system_that_is_really_full(
             resize(64 * 2**20)
             if code:
                 done = list(root.glob("forgets/*/*/evidence.json"))
-                code, _, err = oblivion("forget", root, "--commit", trial)
+                code, _, err = oblivion("commit", root, trial)
                 assert code == 0 or (done and code == REFUSED), (free, err)
             assert outcome(root) == uninterrupted[1], free
             assert good("ledger", "verify", root).startswith("everything holds")

@@ -112,7 +112,7 @@ def check_names(name: str, values: dict[str, Any]) -> None:
         scenario = values["scenario"] or "demo"
         check_settings(list(values["assignments"] or ()), None if scenario.endswith(".toml") else scenario)
     elif name == "forget":
-        assert values["method"] in removals.names() or values["commit"] or values["refuse"]
+        assert values["method"] in removals.names()
         assert all(assignment.startswith("forget.") for assignment in values["assignments"] or ())
         check_settings(list(values["assignments"] or ()), None)
     elif name == "evaluate":
@@ -147,7 +147,7 @@ def test_the_checks_see_what_is_wrong() -> None:
     with pytest.raises(AssertionError):
         check_names("run", {"scenario": "demo", "assignments": ["train.batch-sise=3"]})
     with pytest.raises(AssertionError):
-        check_names("forget", {"method": "nothing", "assignments": [], "commit": "", "refuse": ""})
+        check_names("forget", {"method": "nothing", "assignments": []})
 
 
 @each_page

@@ -61,7 +61,7 @@ def test_a_run_names_the_packages_of_its_parts(install: Install, micro_scenario:
     assert added == [("my-fed", "0.2"), ("my-objective", "7")]
 
     request, trial = json.loads(out)["request"], json.loads(out)["trial"]
-    code, out, err = oblivion("forget", run, "--commit", f"{request}/{trial}", "--json")
+    code, out, err = oblivion("commit", run, f"{request}/{trial}", "--json")
     assert code == 0, err
     evidence = json.loads(Path(json.loads(out)["evidence"]).read_text())
     environment = json.loads(base64.b64decode(evidence["payload"]))["predicate"]["environment"]

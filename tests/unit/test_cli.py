@@ -106,11 +106,15 @@ except SystemExit as end:
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "forget", "evaluate", "report", "list", "doctor", "ledger show", "ledger verify"]
+    "command",
+    [
+        *("run", "forget", "commit", "refuse", "requests", "evidence", "ids", "evaluate", "report", "list", "doctor"),
+        *("ledger show", "ledger verify", "ledger export", "ledger clock", "ledger enrol"),
+    ],
 )
 def test_every_command_has_help(command: str) -> None:
     out = good(*command.split(), "--help")
-    assert "Usage: oblivion " + command in out and "--json" in out
+    assert "Usage: oblivion " + command in out and "--json" in out and good(*command.split(), "-h") == out
 
 
 @pytest.mark.parametrize(
@@ -128,8 +132,10 @@ def test_every_command_has_help(command: str) -> None:
         ["forget", "run", "--client", "client-1"],
         ["forget", "run", "--method", "local"],
         ["forget", "run", "--method", "local", "--client", "client-1", "--request", "signed.json"],
-        ["forget", "run", "--refuse", "req-1"],
-        ["forget", "run", "--commit"],
+        ["refuse", "run", "req-1"],
+        ["commit", "run"],
+        ["requests"],
+        ["evidence", "run"],
         ["run", "--resume"],
         ["run", "--resume", "demo"],
         ["run", "--resume", "demo", "--out", "run"],
@@ -256,26 +262,26 @@ def request_of(run: Path) -> str:
 
 def test_a_commit_says_what_it_made_and_where_the_evidence_is(copy: Path) -> None:
     trial = f"{request_of(copy)}/exclude"
-    code, out, err = oblivion("forget", copy, "--commit", trial, "--accept-no-guarantee", "--json")
+    code, out, err = oblivion("commit", copy, trial, "--accept-no-guarantee", "--json")
     answer = strict_json(out)
     evidence = copy / "forgets" / trial / "evidence.json"
     assert code == 0 and f"committing {trial}" in err
     expected = {"run": str(copy), "report": str(copy / "report.html"), "committed": trial, "evidence": str(evidence)}
     expected["guarantee"] = "none"
     assert answer == expected and evidence.is_file() and not (copy / "adapters/original").exists()
-    code, out, err = oblivion("forget", copy, "--commit", trial)
+    code, out, err = oblivion("commit", copy, trial)
     assert code == 5 and out == "" and err == f"error: {request_of(copy)} is committed already\n"
 
 
 def test_a_request_that_is_refused_stays_refused_with_its_ground(copy: Path) -> None:
     request, ground = request_of(copy), "the law asks that it is kept"
-    answer = strict_json(good("forget", copy, "--refuse", request, "--ground", ground, "--json"))
+    answer = strict_json(good("refuse", copy, request, "--ground", ground, "--json"))
     assert answer == {"refused": request, "ground": ground}
-    code, _, err = oblivion("forget", copy, "--commit", f"{request}/exclude")
+    code, _, err = oblivion("commit", copy, f"{request}/exclude")
     assert code == 5 and f"{request} is refused already: {ground}" in err
-    code, _, err = oblivion("forget", copy, "--refuse", request, "--ground", "again")
+    code, _, err = oblivion("refuse", copy, request, "--ground", "again")
     assert code == 2 and f"{request} is refused already" in err
-    code, _, err = oblivion("forget", copy, "--refuse", "req-nothing", "--ground", "x")
+    code, _, err = oblivion("refuse", copy, "req-nothing", "--ground", "x")
     assert code == 2 and "there is no request 'req-nothing'" in err and request in err
 
 
@@ -342,7 +348,7 @@ def test_a_finished_run_that_is_resumed_changes_no_bit(copy: Path) -> None:
     code, out, err = oblivion("run", "--resume", "--out", copy)
     assert code == 0 and out.startswith("finished already: nothing was left to do\n") and "learning" not in err
     assert adapters() == before
-    good("forget", copy, "--commit", f"{request_of(copy)}/exclude", "--accept-no-guarantee")
+    good("commit", copy, f"{request_of(copy)}/exclude", "--accept-no-guarantee")
     assert good("run", "--resume", "--out", copy).startswith("finished already")
 
 
@@ -355,7 +361,7 @@ def test_a_run_that_is_not_finished_is_not_called_so(copy: Path) -> None:
 
 
 def test_who_was_erased_is_not_among_the_known(copy: Path) -> None:
-    good("forget", copy, "--commit", f"{request_of(copy)}/exclude", "--accept-no-guarantee")
+    good("commit", copy, f"{request_of(copy)}/exclude", "--accept-no-guarantee")
     code, _, err = oblivion("forget", copy, "--client", "client-7", "--method", "exclude")
     assert code == 2 and err.endswith("Known: client-0, client-1\n")
 
