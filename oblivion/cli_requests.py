@@ -23,7 +23,7 @@ Asked = Annotated[str, typer.Argument(metavar="REQUEST", help="The id of a reque
 def forget(
     run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run that has learned.")],
     client: Annotated[str, typer.Option(help="The client that asks, by id or name.")] = "",
-    method: Annotated[str, typer.Option(help="A removal; see `oblivion list removals`.")] = "",
+    method: Annotated[str, typer.Option(help="A removal, or a name in forget.methods.")] = "",
     samples: Annotated[str, typer.Option(help="A file with one sample id a line; without it, the whole client.")] = "",
     request: Annotated[Path | None, typer.Option(help="A request that the client signed (JSON), for --client.")] = None,
     assignments: Set = None,
@@ -75,8 +75,11 @@ def _forget_config(
             raise typer.BadParameter(f"--set {key}: after a run only forget.* can be set")
         if rest in _OWN_OPTIONS:
             raise typer.BadParameter(f"--set {key}: give it as {_OWN_OPTIONS[rest]}")
+        if rest.startswith("methods.") and not f"{rest}.".startswith(f"methods.{method}."):
+            raise typer.BadParameter(f"--set {key}: it is a setting of another method than --method {method}")
         assign(tree, key, value, "--set")
-    tree["forget"].update(client=client, samples=samples, methods=[method])
+    tables = tree["forget"]["methods"]
+    tree["forget"].update(client=client, samples=samples, methods={method: tables.get(method, {})})
     return config_from_mapping(tree, "--set")
 
 

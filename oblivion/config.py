@@ -23,20 +23,13 @@ from pydantic import (
 
 from oblivion.client_names import client_id_of
 from oblivion.errors import ConfigError, nearest
+from oblivion.method_tables import METHODS, check_method_names, method_tables, set_over
 from oblivion.outside import LARGEST_TOML, as_text, check_numbers, parse_toml, read, shown
 from oblivion.validation import faults
 
 
 def _kebab(name: str) -> str:
     return name.replace("_", "-")
-
-
-def _split(value: Any) -> Any:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
-"""A list of names; on the command line also ``a,b``."""
 
 
 def _client(name: str) -> str:
@@ -55,6 +48,8 @@ def _bounded(values: dict[str, Any]) -> dict[str, Any]:
 
 Parameters = Annotated[dict[str, Any], AfterValidator(_bounded)]
 """Keyword arguments of a registered part, which checks them itself; numbers beyond all use are refused for it."""
+Methods = Annotated[dict[str, Parameters], BeforeValidator(method_tables), AfterValidator(check_method_names)]
+"""Settings of removals, by a name for each."""
 _SCENARIO = "a scenario in TOML"
 MOST_ROUNDS = 10_000
 MOST_CLIENTS = 100_000
@@ -159,18 +154,11 @@ class PrivacyConfig(_Section):
 
 
 class ForgetConfig(_Section):
-    """A request to forget, and how each removal answers it."""
+    """A request to forget, and the removals that answer it, each with its settings."""
 
     client: str = ""
     samples: str = ""
-    methods: Names = ()
-    objective: str = "npo"
-    parameters: Parameters = {}
-    scale: float = Field(1.0, gt=0, le=1e6, strict=True)
-    max_norm: float = Field(100.0, gt=0, le=1e12, strict=True)
-    local_epochs: int = Field(5, ge=1, le=10_000, strict=True)
-    learning_rate: float = Field(1e-3, gt=0, le=1e3, strict=True)
-    recovery_rounds: int = Field(2, ge=0, le=MOST_ROUNDS, strict=True)
+    methods: Methods = {}
 
     @field_validator("client")
     @classmethod
@@ -281,7 +269,8 @@ def _explain(error: ValidationError, source: str) -> ConfigError:
             siblings = [k for k in known if k.rpartition(".")[0] == section] or known
             if not section:  # a mistyped section is nearer to a section than to a key
                 siblings = [_kebab(name) for name in RunConfig.model_fields]
-            lines.append(f"{source}: unknown key '{shown(key)[1:-1]}'; {nearest(key, siblings)}")
+            more = f". Settings of a removal stand in {METHODS}.NAME" if section == "forget" else ""
+            lines.append(f"{source}: unknown key '{shown(key)[1:-1]}'; {nearest(key, siblings)}{more}")
         else:
             lines.append(f"{source}: {key} = {value}: {said}" if key else f"{source}: {said}")
     return ConfigError("\n".join(dict.fromkeys(lines)))
@@ -327,12 +316,14 @@ def assign(tree: dict[str, Any], dotted: str, value: Any, source: str) -> None:
         If the key goes through a value that is no table.
     """
     *parents, last = dotted.split(".")
-    for parent in parents:
+    for depth, parent in enumerate(parents, start=1):
         child = tree.setdefault(parent, {})
+        if ".".join(parents[:depth]) == METHODS:  # a table that is set over a list of names adds to it
+            child = tree[parent] = method_tables(child)
         if not isinstance(child, dict):
             raise ConfigError(f"{source}: '{dotted}' goes through '{parent}', which is not a table")
         tree = child
-    tree[last] = value
+    tree[last] = set_over(tree.get(last, {}), value) if dotted == METHODS else value
 
 
 def load_config(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from oblivion.aggregation.rules import aggregators
 from oblivion.aggregation.schemes import schemes
 from oblivion.config import RunConfig
@@ -29,10 +32,18 @@ def parts_of(config: RunConfig) -> list[tuple[str, str, Registry]]:
         ("lora.scheme", config.lora.scheme, schemes),
         ("federation.learning", config.federation.learning, learnings),
         ("federation.aggregator", config.federation.aggregator, aggregators),
-        ("forget.objective", config.forget.objective, objectives),
         ("evaluate.suite", config.evaluate.suite, suites),
-        *(("forget.methods", method, removals) for method in config.forget.methods),
+        *(part for name, table in config.forget.methods.items() for part in _parts_of_method(name, table)),
     ]
+
+
+def _parts_of_method(name: str, settings: Mapping[str, Any]) -> list[tuple[str, str, Registry]]:
+    """Return the removal that a table of settings names, and its objective if it names one."""
+    key = f"forget.methods.{name}"
+    parts = [(f"{key}.method" if "method" in settings else key, str(settings.get("method", name)), removals)]
+    if "objective" in settings:
+        parts.append((f"{key}.objective", str(settings["objective"]), objectives))
+    return parts
 
 
 def outside_packages(config: RunConfig) -> tuple[Package, ...]:

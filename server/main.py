@@ -61,7 +61,7 @@ def _answer_scenario(opened: OpenRun) -> None:
     if forget.client:
         request = make_request(opened.data, forget.client, forget.samples)
         trials = Trials(opened)
-        trials.answer(trials.receive(request), forget.methods)
+        trials.answer(trials.receive(request), list(forget.methods))
     else:
         Learning(opened).measure_learned()
 
@@ -78,7 +78,7 @@ def run_plan(
     with closing(OpenRun(config, None, run, observer, BUSY_SECONDS)) as opened:
         Learning(opened).check_learned()
         planner = Planner(opened, signed or make_request(opened.data, config.forget.client, config.forget.samples))
-        plan = planner.plan(config.forget.methods[0])
+        plan = planner.plan(next(iter(config.forget.methods)))
         planner.check_budget([plan])
         return plan_values(plan)
 
@@ -108,7 +108,7 @@ def run_forget(
         request = signed or make_request(opened.data, config.forget.client, config.forget.samples)
         trials = Trials(opened)
         asked = trials.receive(request)
-        names = trials.answer(asked, config.forget.methods)
+        names = trials.answer(asked, list(config.forget.methods))
         _report(run, observer)
         return {"request": asked.request.id, **names}
 

@@ -32,7 +32,7 @@ from oblivion.parameters import build
 from oblivion.parts import parts_of
 from oblivion.privacy.settings import check_privacy
 from oblivion.privacy.spending import check_learning
-from oblivion.removal import removal_from
+from oblivion.removal.settings import check_methods, removal_from
 from oblivion.run.directory import RunDirectory
 from oblivion.run.manifest import make_manifest
 from oblivion.run.records import read_manifest
@@ -43,13 +43,14 @@ from server.estimate import check_disk
 
 
 def check_names(config: RunConfig) -> None:
-    """Check every name and every parameter of a rule or objective, without loading data or a model.
+    """Check every name and every parameter of a rule, a removal or an objective, without loading data or a model.
 
     Raises
     ------
     ConfigError
         Naming the key, the value and what is known.
     """
+    check_methods(config.forget.methods)
     for key, name, registry in parts_of(config):
         if name not in registry.names():
             raise ConfigError(f"{key} = '{name}': unknown {registry.kind}; {nearest(name, registry.names())}")
@@ -58,7 +59,6 @@ def check_names(config: RunConfig) -> None:
     check_training(rule_of(config), config)
     check_scheme(rule_of(config), scheme_of(config), config)
     check_privacy(config)
-    objective_from(config.forget.objective, config.forget.parameters)
 
 
 def absolute_paths(config: RunConfig) -> RunConfig:
@@ -204,8 +204,8 @@ def load(config: RunConfig) -> RunConfig:
         cohort = slots_for(resident.width, config.train.batch_size, resident.device, asked) if fused else 1
         config = config.model_copy(update={"train": config.train.model_copy(update={"cohort": cohort})})
     resident.task.check()
-    for method in config.forget.methods:
-        removal = removal_from(method, config.forget)
+    for method, settings in config.forget.methods.items():
+        removal = removal_from(method, settings)
         if name := getattr(removal, "objective", ""):
             objective = objective_from(name, getattr(removal, "parameters", {}))
             check_needs(name, objective, resident.task, resident.model, bool(scheme_of(config).state_fields))

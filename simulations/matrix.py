@@ -108,7 +108,7 @@ def run_cell(matrix: Mapping[str, Any], rule: str, scheme: str, out: Path) -> di
     offered = [method for method in config.forget.methods if method not in refused]
     if not offered:
         return {**cell, "refused": "; ".join(refused.values())}
-    forget = config.forget.model_copy(update={"methods": tuple(offered)})
+    forget = config.forget.model_copy(update={"methods": {name: config.forget.methods[name] for name in offered}})
     config = config.model_copy(update={"forget": forget})
     result = resume(root) if root.exists() else simulate(config, root)
     methods: dict[str, Any] = {method: {"refused": why} for method, why in refused.items()}
@@ -121,9 +121,9 @@ def run_cell(matrix: Mapping[str, Any], rule: str, scheme: str, out: Path) -> di
 
 def _refused_methods(config: RunConfig) -> dict[str, str]:
     refused = {}
-    for method in config.forget.methods:
+    for method, table in config.forget.methods.items():
         try:
-            check(config.model_copy(update={"forget": config.forget.model_copy(update={"methods": (method,)})}))
+            check(config.model_copy(update={"forget": config.forget.model_copy(update={"methods": {method: table}})}))
         except PlanRefusedError as error:
             refused[method] = str(error)
     return refused

@@ -50,7 +50,7 @@ def rehearse(
     client : str
         Who leaves, in place of the scenario's client.
     key : str
-        A setting of ``forget``, such as ``"learning-rate"``.
+        A setting of ``forget.methods.local``, such as ``"learning-rate"``.
     values : sequence of float
         What is tried for it.
     samples : str, default ""
@@ -78,9 +78,10 @@ def rehearse(
         )
     run = finished(scenario, out, changes)
     attack = _attack(suite_of(run.config.evaluate))
+    others = load_config(scenario, settings or {}).forget.methods.get("local", {})
     areas = {}
     for value in values:
-        trial = run.forget(client, samples, method="local", parameters={key: value})
+        trial = run.forget(client, samples, method="local", parameters={**others, key: value})
         request, _, name = trial.model.partition("/")
         found = run.record.request(request)
         measured = (found.models[name].central.get(attack.metric) if found else None) or Measure()
@@ -134,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("scenario", help="the name of a scenario, or its file")
     parser.add_argument("--client", required=True, help="who leaves in the rehearsal")
     parser.add_argument("--samples", default="", help="which of its samples, as in forget.samples; all by default")
-    parser.add_argument("--key", default="learning-rate", help="the setting of forget that is chosen")
+    parser.add_argument("--key", default="learning-rate", help="the setting of local that is chosen")
     parser.add_argument("--values", type=float, nargs="+", required=True, help="what is tried for it")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, required=True, help="the run directory")

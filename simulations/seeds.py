@@ -40,7 +40,7 @@ RATES = (1e-4, 2e-4, 3e-4, 5e-4, 1e-3)
 
 def run_seed(scenario: Path, seed: int, rate: float, out: Path, settings: Settings) -> RequestRecord:
     """Run the demonstration with a seed and a rate of `local`; if it is done already, only read its result."""
-    changes = {"seed": seed, "engine": "inline", "forget.learning-rate": rate}
+    changes = {"seed": seed, "engine": "inline", "forget.methods.local.learning-rate": rate}
     run = finished(scenario, out, {**settings, **changes})
     (request,) = read_run(run.directory).metrics.requests
     return request

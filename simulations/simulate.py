@@ -110,14 +110,15 @@ class RunResult:
         samples : str, default ""
             A file with one sample id a line, or ``"authors:0.5"``; empty for the whole client.
         method : str, default "local"
-            A registered removal.
+            A registered removal, or the name of settings in the run's ``forget.methods``.
         parameters : mapping, optional
-            ``forget`` settings of this trial, such as ``{"objective": "simnpo"}``.
+            Settings of this trial over those, such as ``{"objective": "simnpo"}``.
         """
         run, config = RunDirectory.open(self.directory)
         tree = config.to_json()
         changes = {key.replace("_", "-"): value for key, value in (parameters or {}).items()}
-        tree["forget"] = {**tree["forget"], **changes, "client": client, "samples": samples, "methods": [method]}
+        table = {**tree["forget"]["methods"].get(method, {}), **changes}
+        tree["forget"] = {"client": client, "samples": samples, "methods": {method: table}}
         names = forget_in_run(run, config_from_mapping(tree, "forget"), sinks)
         return RunResult(self.directory, f"{names['request']}/{names[method]}")
 
@@ -139,7 +140,7 @@ class RunResult:
         """The model that never saw the data, trained when it does not exist yet."""
         run, config = RunDirectory.open(self.directory)
         tree = config.to_json()
-        tree["forget"].update(client=client, samples=samples, methods=[])
+        tree["forget"].update(client=client, samples=samples, methods={})
         names = forget_in_run(run, config_from_mapping(tree, "forget"))
         return RunResult(self.directory, f"{names['request']}/oracle")
 

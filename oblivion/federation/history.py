@@ -20,12 +20,15 @@ class History:
         The ledger, with the rule and the scheme of the run.
     branch : str
         The branch.
+    aggregates : str, optional
+        The branch whose rounds are aggregated by `aggregate`: it has its own clients and schedule; by default `branch`.
     """
 
-    def __init__(self, replay: Replay, branch: str) -> None:
+    def __init__(self, replay: Replay, branch: str, aggregates: str = "") -> None:
         self._replay = replay
         self._ledger = replay.ledger
         self.branch = branch
+        self._aggregates = aggregates or branch
 
     def records(self) -> Sequence[RoundRecord]:
         """Return the committed rounds, in order."""
@@ -79,4 +82,4 @@ class History:
 
     def aggregate(self, before: RoundState, updates: Sequence[ClientUpdate], round: int) -> RoundState:
         """Return what the run's rule and LoRA scheme make of a state and of updates, as in a round of this number."""
-        return aggregate_round(before, updates, self._replay.info(self.branch, round), self._replay.aggregation)
+        return aggregate_round(before, updates, self._replay.info(self._aggregates, round), self._replay.aggregation)

@@ -46,13 +46,17 @@ class PhaseRunner:
         public: Sequence[Sample] = (),
     ) -> None:
         self.federation = federation
-        self.history = History(federation.replay, history)
+        self.corrected = history
         self.replayed = replayed or {}
         self.public = public
 
     def head(self, branch: str) -> RoundState:
         """Return the state after the branch's last committed round."""
         return self.federation.head(branch)
+
+    def _history(self, branch: str) -> LedgerReader:
+        """Return a reader of the history that is corrected, which aggregates as the branch does."""
+        return History(self.federation.replay, self.corrected, branch)
 
     def line(self, branch: str) -> LedgerReader:
         """Return a reader of the branch itself and of the rounds that led to it."""
@@ -91,7 +95,7 @@ class PhaseRunner:
         federation.observer.event("round_started", branch=branch, round=number, rounds=found.rounds, clients=count)
         outcomes = self._ask(found, request, visit, common)
         updates = sorted((u for outcome in outcomes for u in outcome.updates), key=lambda update: update.client_id)
-        after = dataclasses.replace(visit.combine.combine(head, updates, self.history), round=number)
+        after = dataclasses.replace(visit.combine.combine(head, updates, self._history(branch)), round=number)
         self._check(head, after, f"the combination '{visit.combine.name}'")
         if visit.reset_rule_state:
             after = self._anew(after)
@@ -120,7 +124,7 @@ class PhaseRunner:
         found, head = federation.ledger.branch(branch), federation.head(branch)
         number = head.round + 1
         federation.observer.event("round_started", branch=branch, round=number, rounds=found.rounds, clients=0)
-        after = dataclasses.replace(step.function(head, self.history), round=number)
+        after = dataclasses.replace(step.function(head, self._history(branch)), round=number)
         self._check(head, after, f"the step '{step.name}'")
         if step.reset_rule_state:
             after = self._anew(after)

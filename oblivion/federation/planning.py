@@ -16,9 +16,10 @@ from oblivion.federation.fitting import Unfit
 from oblivion.learning import learning_from
 from oblivion.ledger.rounds import Absence, RoundRecord
 from oblivion.privacy.budget import budget_of
-from oblivion.removal import removal_from
 from oblivion.removal.context import PlanningContext, first_asked, from_round
 from oblivion.removal.plan import RemovalPlan, plan_removal
+from oblivion.removal.retrain import Retrain
+from oblivion.removal.settings import method_of, removal_from
 from oblivion.run.records import RequestRecord
 from oblivion.seeding import derive_seed
 from oblivion.selection import population, select_clients
@@ -194,15 +195,16 @@ def _kept(config: RunConfig) -> range | list[int]:
     return [r for r in range(rounds + 1) if r > rounds - keep or r % config.ledger.checkpoint_every == 0]
 
 
-def make_plan(config: RunConfig, request: ForgetRequest, context: PlanningContext, method: str) -> RemovalPlan:
-    """Plan one of the scenario's removals.
+def make_plan(config: RunConfig, request: ForgetRequest, context: PlanningContext, name: str) -> RemovalPlan:
+    """Plan one of the scenario's removals, by the name of its settings.
 
     Raises
     ------
     PlanRefusedError
         If it cannot be done.
     """
-    return plan_removal(removal_from(method, config.forget), method, request, context)
+    settings = config.forget.methods.get(name, {})
+    return plan_removal(removal_from(name, settings), method_of(name, settings), request, context, name)
 
 
 def check_oracle(config: RunConfig, request: ForgetRequest, context: PlanningContext) -> None:
@@ -216,7 +218,7 @@ def check_oracle(config: RunConfig, request: ForgetRequest, context: PlanningCon
     if not config.evaluate.oracle_seeds:
         return
     try:
-        make_plan(config, request, context, "retrain")
+        plan_removal(Retrain(), "retrain", request, context)
     except PlanRefusedError as error:
         raise PlanRefusedError(
             f"the oracle cannot be trained, so nothing could be compared with it: {error}. "

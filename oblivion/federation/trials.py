@@ -99,7 +99,7 @@ class Trials:
         content = json.loads(to_json(plan_values(plan)))
         number = 1
         while True:
-            name = plan.method if number == 1 else f"{plan.method}-{number}"
+            name = plan.name if number == 1 else f"{plan.name}-{number}"
             known = self.opened.run.read_json(f"forgets/{entry.id}/{name}/plan.json", None)
             if name not in entry.models or known == content:
                 return name

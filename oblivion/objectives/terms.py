@@ -121,8 +121,8 @@ def token_nll(logits: Tensor, answers: Answers) -> Tensor:
     return torch.nn.functional.cross_entropy(logits, answers.labels, reduction="none")
 
 
-def objective_from(name: str, parameters: Mapping[str, Any]) -> Objective:
-    """Make a registered objective with its parameters.
+def objective_from(name: str, parameters: Mapping[str, Any], key: str = "objective") -> Objective:
+    """Make a registered objective with its parameters; `key` is the setting that they come from, for messages.
 
     Raises
     ------
@@ -134,7 +134,7 @@ def objective_from(name: str, parameters: Mapping[str, Any]) -> Objective:
     from oblivion.objectives import objectives
     from oblivion.parameters import build
 
-    objective: Objective = build(objectives, name, parameters, "forget.parameters")
+    objective: Objective = build(objectives, name, parameters, key)
     try:
         needs = parse_needs(objective.needs)
     except ValueError as error:

@@ -65,6 +65,6 @@ def check_rounds(budget: Budget, wanted: Iterable[tuple[str, Sequence[Charge]]])
         if excess:
             raise PlanRefusedError(
                 f"{label} does not fit the privacy budget of the clients that stay: {excess}. Choose fewer methods, "
-                "forget.recovery-rounds or evaluate.oracle-seeds, or raise privacy.max-epsilon"
+                "recovery rounds or evaluate.oracle-seeds, or raise privacy.max-epsilon"
             )
         budget = budget.after(*rounds)

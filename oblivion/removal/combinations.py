@@ -56,19 +56,22 @@ class Add:
 
     def combine(self, before: RoundState, updates: Sequence[ClientUpdate], history: LedgerReader) -> RoundState:
         """Return the state with the moved adapter."""
-        import torch
-
-        total = sum(update.num_examples for update in updates)
-        mean = {
-            name: sum(
-                (u.delta[name].to(torch.float64) * (u.num_examples / total) for u in updates[1:]),
-                start=updates[0].delta[name].to(torch.float64) * (updates[0].num_examples / total),
-            )
-            for name in updates[0].delta
-        }
+        mean = mean_of(updates)
         norm = update_norm(mean)
         factor = self.scale * min(1.0, self.max_norm / norm) if norm > 0 else 0.0
         return moved(before, {name: factor * tensor for name, tensor in mean.items()})
+
+
+def mean_of(updates: Sequence[ClientUpdate]) -> dict[str, Tensor]:
+    """Return the mean of at least one update in fp64, weighted by the numbers of examples."""
+    import torch
+
+    total = sum(update.num_examples for update in updates)
+    mean = {}
+    for name in updates[0].delta:
+        first, *others = (u.delta[name].to(torch.float64) * (u.num_examples / total) for u in updates)
+        mean[name] = sum(others, start=first)
+    return mean
 
 
 def moved(before: RoundState, by: dict[str, Tensor]) -> RoundState:

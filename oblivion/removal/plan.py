@@ -85,9 +85,14 @@ class RemovalPlan:
 class Removal(Protocol):
     """A federated forgetting procedure: a frozen dataclass of its settings that makes a plan."""
 
-    requires: frozenset[str]
-    """What it needs, of ``target_online`` (the client answers), ``updates`` and ``norms`` (a contribution of the client
-    is stored), ``checkpoints`` (a state from before its first round can be restored) and ``public_data``."""
+    @property
+    def requires(self) -> frozenset[str]:
+        """What it needs of the federation.
+
+        The words are ``target_online`` (the client answers), ``updates`` and ``norms`` (a contribution of the client
+        is stored), ``checkpoints`` (a state from before its first round can be restored) and ``public_data``.
+        """
+        ...
 
     def plan(self, request: ForgetRequest, context: PlanningContext) -> RemovalPlan:
         """Make the plan, or refuse with `PlanRefusedError`."""

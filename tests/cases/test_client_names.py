@@ -124,7 +124,7 @@ def test_a_name_goes_with_its_client(micro_model: Path, tmp_path: Path, capfd: p
         "model.name": str(micro_model), "engine": "inline", "lora.rank": 2, "federation.clients": 4,
         "federation.rounds": 1, "train.local-epochs": 1, "evaluate.max-new-tokens": 2, "evaluate.oracle-seeds": 0,
         "data.name": "jsonl", "data.path": str(ROWS), "data.columns.client": "owner",
-        "forget.client": "Київ", "forget.methods": ["exclude"], "forget.recovery-rounds": 1,
+        "forget.client": "Київ", "forget.methods": {"exclude": {"recovery-rounds": 1}},
     }  # fmt: skip
     run = simulate(load_config(None, values), tmp_path / "run")
     names = tmp_path / "run" / "keys" / NAMES
@@ -139,10 +139,10 @@ def test_a_name_goes_with_its_client(micro_model: Path, tmp_path: Path, capfd: p
     assert verify_ledger(tmp_path / "run").findings == []
     assert not any(name in "".join(capfd.readouterr()) for name in OWNERS)
     with pytest.raises(ConfigError, match="was forgotten"):
-        run.forget(client="Київ", method="exclude")
+        run.forget(client="Київ", method="exclude", parameters={"recovery_rounds": 1})
 
     names.write_text(json.dumps({client_id_of("Київ"): "Київ"}))
     (finding,) = verify_ledger(tmp_path / "run").findings
     assert finding.where == f"keys/{NAMES}"
-    other = run.forget(client="São Bento", method="exclude")
+    other = run.forget(client="São Bento", method="exclude", parameters={"recovery_rounds": 1})
     assert other.model and client_id_of("Київ") not in json.loads(names.read_text())

@@ -110,14 +110,14 @@ def test_later_commands_from_another_folder(
     values = {
         "model.name": str(micro_model), "engine": "inline", "lora.rank": 2, "federation.rounds": 1,
         "train.local-epochs": 1, "evaluate.max-new-tokens": 2, "evaluate.oracle-seeds": 0, "evaluate.limit": 2,
-        "data.parameters.holdout": "holdout.jsonl", "data.public": "public.jsonl", "forget.recovery-rounds": 1,
+        "data.parameters.holdout": "holdout.jsonl", "data.public": "public.jsonl",
     }  # fmt: skip
     simulate(config(**{key.replace(".", "__"): value for key, value in values.items()}), tmp_path / "run")
     assert f'holdout = "{here}/holdout.jsonl"' in (tmp_path / "run" / "config.toml").read_text()
     other = tmp_path / "elsewhere"
     other.mkdir()
     monkeypatch.chdir(other)
-    tried = RunResult(tmp_path / "run").forget(client="client-1", method="exclude")
+    tried = RunResult(tmp_path / "run").forget(client="client-1", method="exclude", parameters={"recovery_rounds": 1})
     assert tried.metrics["requests"][0]["client"] == "client-1"
 
     (here / "run").symlink_to(tmp_path / "run")

@@ -60,8 +60,6 @@ SETTINGS = {
     "ledger.retention": 2,
     "forget.client": "client-2",
     "forget.methods": ["rollback"],
-    "forget.recovery-rounds": 1,
-    "forget.learning-rate": 0.1,
 }
 ROWS: dict[str, tuple[str, ...]] = {}
 """Client to the ids of its rows."""

@@ -26,8 +26,6 @@ federation.joins.client-2 = 1
 train.local-epochs = 1
 forget.client = "client-2"
 forget.methods = []
-forget.local-epochs = 1
-forget.recovery-rounds = 1
 evaluate.limit = 2
 evaluate.max-new-tokens = 2
 evaluate.oracle-seeds = 0
@@ -104,8 +102,8 @@ SETTINGS = [
     ("ledger.retention=-1", CONFIG, "ledger.retention = -1"),
     # a name that is not known
     ("federation.aggregator=fedavgg", CONFIG, "unknown aggregator; did you mean 'fedavg'"),
-    ("forget.objective=npoo", CONFIG, "unknown objective; did you mean 'npo'"),
-    ("forget.methods=locall", CONFIG, "forget.methods = 'locall'|did you mean 'local'"),
+    ("forget.methods.local.objective=npoo", CONFIG, "unknown objective; did you mean 'npo'"),
+    ("forget.methods=locall", CONFIG, "forget.methods.locall|did you mean 'local'|needs the key 'method'"),
     ("data.name=author", CONFIG, "unknown dataset; did you mean 'authors'"),
     ("data.partition=irid", CONFIG, "unknown partition; did you mean 'iid'"),
     ("data.template=plan", CONFIG, "unknown template; did you mean 'plain'"),
@@ -120,8 +118,8 @@ SETTINGS = [
     # a parameter of a part
     ("federation.parameters.momentum=1", CONFIG, "'fedavg' has no parameter 'momentum'"),
     ("federation.parameters.learning-rate=fast", CONFIG, "federation.parameters: 'fedavg'|fast"),
-    ("forget.parameters.bta=1", CONFIG, "'npo' has no parameter 'bta'; did you mean 'beta'"),
-    ("forget.parameters.beta=x", CONFIG, "beta = 'x' is not allowed"),
+    ("forget.methods.local.bta=1", CONFIG, "'local' with 'npo' has no parameter 'bta'; did you mean 'beta'"),
+    ("forget.methods.local.beta=x", CONFIG, "beta = 'x' is not allowed"),
     ("data.parameters.rows_per_client=x", CONFIG, "rows_per_client = 'x'"),
     ("data.parameters.rows_per=1", CONFIG, "'authors' has no parameter 'rows_per'|did you mean 'rows_per_client'"),
     ("data.partition-parameters.alpha=1", CONFIG, "'natural' has no parameter 'alpha'"),
@@ -268,7 +266,7 @@ def test_a_broken_model_folder(
 
 
 REFUSALS = [
-    (("forget.methods=local", "forget.objective=grad_diff"), "needs rows to keep|data.public"),
+    (("forget.methods.local.objective=grad_diff",), "needs rows to keep|data.public"),
     (("federation.clients=1", "federation.joins={}", "forget.client=client-0"), "client-0 is the only client"),
 ]
 
@@ -290,16 +288,18 @@ def test_a_removal_that_cannot_work_is_refused_before_anything_is_learned(
         (["--engine", "slurm"], CONFIG, "'ray' or 'inline'"),
         (["--set", "seed=3"], CONFIG, "seed|only forget.* can be set"),
         (["--set", "forget=3"], CONFIG, "only forget.* can be set"),
-        (["--set", "forget.scal=3"], CONFIG, "unknown key 'forget.scal'; did you mean 'forget.scale'"),
-        (["--set", "forget.scale=-3"], CONFIG, "forget.scale = -3"),
-        (["--set", "forget.scale.x=3"], CONFIG, "not a table"),
-        (["--set", "forget.objective.x=3"], CONFIG, "not a table"),
-        (["--set", "forget.parameters=3"], CONFIG, "forget.parameters = 3"),
+        (["--set", "forget.scale=3"], CONFIG, "unknown key 'forget.scale'|forget.methods.NAME"),
+        (["--set", "forget.methods.local.scal=3"], CONFIG, "has no parameter 'scal'; did you mean 'scale'"),
+        (["--set", "forget.methods.local.scale=-3"], CONFIG, "scale = -3"),
+        (["--set", "forget.methods.local.scale.x=3"], CONFIG, "scale = {'x': 3} is not allowed; it must be a number"),
+        (["--set", "forget.methods.local=3"], CONFIG, "forget.methods.local = 3"),
+        (["--set", "forget.methods.local.objective=3"], CONFIG, "unknown objective"),
+        (["--set", "forget.methods.exclude.recovery-rounds=3"], CONFIG, "another method than --method local"),
         (["--set", "forget.samples=a"], CONFIG, "give it as --samples"),
         (["--set", "forget.client=a"], CONFIG, "give it as --client"),
         (["--set", "forget.methods=a"], CONFIG, "give it as --method"),
-        (["--set", "forget.objective=lm"], CONFIG, "'lm'|unlearns"),
-        (["--set", "forget.objective=grad_diff"], REFUSED, "needs rows to keep"),
+        (["--set", "forget.methods.local.objective=lm"], CONFIG, "'lm'|unlearns"),
+        (["--set", "forget.methods.local.objective=grad_diff"], REFUSED, "needs rows to keep"),
     ],
 )
 @pytest.mark.parametrize("plan", [False, True])

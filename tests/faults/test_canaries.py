@@ -62,9 +62,8 @@ data.path = "{rows}"
 data.columns.client = "who"
 ledger.checkpoint-every = 1
 forget.client = "client-2"
-forget.objective = "grad_ascent"
-forget.local-epochs = 1
-forget.recovery-rounds = 1
+forget.methods.exclude.recovery-rounds = 1
+forget.methods.local = {{ objective = "grad_ascent", local-epochs = 1, recovery-rounds = 1 }}
 evaluate.limit = 4
 evaluate.max-new-tokens = 3
 simulation.hosts = 2

@@ -1,4 +1,7 @@
-"""A scenario that runs in seconds: four clients with a few rows each, two rounds, a random model."""
+"""A scenario that runs in seconds: four clients with a few rows each, two rounds, a random model.
+
+A test that names its methods in a list keeps the settings of those that the scenario has.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,8 @@ data.parameters.rows_per_client = 8
 data.parameters.holdout_authors = 1
 data.public = "dataset"
 forget.client = "client-2"
-forget.local-epochs = 1
-forget.recovery-rounds = 1
+forget.methods.exclude.recovery-rounds = 1
+forget.methods.local = {{ local-epochs = 1, recovery-rounds = 1 }}
 evaluate.limit = 4
 evaluate.max-new-tokens = 3
 simulation.hosts = 2

@@ -164,17 +164,23 @@ def test_cohorts_of_another_size_change_the_rounding_alone(
     trained: RunResult, micro_scenario: Path, tmp_path: Path
 ) -> None:
     assert trained.config.train.cohort == 2
-    again = run(micro_scenario, tmp_path / "cohorts", {"train.cohort": 3})
+    again = run(micro_scenario, tmp_path / "cohorts", {"train.cohort": 3, "forget.methods": []})
     losses = {(e["branch"], e["round"]): e["loss"] for e in trained.history}
     for entry in again.history:
         if entry["branch"] == "main":
             assert entry["loss"] == pytest.approx(losses["main", entry["round"]], rel=1e-4)
-    other = run(micro_scenario, tmp_path / "again", {"train.cohort": 3, "simulation.hosts": 3})
+    other = run(micro_scenario, tmp_path / "again", {"train.cohort": 3, "simulation.hosts": 3, "forget.methods": []})
     assert same_bits(again.adapter, other.adapter)
 
 
 def test_with_dropout_clients_are_trained_one_by_one_and_it_is_said_once(micro_scenario: Path, tmp_path: Path) -> None:
-    changes = {"train.cohort": "auto", "lora.dropout": 0.1, "forget.client": "", "federation.rounds": 2}
+    changes = {
+        "train.cohort": "auto",
+        "lora.dropout": 0.1,
+        "forget.client": "",
+        "forget.methods": [],
+        "federation.rounds": 2,
+    }
     said: list[str] = []
     config = ob.load_config(micro_scenario, changes)
     result = simulate(config, tmp_path / "run", sinks=[lambda e: said.append(str(e.get("text", "")))])
@@ -183,14 +189,16 @@ def test_with_dropout_clients_are_trained_one_by_one_and_it_is_said_once(micro_s
     assert line.startswith("clients are trained one by one: lora.dropout is above 0")
     # Also where somebody asks for cohorts: they share a message, not a pass.
     said.clear()
-    config = ob.load_config(micro_scenario, {**changes, "train.cohort": 3})
+    config = ob.load_config(micro_scenario, {**changes, "train.cohort": 3, "forget.methods": []})
     again = simulate(config, tmp_path / "again", sinks=[lambda e: said.append(str(e.get("text", "")))])
     assert same_bits(again.adapter, result.adapter)
     assert len([text for text in said if "one by one" in text or "memory" in text]) == 1
 
 
 def test_another_seed_gives_another_model(trained: RunResult, micro_scenario: Path, tmp_path: Path) -> None:
-    assert not same_bits(run(micro_scenario, tmp_path / "seed", {"seed": 1}).adapter, trained.adapter)
+    assert not same_bits(
+        run(micro_scenario, tmp_path / "seed", {"seed": 1, "forget.methods": []}).adapter, trained.adapter
+    )
 
 
 def test_forgetting_later_adds_a_trial_and_never_repeats_one(trained: RunResult) -> None:
@@ -241,7 +249,12 @@ def test_the_oracle_of_another_client_is_trained_when_it_is_asked_for(trained: R
 
 
 def test_removing_a_client_that_was_never_selected_changes_no_bit(micro_scenario: Path, tmp_path: Path) -> None:
-    changes = {"federation.clients-per-round": 1, "federation.joins.client-2": 1, "forget.client": ""}
+    changes = {
+        "federation.clients-per-round": 1,
+        "federation.joins.client-2": 1,
+        "forget.client": "",
+        "forget.methods": [],
+    }
     result = run(micro_scenario, tmp_path / "run", changes)
     selected = {client for record in records_of(result) for client in record.selected}
     absent = min({f"client-{i}" for i in range(4)} - selected)
@@ -249,19 +262,23 @@ def test_removing_a_client_that_was_never_selected_changes_no_bit(micro_scenario
 
 
 def test_learning_alone_is_measured_too(micro_scenario: Path, tmp_path: Path) -> None:
-    result = run(micro_scenario, tmp_path / "run", {"forget.client": "", "federation.aggregator": "fedadam"})
+    result = run(
+        micro_scenario,
+        tmp_path / "run",
+        {"forget.client": "", "forget.methods": [], "federation.aggregator": "fedadam"},
+    )
     assert result.metrics["learned"]["central"]["model_utility"]["value"] is not None
     assert (result.directory / "report.html").is_file()
 
 
 def test_a_wrong_request_is_refused_before_anything_is_written(micro_scenario: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="client-9"):
-        run(micro_scenario, tmp_path / "run", {"forget.client": "client-9"})
+        run(micro_scenario, tmp_path / "run", {"forget.client": "client-9", "forget.methods": []})
     assert not (tmp_path / "run").exists()
 
 
 def test_a_removal_that_cannot_work_is_refused(micro_scenario: Path, tmp_path: Path) -> None:
-    changes = {"data.public": "", "forget.objective": "grad_diff", "forget.methods": ["local"]}
+    changes = {"data.public": "", "forget.methods": {"local": {"objective": "grad_diff"}}}
     with pytest.raises(PlanRefusedError, match="rows to keep"):
         run(micro_scenario, tmp_path / "run", changes)
 

@@ -32,7 +32,9 @@ def warnings(run: Path) -> list[str]:
 def test_a_run_names_the_packages_of_its_parts(install: Install, micro_scenario: Path, tmp_path: Path) -> None:
     site = install("my-fed", "0.1", {"aggregators": {"mine": "my_fed.rules:Mine"}}, FILES)
     run = tmp_path / "run"
-    config = ob.load_config(micro_scenario, {"federation.aggregator": "mine", "federation.rounds": 2})
+    config = ob.load_config(
+        micro_scenario, {"federation.aggregator": "mine", "federation.rounds": 2, "forget.methods": []}
+    )
     simulate(config, run)
     manifest = manifest_of(run)
     (package,) = manifest["packages"]
@@ -50,7 +52,7 @@ def test_a_run_names_the_packages_of_its_parts(install: Install, micro_scenario:
     objective = {"objectives": {"own": "my_objective:Mine"}}
     install("my-fed", "0.2", {"aggregators": {"mine": "my_fed.rules:Mine"}}, FILES)
     install("my-objective", "7", objective, {"my_objective.py": OBJECTIVE})
-    own = ("--client", "client-2", "--method", "local", "--set", "forget.objective=own", "--json")
+    own = ("--client", "client-2", "--method", "local", "--set", "forget.methods.local.objective=own", "--json")
     code, out, err = oblivion("forget", run, *own)
     assert code == 0, err
     (said,) = warnings(run)
@@ -72,7 +74,14 @@ def test_other_code_than_a_run_began_with_is_said(micro_scenario: Path, tmp_path
     run = tmp_path / "run"
     simulate(
         ob.load_config(
-            micro_scenario, {"federation.rounds": 1, "forget.client": "", "evaluate.limit": 1, "federation.joins": {}}
+            micro_scenario,
+            {
+                "federation.rounds": 1,
+                "forget.client": "",
+                "forget.methods": [],
+                "evaluate.limit": 1,
+                "federation.joins": {},
+            },
         ),
         run,
     )

@@ -29,6 +29,10 @@ from simulations import RunResult, resume, simulate
 
 LATE, OTHER = "client-2", "client-3"
 """`LATE` joins at round 3 of 4; the state before is no checkpoint, so rollback aggregates rounds 1 and 2 again."""
+QUICK: dict[str, dict[str, Any]] = {
+    "exclude": {"recovery_rounds": 1},
+    "local": {"local_epochs": 1, "recovery_rounds": 1},
+}
 SMALL: dict[str, Any] = {
     "federation.rounds": 4,
     f"federation.joins.{LATE}": 3,
@@ -277,7 +281,7 @@ def committed_rollback_last(result: RunResult, client: str) -> RunResult:
 @pytest.mark.parametrize("method", ["exclude", "local", "retrain"])
 def test_a_rollback_after_another_removal_is_still_its_oracle(copy: RunResult, method: str) -> None:
     """What an approximate removal left behind cannot be gone on from; rollback goes back behind it."""
-    trial = copy.forget(LATE, method=method)
+    trial = copy.forget(LATE, method=method, parameters=QUICK.get(method))
     adapter = trial.adapter
     head = trial.commit(accept_no_guarantee=method == "exclude")
     assert same_bits(head.adapter, adapter)
@@ -317,14 +321,14 @@ def test_a_rollback_after_an_exclusion_where_few_take_part(micro_scenario: Path,
 def test_the_head_can_be_forgotten_from_by_every_method(copy: RunResult) -> None:
     head = committed_rollback(copy, LATE)
     for method in ("exclude", "local", "retrain", "rollback"):
-        trial = head.forget(OTHER, method=method)
+        trial = head.forget(OTHER, method=method, parameters=QUICK.get(method))
         assert trial.model.endswith(f"/{method}") and LATE not in entry(head, OTHER)["models"][method]["clients"]
     assert same_bits(model_of(head, "retrain", OTHER).adapter, model_of(head, "rollback", OTHER).adapter)
     assert trained_rounds(head, "exclude", OTHER) == [5], "one recovery round from the new head, which is at round 4"
 
 
 def test_a_commit_leaves_nothing_of_the_old_head(copy: RunResult) -> None:
-    copy.forget(LATE, method="exclude")
+    copy.forget(LATE, method="exclude", parameters=QUICK["exclude"])
     request = entry(copy)["id"]
     before = adapters(copy)
     head = model_of(copy, "rollback").commit()
@@ -350,8 +354,8 @@ def test_a_commit_leaves_nothing_of_the_old_head(copy: RunResult) -> None:
 
 
 def test_results_know_what_a_commit_made_of_them(copy: RunResult) -> None:
-    excluded = copy.forget(LATE, method="exclude")
-    other = copy.forget(OTHER, method="exclude")
+    excluded = copy.forget(LATE, method="exclude", parameters=QUICK["exclude"])
+    other = copy.forget(OTHER, method="exclude", parameters=QUICK["exclude"])
     rollback, oracle = model_of(copy, "rollback"), model_of(copy, "oracle")
     expected = rollback.adapter
     head = rollback.commit()
@@ -393,7 +397,7 @@ def fails(error: type[OblivionError], code: int, words: str, call: Any, *argumen
 
 def test_what_cannot_be_committed(copy: RunResult) -> None:
     root, request = copy.directory, entry(copy)["id"]
-    stale = copy.forget(OTHER, method="exclude")
+    stale = copy.forget(OTHER, method="exclude", parameters=QUICK["exclude"])
     before = tree(copy)
     for model in ("original", "req-nothing/rollback", "", "/", "../../x"):
         fails(ConfigError, 2, "there is no request", RunResult(root, model).commit)
@@ -408,7 +412,7 @@ def test_what_cannot_be_committed(copy: RunResult) -> None:
     words = f"{stale.model.split('/')[0]} has no trial 'exclude' at the present head"
     fails(ConfigError, 2, words, stale.commit)
     assert tree(copy) == before
-    again = copy.forget(OTHER, method="exclude")
+    again = copy.forget(OTHER, method="exclude", parameters=QUICK["exclude"])
     assert again.model == stale.model, "the request still waits for its answer"
     again.commit(accept_no_guarantee=True)
 
@@ -560,11 +564,11 @@ def test_a_trial_that_was_interrupted_goes_on_with_the_same_bits(
     copy: RunResult, trained: RunResult, tmp_path: Path, method: str, event: str
 ) -> None:
     shutil.copytree(trained.directory, tmp_path / "whole")
-    whole = RunResult(tmp_path / "whole").forget(OTHER, method=method)
+    whole = RunResult(tmp_path / "whole").forget(OTHER, method=method, parameters=QUICK.get(method))
     last = trained_rounds(whole, method, OTHER)[-1]
     with pytest.raises(KeyboardInterrupt):
-        copy.forget(OTHER, method=method, sinks=[Stop(event, method, last)])
-    again = copy.forget(OTHER, method=method)
+        copy.forget(OTHER, method=method, parameters=QUICK.get(method), sinks=[Stop(event, method, last)])
+    again = copy.forget(OTHER, method=method, parameters=QUICK.get(method))
     assert again.model.endswith(f"/{method}") and same_bits(again.adapter, whole.adapter)
     assert trained_rounds(copy, method, OTHER) == trained_rounds(whole, method, OTHER)
 
@@ -574,7 +578,7 @@ def test_an_interrupted_trial_with_other_parameters_begins_anew(copy: RunResult,
     longer = {"recovery_rounds": 2}
     whole = RunResult(tmp_path / "whole").forget(OTHER, method="exclude", parameters=longer)
     with pytest.raises(KeyboardInterrupt):
-        copy.forget(OTHER, method="exclude", sinks=[Stop("round_committed", "exclude", 5)])
+        copy.forget(OTHER, method="exclude", parameters=QUICK["exclude"], sinks=[Stop("round_committed", "exclude", 5)])
     again = copy.forget(OTHER, method="exclude", parameters=longer)
     assert again.model.endswith("/exclude") and same_bits(again.adapter, whole.adapter)
     assert plan_of(again)["phases"][-1]["last"] == 6

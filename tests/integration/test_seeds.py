@@ -93,7 +93,10 @@ def test_one_command_makes_the_table_and_does_not_repeat_what_is_done(
     for one in found["seeds"].values():
         exact = one["models"]["rollback"]["central"]["forget_Q_A_Prob"]["value"]
         assert exact == one["models"]["oracle"]["central"]["forget_Q_A_Prob"]["value"]
-    rates = [module.load_config(tmp_path / f"seed-{seed}" / "config.toml").forget.learning_rate for seed in (1, 2)]
+    rates = [
+        module.load_config(tmp_path / f"seed-{seed}" / "config.toml").forget.methods["local"]["learning-rate"]
+        for seed in (1, 2)
+    ]
     assert rates == [found["rehearsal"]["taken"]] * 2
     text, rounds = (tmp_path / "seeds.md").read_text(), committed(tmp_path)
     assert main(["--out", str(tmp_path), "--workers", "1"], SMALL) == 0

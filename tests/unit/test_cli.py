@@ -29,9 +29,7 @@ data.parameters.rows_per_client = 8
 data.parameters.holdout_authors = 1
 data.public = "dataset"
 forget.client = "client-2"
-forget.methods = ["exclude"]
-forget.local-epochs = 1
-forget.recovery-rounds = 1
+forget.methods.exclude.recovery-rounds = 1
 evaluate.limit = 3
 evaluate.max-new-tokens = 2
 simulation.hosts = 1
@@ -226,11 +224,11 @@ def test_a_plan_follows_the_settings(run: Path) -> None:
             "--plan",
             "--json",
             "--set",
-            "forget.objective=simnpo",
+            "forget.methods.local.objective=simnpo",
             "--set",
-            "forget.parameters.beta=2.5",
+            "forget.methods.local.beta=2.5",
             "--set",
-            "forget.recovery-rounds=0",
+            "forget.methods.local.recovery-rounds=0",
         )
     )
     (phase,) = plan["phases"]

@@ -64,8 +64,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
     train = config.train
     assert (train.batch_size, train.local_epochs, train.learning_rate) == (8, 4, 3e-3)
     assert (train.optimizer, train.threads, train.cohort) == ("adamw", 1, "auto")
-    forget = config.forget
-    assert (forget.objective, forget.scale, forget.recovery_rounds, forget.methods) == ("npo", 1.0, 2, ())
+    assert config.forget.methods == {}
     assert (config.evaluate.suite, config.evaluate.oracle_seeds, config.data.name) == ("tofu", 1, "authors")
 
 
@@ -82,10 +81,56 @@ def test_a_scenario_is_read_with_overrides_on_top(tmp_path: Path) -> None:
 
 def test_overrides_from_python_are_the_same_as_from_the_command_line(tmp_path: Path) -> None:
     path = write(tmp_path, EXAMPLE)
-    from_python = load_config(path, {"forget.parameters.beta": 0.2, "seed": 3, "forget.methods": ["local"]})
-    from_shell = load_config(path, ["forget.parameters.beta=0.2", "seed=3", 'forget.methods=["local"]'])
+    from_python = load_config(path, {"forget.methods.local.beta": 0.2, "seed": 3, "forget.client": "a"})
+    from_shell = load_config(path, ["forget.methods.local.beta=0.2", "seed=3", "forget.client=a"])
     assert from_python == from_shell
-    assert from_python.forget.parameters == {"beta": 0.2}
+    assert from_python.forget.methods == {"exclude": {}, "local": {"beta": 0.2}}
+
+
+METHODS = """
+[forget]
+client = "client-1"
+[forget.methods.rollback]
+[forget.methods.local]
+learning-rate = 2e-4
+"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (["forget.methods=local,exclude"], {"local": {"learning-rate": 2e-4}, "exclude": {}}),
+        (["forget.methods=[]"], {}),
+        (
+            ["forget.methods.gentle.method=local"],
+            {"rollback": {}, "local": {"learning-rate": 2e-4}, "gentle": {"method": "local"}},
+        ),
+        (["forget.methods.local.beta=1"], {"rollback": {}, "local": {"learning-rate": 2e-4, "beta": 1}}),
+        (["forget.methods=[]", "forget.methods.a.method=local"], {"a": {"method": "local"}}),
+        ({"forget.methods": {"local": {"beta": 1}}}, {"rollback": {}, "local": {"beta": 1}}),
+    ],
+)
+def test_a_list_of_methods_chooses_and_a_table_adds(changes: Any, expected: dict[str, Any], tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, METHODS), changes)
+    assert config.forget.methods == expected and list(config.forget.methods) == list(expected)
+    assert load_config(write(tmp_path, config.to_toml())) == config
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("forget.methods=local,local", "'local' is named twice"),
+        ("forget.methods.oracle.method=local", "that of another model"),
+        ("forget.methods.oracle-2.method=local", "that of another model"),
+        ("forget.methods={'../x'={}}", "is no name"),
+        ("forget.methods=3", "forget.methods = 3"),
+        ("forget.methods.local=3", "forget.methods.local = 3"),
+    ],
+)
+def test_a_wrong_name_of_a_method_is_refused(value: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, METHODS), [value])
+    assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", EXAMPLE])
@@ -103,7 +148,7 @@ def test_every_key_that_is_written_is_kebab_case() -> None:
 
     written = tomllib.loads(load_config().to_toml())
     assert not [key for key in keys(written) if "_" in key]
-    assert {"batch-size", "clients-per-round", "recovery-rounds"} <= set(keys(written))
+    assert {"batch-size", "clients-per-round", "oracle-seeds"} <= set(keys(written))
 
 
 @settings(max_examples=40)

@@ -55,7 +55,6 @@ def config(micro_model: Path, tmp_path: Path) -> RunConfig:
             "data.columns": {"client": "who"},
             "train.batch-size": 2,
             "train.local-epochs": 1,
-            "forget.local-epochs": 2,
             "federation.clients": 2,
             "simulation.hosts": 2,
         },

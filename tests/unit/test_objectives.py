@@ -254,8 +254,8 @@ def test_what_is_missing_is_said(objective: NPO, outputs: dict, message: str) ->
 )
 def test_wrong_parameters_are_config_errors(name: str, parameters: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        objective_from(name, parameters)
-    assert "forget.parameters" in str(caught.value)
+        objective_from(name, parameters, "forget.methods.local")
+    assert "forget.methods.local" in str(caught.value)
 
 
 def test_good_parameters_are_taken() -> None:

@@ -148,12 +148,12 @@ def test_a_name_that_is_no_name(install: Install, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "setting"),
-    [("templates", "data.template"), ("objectives", "forget.objective"), ("schemes", "lora.scheme")],
+    [("templates", "data.template"), ("objectives", "forget.methods.local.objective"), ("schemes", "lora.scheme")],
 )
 def test_a_function_that_makes_no_part(install: Install, kind: str, setting: str) -> None:
     install("my-fed", "0.1", {kind: {"mine": "my_fed:make"}}, {"my_fed.py": "def make(ranks=None):\n    return 3\n"})
     with pytest.raises(InputError, match="'mine' is not one: it has no"):
-        check_names(load_config(None, [f"{setting}=mine"]))
+        check_names(load_config(None, [f"{setting}=mine", "forget.client=client-1"]))
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,9 @@ from oblivion.aggregation.rules.scaffold import Scaffold
 from oblivion.aggregation.rules.trimmed_mean import TrimmedMean
 from oblivion.aggregation.schemes.fedex import FedEx
 from oblivion.aggregation.schemes.fedit import FedIT
-from oblivion.config import ForgetConfig
 from oblivion.errors import ConfigError, PlanRefusedError
 from oblivion.ledger.rounds import RoundRecord
-from oblivion.removal import removal_from, removals
+from oblivion.removal import removals
 from oblivion.removal.combinations import Add
 from oblivion.removal.context import PlanningContext
 from oblivion.removal.exclude import Exclude
@@ -27,6 +26,7 @@ from oblivion.removal.phases import Restore, Rounds, Visit
 from oblivion.removal.plan import Removal, RemovalPlan, plan_removal, plan_values
 from oblivion.removal.retrain import Retrain
 from oblivion.removal.rollback import Rollback
+from oblivion.removal.settings import check_methods, removal_from
 from oblivion.selection import population, select_clients
 from oblivion.types import ForgetRequest
 
@@ -384,17 +384,49 @@ def test_a_removal_without_what_it_requires_is_refused() -> None:
     assert plan_removal(Retrain(), "retrain", WHOLE, nobody).guarantee == "exact"
 
 
-def test_removals_take_their_settings_from_the_config() -> None:
-    forget = ForgetConfig(objective="simnpo", parameters={"beta": 2.0}, scale=0.5, max_norm=7.0, recovery_rounds=3)
-    assert removal_from("local", forget) == Local(
-        objective="simnpo", parameters={"beta": 2.0}, scale=0.5, max_norm=7.0, recovery_rounds=3
-    )
-    assert removal_from("exclude", forget) == Exclude(recovery_rounds=3)
-    assert removal_from("retrain", forget) == Retrain() and removal_from("rollback", forget) == Rollback()
-    with pytest.raises(ConfigError, match="did you mean 'retrain'"):
-        removal_from("retrian", forget)
+def test_removals_take_their_settings_from_their_table() -> None:
+    table = {"objective": "simnpo", "beta": 2.0, "scale": 0.5, "max-norm": 7.0, "recovery_rounds": 3}
+    made = Local(objective="simnpo", parameters={"beta": 2.0}, scale=0.5, max_norm=7.0, recovery_rounds=3)
+    assert removal_from("local", table) == removal_from("gentle", {**table, "method": "local"}) == made
+    assert removal_from("exclude", {"recovery-rounds": 3}) == Exclude(recovery_rounds=3)
+    assert removal_from("retrain", {}) == Retrain() and removal_from("rollback", {}) == Rollback()
     with pytest.raises(ValueError, match="from 0 to"):
         Exclude(recovery_rounds=-1)
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "words"),
+    [
+        ("retrian", {}, "forget.methods.retrian: no removal has this name; did you mean 'retrain'"),
+        ("gentle", {"method": "loca"}, "forget.methods.gentle.method = 'loca': unknown removal; did you mean 'local'"),
+        ("gentle", {"method": 3}, "unknown removal"),
+        ("exclude", {"method": "local"}, "'exclude' is another removal"),
+        ("rollback", {"delta": 0.1}, "no parameter 'delta': it is one of 'simnpo', and it trains with no objective"),
+        ("exclude", {"recovry-rounds": 1}, "no parameter 'recovry_rounds'; did you mean 'recovery_rounds'"),
+        ("local", {"delta": 0.1}, "'local' with 'npo' has no parameter 'delta': it is one of 'simnpo'"),
+        ("local", {"parameters": {"beta": 1}}, "has no parameter 'parameters'"),
+        ("local", {"objective": "nop"}, "forget.methods.local.objective = 'nop': unknown objective; did you mean"),
+        ("local", {"scale": -1.0}, "scale = -1.0"),
+        ("local", {"beta": "x"}, "forget.methods.local: 'npo' with beta = 'x' is not allowed"),
+        ("local", {"max-norm": 1.0, "max_norm": 2.0}, "'max_norm' is set twice"),
+    ],
+)
+def test_a_wrong_table_is_refused_in_one_line(name: str, table: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_methods({name: table})
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_two_tables_with_one_meaning_are_refused() -> None:
+    check_methods({"local": {}, "gentle": {"method": "local", "beta": 0.2}, "exclude": {}})
+    with pytest.raises(ConfigError, match=r"forget\.methods\.local and forget\.methods\.same have one meaning"):
+        check_methods({"local": {"beta": 0.1}, "same": {"method": "local", "objective": "npo", "beta": 0.1}})
+
+
+def test_the_name_of_a_table_is_that_of_the_trial() -> None:
+    table = {"method": "local", "objective": "simnpo", "local-epochs": 4}
+    plan = plan_removal(removal_from("gentle", table), "local", WHOLE, situation(), "gentle")
+    assert (plan.name, plan.method, plan.label) == ("gentle", "local", "gentle: local simnpo + 2 rounds")
 
 
 def test_requirements_are_known_words() -> None:
