@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from oblivion.config import MOST_ROUNDS
 from oblivion.errors import plural
+from oblivion.parameters import check_count
 from oblivion.removal.checklist import ADAPTER, CONTROL, RULE_STATE, UPDATES, Verdict, checklist
 from oblivion.removal.context import PlanningContext
 from oblivion.removal.phases import Rounds
@@ -28,8 +29,7 @@ class Exclude:
     requires: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.recovery_rounds <= MOST_ROUNDS:
-            raise ValueError(f"recovery_rounds = {self.recovery_rounds}; it must be from 0 to {MOST_ROUNDS}")
+        check_count("recovery_rounds", self.recovery_rounds, 0, MOST_ROUNDS)
 
     def plan(self, request: ForgetRequest, context: PlanningContext) -> RemovalPlan:
         """Plan `recovery_rounds` more rounds from the head, with the rule's state as it stands."""

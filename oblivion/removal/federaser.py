@@ -23,8 +23,9 @@ from typing import ClassVar
 
 from oblivion.aggregation.gate import tensor_norms
 from oblivion.aggregation.round import RoundState
+from oblivion.config import MOST_ROUNDS
 from oblivion.errors import PlanRefusedError, plural
-from oblivion.parameters import ParameterError, check_count
+from oblivion.parameters import check_count, check_positive
 from oblivion.removal.checklist import ADAPTER, CONTROL, RESIDUAL, RULE_STATE, UPDATES, Verdict, checklist
 from oblivion.removal.context import PlanningContext, from_round
 from oblivion.removal.history import LedgerReader
@@ -55,9 +56,8 @@ class FedEraser:
 
     def __post_init__(self) -> None:
         check_count("interval", self.interval, 1)
-        check_count("recovery_rounds", self.recovery_rounds, 0)
-        if not 0 < self.ratio <= 1:
-            raise ParameterError(f"ratio = {self.ratio!r} is not allowed; it must be above 0 and at most 1")
+        check_count("recovery_rounds", self.recovery_rounds, 0, MOST_ROUNDS)
+        check_positive("ratio", self.ratio, 1.0)
 
     def plan(self, request: ForgetRequest, context: PlanningContext) -> RemovalPlan:
         """Plan the first round without the client, one visit for each further retained round, and the recovery.

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 from oblivion.config import MOST_ROUNDS
 from oblivion.errors import ConfigError, PlanRefusedError, plural
 from oblivion.objectives.terms import objective_from
+from oblivion.parameters import check_count, check_positive
 from oblivion.removal.checklist import ADAPTER, CONTROL, RULE_STATE, UPDATES, Verdict, checklist
 from oblivion.removal.combinations import Add
 from oblivion.removal.context import PlanningContext
@@ -58,13 +59,11 @@ class Local:
     requires: ClassVar[frozenset[str]] = frozenset({"target_online"})
 
     def __post_init__(self) -> None:
-        check_range("scale", self.scale, _SCALE)
-        check_range("max_norm", self.max_norm, _NORM)
-        check_range("learning_rate", self.learning_rate, _RATE)
-        if not 1 <= self.local_epochs <= _EPOCHS:
-            raise ValueError(f"local_epochs = {self.local_epochs}; it must be from 1 to {_EPOCHS}")
-        if not 0 <= self.recovery_rounds <= MOST_ROUNDS:
-            raise ValueError(f"recovery_rounds = {self.recovery_rounds}; it must be from 0 to {MOST_ROUNDS}")
+        check_positive("scale", self.scale, _SCALE)
+        check_positive("max_norm", self.max_norm, _NORM)
+        check_positive("learning_rate", self.learning_rate, _RATE)
+        check_count("local_epochs", self.local_epochs, 1, _EPOCHS)
+        check_count("recovery_rounds", self.recovery_rounds, 0, MOST_ROUNDS)
 
     def plan(self, request: ForgetRequest, context: PlanningContext) -> RemovalPlan:
         """Plan one unlearning visit and the recovery rounds.
@@ -118,9 +117,3 @@ class Local:
                 "server has no public rows; set data.public, or choose grad_ascent, npo or simnpo"
             )
         return "none", dict(self.parameters)
-
-
-def check_range(name: str, value: float, most: float) -> None:
-    """Refuse a number that is not above 0 and at most `most`."""
-    if not 0 < value <= most:
-        raise ValueError(f"{name} = {value}; it must be above 0 and at most {most:g}")

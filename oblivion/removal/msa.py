@@ -17,6 +17,7 @@ from functools import partial
 from typing import ClassVar
 
 from oblivion.aggregation.round import RoundState
+from oblivion.config import MOST_ROUNDS
 from oblivion.errors import PlanRefusedError, plural
 from oblivion.parameters import check_at_least_zero, check_count, check_positive
 from oblivion.removal.checklist import checklist
@@ -51,7 +52,7 @@ class Msa:
     def __post_init__(self) -> None:
         check_positive("alpha", self.alpha)
         check_at_least_zero("beta", self.beta)
-        check_count("recovery_rounds", self.recovery_rounds, 0)
+        check_count("recovery_rounds", self.recovery_rounds, 0, MOST_ROUNDS)
 
     def plan(self, request: ForgetRequest, context: PlanningContext) -> RemovalPlan:
         """Plan the arithmetic and the recovery rounds.

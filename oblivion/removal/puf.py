@@ -15,6 +15,7 @@ from functools import partial
 from typing import ClassVar
 
 from oblivion.aggregation.round import RoundState
+from oblivion.config import MOST_ROUNDS
 from oblivion.errors import plural
 from oblivion.parameters import check_count, check_positive
 from oblivion.removal.checklist import checklist
@@ -45,7 +46,7 @@ class Puf:
 
     def __post_init__(self) -> None:
         check_positive("scale", self.scale)
-        check_count("recovery_rounds", self.recovery_rounds, 0)
+        check_count("recovery_rounds", self.recovery_rounds, 0, MOST_ROUNDS)
 
     def plan(self, request: ForgetRequest, context: PlanningContext) -> RemovalPlan:
         """Plan the step back and the recovery rounds."""
