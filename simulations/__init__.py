@@ -1,5 +1,5 @@
 """Run federations in simulation, from the command line or from Python."""
 
-from simulations.simulate import RunResult, resume, simulate
+from simulations.simulate import RunResult, open_run, resume, simulate
 
-__all__ = ["RunResult", "resume", "simulate"]
+__all__ = ["RunResult", "open_run", "resume", "simulate"]

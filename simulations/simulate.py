@@ -187,6 +187,17 @@ def refuse_in_run(run: RunDirectory, config: RunConfig, request: str, ground: st
     run_refuse(config, run, Observer(run.log), request, ground)
 
 
+def open_run(directory: str | Path) -> RunResult:
+    """Open a run on disk.
+
+    Raises
+    ------
+    InputError
+        If there is no run in the directory, or one of another format.
+    """
+    return RunResult(RunDirectory.open(Path(directory))[0].root)
+
+
 def resume(directory: str | Path, sinks: Sequence[Sink] = ()) -> RunResult:
     """Go on with a run that was interrupted, from the last cohort that it stored; it ends with the same bits.
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+from oblivion import config
+from oblivion.config import RunConfig
 from oblivion.errors import ConfigError, nearest
 
 
@@ -26,6 +30,29 @@ def scenario_path(name: str) -> Path:
         known = [p.stem for p in folder.glob("*.toml")]
         raise ConfigError(f"unknown scenario '{name}'; {nearest(name, known)}, or give a path that ends in .toml")
     return path
+
+
+def load_config(scenario: str | Path | None = None, overrides: Mapping[str, Any] | Sequence[str] = ()) -> RunConfig:
+    """Read a scenario by its path or its name, apply overrides on top, and validate the whole.
+
+    Parameters
+    ----------
+    scenario : str or Path, optional
+        A TOML file, or the name of a scenario of the installed distribution; None for the defaults alone.
+    overrides : mapping of str to value, or sequence of "key=value"
+        Dotted keys, such as ``{"federation.rounds": 5}``.
+
+    Returns
+    -------
+    RunConfig
+        Frozen and complete.
+
+    Raises
+    ------
+    OblivionError
+        If there is no such scenario, it cannot be read, or a key or value in it is wrong.
+    """
+    return config.load_config(None if scenario is None else scenario_path(str(scenario)), overrides)
 
 
 def free_directory(name: str, parent: Path) -> Path:
