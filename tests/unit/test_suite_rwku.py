@@ -60,6 +60,8 @@ def test_every_level_is_asked_as_in_the_papers_code(files: Path) -> None:
     shown = "Please briefly answer the following question.\nQuestion: Who? Answer: Al Question: And who?"
     assert groups["forget_level3"][2].prompt == shown
     assert counts(RWKU.rows(FileRows(folder=str(files))))["forget"] == 21
+    # 2, 2 and 3 rows stand at 1/4 and 3/4, 1/4 and 3/4, and 1/6, 1/2 and 5/6 of their levels.
+    assert [row.extras["level"][-1] for row in groups["forget"]] == list("3123123")
     with pytest.raises(ConfigError, match=r"no row of .* is about a person of that name"):
         RWKU.rows(FileRows(folder=str(files)), "Nobody")
 

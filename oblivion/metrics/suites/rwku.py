@@ -122,6 +122,15 @@ class Rwku(Suite):
 
 
 def _with_whole(levels: Mapping[str, Sequence[Sample]]) -> Groups:
-    """Return the levels that have rows, and all rows of the person and of the neighbours together."""
-    whole = {name: [row for level, rows in levels.items() if level.startswith(name) for row in rows] for name in WHOLE}
+    """Return the levels that have rows, and all rows of the person and of the neighbours together.
+
+    Where the levels are together they are mixed evenly, so that the first rows are a fair sample of all.
+    """
+    whole = {name: _mixed([rows for level, rows in levels.items() if level.startswith(name)]) for name in WHOLE}
     return {name: tuple(rows) for name, rows in {**whole, **levels}.items() if rows}
+
+
+def _mixed(levels: Sequence[Sequence[Sample]]) -> list[Sample]:
+    """Return the rows of all levels, each where it stands as a share of its level's length."""
+    placed = [((n + 0.5) / len(rows), row) for rows in levels for n, row in enumerate(rows)]
+    return [row for _, row in sorted(placed, key=lambda pair: pair[0])]
