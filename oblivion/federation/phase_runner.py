@@ -143,7 +143,6 @@ class PhaseRunner:
 
         Of several clients, one without rows that forgot some since may be left out.
         """
-        assert common.info is not None
         federation, info = self.federation, common.info
         if visit.rows == "own":
             tasks = {c: dataclasses.replace(federation.task(branch, c), forget=()) for c in visit.clients}
@@ -154,8 +153,7 @@ class PhaseRunner:
             tasks = {c: dataclasses.replace(federation.task(branch, c), forget=asked) for c in visit.clients}
             left = {c: federation.left(branch, c) for c in visit.clients}
             most = left if asked is None else {c: federation.rows(c, set(asked)) for c in visit.clients}
-        size = federation.config.train.cohort
-        cohorts = form_cohorts(visit.clients, federation.sizes, 1 if size == "auto" else size)
+        cohorts = form_cohorts(visit.clients, federation.sizes, federation.config.train.cohort_size)
         waiting = {index: tuple(tasks[client] for client in cohort) for index, cohort in enumerate(cohorts)}
         done: dict[int, CohortOutcome] = {}
         for _ in range(2):
