@@ -1,17 +1,79 @@
-"""The learner of a run, found from its config: the model, and the task that it is trained on."""
+"""Which task a run is about, and its model: found from ``model.name``, before and after anything is loaded."""
 
 from __future__ import annotations
 
-from oblivion.config import RunConfig
-from oblivion.models.resident import ResidentModel, load_resident
+from typing import Protocol
+
+from oblivion.config import ModelConfig, RunConfig
+from oblivion.models.loading import locate, model_digest, resolve_dtype
+from oblivion.models.resident import load_resident
+from oblivion.registry import Registry
+from oblivion.tasks.task import Learner
+
+tasks = Registry(
+    "task", {"causal_lm": "oblivion.learners:LanguageModels"}, needs=("locate", "digest", "resolve_dtype", "load")
+)
+"""A task by name. ``model.name`` names a task of this table, or else a language model."""
 
 
-def learner_of(config: RunConfig) -> ResidentModel:
-    """Return the learner that a config names; a process keeps the last one, so that nobody holds a second copy.
+class Models(Protocol):
+    """The models of a task; what it says of them needs none in memory."""
+
+    def locate(self, config: ModelConfig) -> str:
+        """Return where the model is; raises InputError or ConfigError if there is none."""
+        ...
+
+    def digest(self, config: ModelConfig) -> str:
+        """Return a digest of the model as it is before any training."""
+        ...
+
+    def resolve_dtype(self, config: ModelConfig) -> str:
+        """Return ``"float32"`` or ``"bfloat16"``."""
+        ...
+
+    def load(self, config: RunConfig) -> Learner:
+        """Load the model; a process keeps the last one, so that nobody holds a second copy."""
+        ...
+
+
+class LanguageModels:
+    """Causal language models with LoRA adapters, which learn answers to questions."""
+
+    def locate(self, config: ModelConfig) -> str:
+        """Return the folder or the hub id of the base model."""
+        return locate(config)
+
+    def digest(self, config: ModelConfig) -> str:
+        """Return the digest of the base model's files."""
+        return model_digest(config)
+
+    def resolve_dtype(self, config: ModelConfig) -> str:
+        """Return the dtype of the base model's weights."""
+        return resolve_dtype(config)
+
+    def load(self, config: RunConfig) -> Learner:
+        """Load the base model with an adapter."""
+        return load_resident(config.model, config.lora, config.train.max_length, config.data.template)
+
+
+def models_of(config: ModelConfig) -> Models:
+    """Return the models of the task that ``model.name`` stands for.
+
+    Raises
+    ------
+    InputError
+        If the task comes from another package and cannot be loaded.
+    """
+    models: Models = tasks.get(config.name if config.name in tasks.names() else "causal_lm")()
+    return models
+
+
+def learner_of(config: RunConfig) -> Learner:
+    """Return the model of a run in memory.
 
     Raises
     ------
     OblivionError
         If the model cannot be loaded, or does not go with the config.
     """
-    return load_resident(config.model, config.lora, config.train.max_length, config.data.template)
+    return models_of(config.model).load(config)

@@ -73,7 +73,7 @@ def estimate(config: RunConfig, data: FederatedData) -> dict[str, Any]:
 def ledger_bytes(config: RunConfig, data: FederatedData) -> int:
     """About how much the ledger of a run will hold: its contributions and states, and those of its removals."""
     resident = learner_of(config)
-    values = sum(p.numel() for p in resident.parameters.values())
+    values: int = sum(p.numel() for p in resident.parameters.values())
     federation, settings = config.federation, config.ledger
     update = values * (_BYTES_PER_FP32 if settings.precision == "float32" else _BYTES_PER_BF16)
     rule = rule_of(config)
@@ -111,8 +111,8 @@ def check_disk(config: RunConfig, data: FederatedData, folder: Path) -> None:
 
 def _megabytes(config: RunConfig, processes: int) -> int:
     resident = learner_of(config)
-    base: int = sum(p.numel() * p.element_size() for p in resident.base.model.parameters())
-    adapter = sum(p.numel() for p in resident.parameters.values()) * _BYTES_PER_FP32
+    base = resident.size_bytes
+    adapter: int = sum(p.numel() for p in resident.parameters.values()) * _BYTES_PER_FP32
     return round(processes * (_PROCESS_MEGABYTES + (base + _ADAM_COPIES * adapter) / 2**20))
 
 

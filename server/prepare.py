@@ -20,13 +20,13 @@ from oblivion.errors import ConfigError, InputError, IntegrityError, nearest
 from oblivion.federation.fitting import check_fits, unfit_rows
 from oblivion.federation.planning import check_oracle, make_context, make_plan, make_request, oracle_seeds, present
 from oblivion.federation.spending import check_removals
-from oblivion.learners import learner_of
+from oblivion.learners import learner_of, models_of
 from oblivion.ledger.register import EXCLUSIONS, absences
 from oblivion.ledger.rounds import Absence
 from oblivion.ledger.schema import refuse_network
 from oblivion.metrics.engine.suite import RunRows
 from oblivion.metrics.suites import suite_of
-from oblivion.models.loading import gpu_count, locate, model_digest, resolve_dtype
+from oblivion.models.loading import gpu_count
 from oblivion.objectives.terms import objective_from
 from oblivion.parameters import build
 from oblivion.parts import parts_of
@@ -110,8 +110,9 @@ def _absolute(text: Any, inside: str = "") -> Any:
 
 def _dtype(config: RunConfig) -> str:
     """The weights' dtype; a residual is folded into them, and bfloat16 would lose most of it."""
-    keeps_residual = bool(scheme_of(config).state_fields)
-    return "float32" if keeps_residual and config.model.dtype == "auto" else resolve_dtype(config.model)
+    if scheme_of(config).state_fields and config.model.dtype == "auto":
+        return "float32"
+    return models_of(config.model).resolve_dtype(config.model)
 
 
 def _hosts(clients: int) -> int:
@@ -154,7 +155,7 @@ def check(
     data = resolve(config, gone) if root is None else run_data(root, config, gone)
     if fresh:
         suite_of(config.evaluate).rows(RunRows(data=data))  # refuses data that it cannot measure
-        locate(config.model)
+        models_of(config.model).locate(config.model)
     check_number(rule_of(config), config, tuple(data.clients))
     budget = check_learning(config, {client: len(rows) for client, rows in data.clients.items()}) if fresh else None
     if config.forget.client:
@@ -255,8 +256,9 @@ def check_again(run: RunDirectory, config: RunConfig) -> RunConfig:
         If anything changed but what was forgotten; see `check_data`.
     """
     config = check_data(run, config)
-    locate(config.model)
-    if read_manifest(run.root).model_digest != model_digest(config.model):
+    models = models_of(config.model)
+    models.locate(config.model)
+    if read_manifest(run.root).model_digest != models.digest(config.model):
         raise _changed(run, f"the base model {config.model.name}")
     return config
 

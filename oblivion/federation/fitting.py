@@ -9,7 +9,6 @@ from oblivion.data.corpus import FederatedData
 from oblivion.data.groups import asked_rows
 from oblivion.errors import InputError, PlanRefusedError, plural
 from oblivion.learners import learner_of
-from oblivion.models.randomness import base_draws
 from oblivion.training.batches import encode_rows
 from oblivion.types import ForgetRequest, Sample
 
@@ -102,7 +101,7 @@ def check_fits(config: RunConfig, data: FederatedData, request: ForgetRequest) -
 
 def beforehand(config: RunConfig, data: FederatedData) -> list[str]:
     """What the user should know before anything is trained: warnings."""
-    draws = base_draws(learner_of(config).base.model)
+    draws = learner_of(config).draws
     told = (
         f"the base model draws at random in training ({', '.join(draws)}): this is switched off while clients train, "
         "so that a run can be repeated bit for bit; for dropout on the adapter, set lora.dropout"

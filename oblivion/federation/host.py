@@ -19,12 +19,11 @@ from oblivion.data.keyed_ids import keyed_rows
 from oblivion.errors import InputError
 from oblivion.learners import learner_of
 from oblivion.models.factors import Factor, start_of
-from oblivion.models.resident import ResidentModel
 from oblivion.objectives.needs import Role, parse_needs
 from oblivion.objectives.terms import objective_from
 from oblivion.parts import run_fingerprint
 from oblivion.privacy.noise import KEY_BYTES, derive_key
-from oblivion.tasks.task import Row, Task
+from oblivion.tasks.task import Learner, Row, Task
 from oblivion.training.batches import Encoded, encode_rows
 from oblivion.training.cohort import reason, train_cohort
 from oblivion.training.local import LocalTask
@@ -105,7 +104,7 @@ class Host:
         request: TrainRequest,
         task: ClientTask,
         data: FederatedData,
-        resident: ResidentModel,
+        resident: Learner,
         config: RunConfig,
         terms: _Terms,
     ) -> LocalTask:
@@ -158,13 +157,13 @@ class Host:
                     metrics[name] = evaluate_client(model, resident.task, samples, suite=suite, **sizes)
         return HostReply(host=request.host, metrics=metrics)
 
-    def _resident(self, config: RunConfig) -> ResidentModel:
+    def _resident(self, config: RunConfig) -> Learner:
         import torch
 
         torch.set_num_threads(config.train.threads)
         return learner_of(config)
 
-    def _encoded(self, task: ClientTask, data: FederatedData, resident: ResidentModel, config: RunConfig) -> Encoded:
+    def _encoded(self, task: ClientTask, data: FederatedData, resident: Learner, config: RunConfig) -> Encoded:
         key = (
             task.client_id,
             task.id_key,

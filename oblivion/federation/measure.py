@@ -17,12 +17,12 @@ from oblivion.metrics.engine.layout import MANIFEST
 from oblivion.metrics.engine.one_pass import NO_REFERENCE, Evaluation, evaluate_model, to_open_unlearning
 from oblivion.metrics.engine.suite import Groups, RunRows, Suite
 from oblivion.metrics.suites import suite_of
-from oblivion.models.resident import ResidentModel
 from oblivion.removal.plan import RemovalPlan
 from oblivion.replies import heard, measured, unsaid
 from oblivion.run.directory import RunDirectory
 from oblivion.run.records import ChecklistEntry, CostRecord, Measure, ModelRecord
 from oblivion.selection import assign
+from oblivion.tasks.task import Learner
 from oblivion.types import ClientTask, EvaluateRequest, ForgetRequest, GlobalState, MetricResult
 
 _BESIDE = ("detectable", "left_out", "components")
@@ -56,7 +56,7 @@ def measure_model(
     request: ForgetRequest | None,
     run: RunDirectory,
     data: FederatedData,
-    resident: ResidentModel,
+    resident: Learner,
     federation: Federation,
     exclusions: Sequence[Absence],
 ) -> ModelRecord:
@@ -72,7 +72,7 @@ def measure_model(
         Where per-row results go, and those of the oracle are.
     data : FederatedData
         The present clients' rows.
-    resident : ResidentModel
+    resident : Learner
         The base model.
     federation : Federation
         The way to the clients.
@@ -127,7 +127,7 @@ def _without_comparisons(evaluation: Evaluation, suite: Suite) -> Evaluation:
 
 def measure_centrally(
     state: GlobalState,
-    resident: ResidentModel,
+    resident: Learner,
     groups: Groups,
     config: RunConfig,
     references: Sequence[Mapping[str, Any]] = (),

@@ -17,11 +17,11 @@ from oblivion.learners import learner_of
 from oblivion.ledger.opening import open_ledger
 from oblivion.ledger.register import MAIN
 from oblivion.ledger.rounds import Absence, Branch
-from oblivion.models.resident import ResidentModel
 from oblivion.run.directory import RunDirectory
 from oblivion.run.events import Observer
 from oblivion.run.records import read_manifest
 from oblivion.run_format import ORIGINAL
+from oblivion.tasks.task import Learner
 from oblivion.types import Adapter, ForgetRequest
 
 
@@ -60,7 +60,7 @@ class OpenRun:
             raise
 
     @cached_property
-    def resident(self) -> ResidentModel:
+    def resident(self) -> Learner:
         """The base model, loaded when it is first asked for."""
         return learner_of(self.config)
 

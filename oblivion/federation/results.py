@@ -9,10 +9,10 @@ from oblivion.federation.measure import Trained, measure_model
 from oblivion.federation.opened import OpenRun
 from oblivion.federation.spending import privacy_values
 from oblivion.files import remove
+from oblivion.learners import models_of
 from oblivion.ledger.adapters import note_adapter
 from oblivion.ledger.requests import ID
 from oblivion.models.adapter_folder import CONFIG
-from oblivion.models.loading import locate
 from oblivion.models.resident import weight_bytes
 from oblivion.outside import shown
 from oblivion.run.events import round_entry
@@ -83,12 +83,16 @@ class Results:
         remove(folder)  # what an interrupted removal left; metrics.json knows nothing of it
         adapter = as_adapter(state)
         note_adapter(self.opened.ledger.book, name, weight_bytes(adapter))
-        self.opened.resident.save(adapter, folder, locate(self.opened.config.model))
+        self.opened.resident.save(adapter, folder, self._base())
 
     def head_settings(self) -> bytes:
         """Return the settings file of the head's adapter folder, made anew from the ledger and the base model."""
         adapter = as_adapter(self.opened.replay.head(self.opened.head).state)
-        return self.opened.resident.adapter_files(adapter, locate(self.opened.config.model))[CONFIG]
+        return self.opened.resident.adapter_files(adapter, self._base())[CONFIG]
+
+    def _base(self) -> str:
+        """Return where the base model of the run is."""
+        return models_of(self.opened.config.model).locate(self.opened.config.model)
 
     def original(self) -> Trained:
         """The model of the run's head, as it is before a request is answered."""

@@ -24,7 +24,7 @@ from oblivion.files import write_folder
 from oblivion.models.adapter_folder import CONFIG, WEIGHTS, PeftSettings
 from oblivion.models.factors import factor_of, initial_values
 from oblivion.models.loading import Base, gpu_count, load_base, width_of
-from oblivion.models.randomness import ask_for_deterministic_kernels, repeats_bits
+from oblivion.models.randomness import ask_for_deterministic_kernels, base_draws, repeats_bits
 from oblivion.models.targets import ALL_LINEAR, check_layers, settings_for, without_adapter
 from oblivion.parameters import build
 from oblivion.tasks.causal_lm import CausalLM
@@ -96,6 +96,16 @@ class ResidentModel:
     def width(self) -> int:
         """The base model's hidden size."""
         return width_of(self.base.model.config) or int(self.base.model.get_input_embeddings().weight.shape[1])
+
+    @property
+    def size_bytes(self) -> int:
+        """The memory that the model takes, its adapter included."""
+        return sum(p.numel() * p.element_size() for p in self.base.model.parameters())
+
+    @property
+    def draws(self) -> tuple[str, ...]:
+        """What the base model would draw at random in training mode, which is switched off."""
+        return base_draws(self.base.model)
 
     @property
     def device(self) -> str:

@@ -13,8 +13,7 @@ from typing import Any
 from oblivion.config import RunConfig
 from oblivion.data.corpus import FederatedData
 from oblivion.data.federation import client_digests, data_digest
-from oblivion.learners import learner_of
-from oblivion.models.loading import model_digest
+from oblivion.learners import learner_of, models_of
 from oblivion.parts import outside_packages, run_fingerprint
 from oblivion.provenance import code_fingerprint
 from oblivion.run.directory import RunDirectory
@@ -95,7 +94,7 @@ def make_manifest(config: RunConfig, data: FederatedData) -> dict[str, Any]:
         "packages": [asdict(package) for package in outside_packages(config)],
         "data_digest": data_digest(data),
         "model": config.model.name,
-        "model_digest": model_digest(config.model),
+        "model_digest": models_of(config.model).digest(config.model),
         "seed": config.seed,
         "engine": config.engine,
         **describe_clients(data),

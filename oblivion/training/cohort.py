@@ -10,10 +10,10 @@ from typing import TypeAlias
 
 from oblivion.config import PrivacyConfig, TrainConfig
 from oblivion.errors import OblivionError
-from oblivion.models.resident import ResidentModel
 from oblivion.objectives.needs import parse_needs
 from oblivion.objectives.terms import Objective
 from oblivion.replies import one_line
+from oblivion.tasks.task import Learner
 from oblivion.training.batches import NO_ROWS
 from oblivion.training.dp_sgd import train_client_privately
 from oblivion.training.fused import fusible, train_fused
@@ -22,7 +22,7 @@ from oblivion.types import Adapter, ClientUpdate, RoundInfo
 
 
 def train_cohort(
-    resident: ResidentModel,
+    resident: Learner,
     start: Adapter,
     tasks: Sequence[LocalTask],
     objective: Objective,
@@ -55,7 +55,7 @@ def train_cohort(
     return updates, failures | failed
 
 
-_Visit: TypeAlias = tuple[ResidentModel, Adapter, Objective, TrainConfig, RoundInfo]
+_Visit: TypeAlias = tuple[Learner, Adapter, Objective, TrainConfig, RoundInfo]
 
 
 def _together(tasks: Sequence[LocalTask], visit: _Visit) -> tuple[list[ClientUpdate], dict[str, str]]:

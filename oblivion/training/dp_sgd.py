@@ -24,10 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 from oblivion.config import PrivacyConfig, TrainConfig
 from oblivion.errors import ConfigError
-from oblivion.models.resident import ResidentModel
 from oblivion.objectives.terms import CombinesGradients, Objective, Stateful
 from oblivion.privacy.noise import NoiseStream, derive_key
-from oblivion.tasks.task import Row, Task
+from oblivion.tasks.task import Learner, Row
 from oblivion.training.fused import fusible
 from oblivion.training.local import LocalTask, LocalVisit
 from oblivion.types import Adapter, ClientUpdate, RoundInfo
@@ -60,7 +59,7 @@ def poisson_batches(rows: Sequence[Row], samples: int, rate: float, steps: int, 
 
 
 def train_client_privately(
-    resident: ResidentModel,
+    resident: Learner,
     start: Adapter,
     task: LocalTask,
     objective: Objective,
@@ -125,7 +124,7 @@ def _check(objective: Objective) -> None:
 
 
 def clipped_sum(
-    resident: ResidentModel,
+    resident: Learner,
     trained: dict[str, Any],
     rows: Sequence[Row],
     objective: Objective,
@@ -167,16 +166,15 @@ def clipped_sum(
 
 
 def _per_sample(
-    resident: ResidentModel, trained: dict[str, Any], rows: Sequence[Row], objective: Objective
+    resident: Learner, trained: dict[str, Any], rows: Sequence[Row], objective: Objective
 ) -> dict[str, Tensor]:
     """The gradient of each sample's own mean loss, by tensor: (samples, *shape)."""
     import torch
 
-    task: Task = resident.task
-    batch = task.collate(rows, next(iter(trained.values())).device)
+    batch = resident.task.collate(rows, next(iter(trained.values())).device)
     split = _split(resident, trained, len(rows)) if len(rows) > 1 else contextlib.nullcontext(trained)
     with split as leaves:
-        outputs = task.forward(resident.model, batch, ("logits",))
+        outputs = resident.task.forward(resident.model, batch, ("logits",))
         terms = objective.loss({"retain": outputs}, {"retain": batch.answers})
         loss = torch.stack([(term.weight * term.sums / term.counts).sum() for term in terms.values()]).sum()
         gradients = torch.autograd.grad(loss, list(leaves.values()))
@@ -186,7 +184,7 @@ def _per_sample(
 
 
 @contextlib.contextmanager
-def _split(resident: ResidentModel, trained: dict[str, Any], count: int) -> Iterator[dict[str, Tensor]]:
+def _split(resident: Learner, trained: dict[str, Any], count: int) -> Iterator[dict[str, Tensor]]:
     """For a while every sample has an adapter of its own, all with the present values: (samples, *shape) each."""
     from oblivion.training.lora_linear import through  # here, since it imports torch
 

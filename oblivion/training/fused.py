@@ -14,7 +14,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from oblivion.config import TrainConfig
 from oblivion.models.attention import changes_with_length
@@ -22,7 +22,7 @@ from oblivion.models.factors import factor_of
 from oblivion.models.resident import ResidentModel
 from oblivion.objectives.needs import Role, Source
 from oblivion.objectives.terms import CombinesGradients, Objective, Stateful
-from oblivion.tasks.task import Batch, Row, Task
+from oblivion.tasks.task import Batch, Learner, Row, Task
 from oblivion.training.arena import Arena
 from oblivion.training.gradients import with_state
 from oblivion.training.local import LocalTask, Rows, denominators, micro_batches, visit_update
@@ -33,11 +33,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def fusible(resident: ResidentModel) -> str | None:
+def fusible(resident: Learner) -> str | None:
     """Why a model's clients cannot be trained together; None if they can."""
     import torch
     from peft.tuners.lora import Linear
 
+    if not isinstance(resident, ResidentModel):
+        return "the model has no LoRA layers through which clients could share a pass"
     if any(config.lora_dropout for config in resident.model.peft_config.values()):
         return "lora.dropout is above 0, and its masks would depend on the neighbours"
     for name, module in resident.lora_layers.items():
@@ -78,7 +80,7 @@ class _Visit:
 
 
 def train_fused(
-    resident: ResidentModel,
+    resident: Learner,
     start: Adapter,
     tasks: Sequence[LocalTask],
     objective: Objective,
@@ -141,7 +143,7 @@ def train_fused(
 
 
 def _step(
-    resident: ResidentModel,
+    resident: Learner,
     adapters: _Adapters,
     arena: Arena,
     running: Mapping[int, list[Rows]],
@@ -149,7 +151,7 @@ def _step(
     objective: Objective,
 ) -> None:
     """One optimizer step's gradients for every running client, micro-batch by micro-batch."""
-    rows, task, wanted = sorted(running), cast(Task, resident.task), Wanted.of(objective)
+    rows, task, wanted = sorted(running), resident.task, Wanted.of(objective)
     counts = {row: denominators(running[row], objective) for row in rows}
     for row in rows:
         there[row].begin_step()
@@ -219,7 +221,7 @@ class _Adapters:
     the same base, never one more model.
     """
 
-    def __init__(self, resident: ResidentModel, arena: Arena, start: Adapter) -> None:
+    def __init__(self, resident: Learner, arena: Arena, start: Adapter) -> None:
         import torch
 
         self.device = arena.values.device

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from oblivion.config import TrainConfig
 from oblivion.models.factors import Factor, factor_of
-from oblivion.models.resident import ResidentModel
 from oblivion.objectives.needs import Role, Source
 from oblivion.objectives.terms import Objective, Stateful
 from oblivion.seeding import derive_seed, numpy_generator
-from oblivion.tasks.task import Row, Task
+from oblivion.tasks.task import Learner, Row
 from oblivion.training.batches import epochs
 from oblivion.training.gradients import Gradients, with_state
 from oblivion.training.outputs import Wanted
@@ -138,7 +137,7 @@ class LocalVisit:
         The tensors that are trained.
     """
 
-    def __init__(self, resident: ResidentModel, start: Adapter, task: LocalTask, settings: TrainConfig) -> None:
+    def __init__(self, resident: Learner, start: Adapter, task: LocalTask, settings: TrainConfig) -> None:
         self.start = task.start or start
         resident.write(self.start)
         self.trained: dict[str, Any] = {
@@ -195,7 +194,7 @@ class LocalVisit:
 
 
 def train_client(
-    resident: ResidentModel,
+    resident: Learner,
     start: Adapter,
     task: LocalTask,
     objective: Objective,
@@ -206,7 +205,7 @@ def train_client(
 
     Parameters
     ----------
-    resident : ResidentModel
+    resident : Learner
         The base model in memory; its adapter is overwritten before and after.
     start : Adapter
         The global adapter, also the anchor of the proximal term and the reference of objectives that need one.
@@ -228,7 +227,6 @@ def train_client(
 
     visit = LocalVisit(resident, start, task, settings)
     like = next(iter(visit.trained.values())).detach()
-    modality: Task = resident.task
     wanted, gradients = Wanted.of(objective), Gradients(objective, list(visit.trained.values()))
     state = dict(objective.init()) if isinstance(objective, Stateful) else {}
     losses: list[float] = []
@@ -236,12 +234,12 @@ def train_client(
     with torch.random.fork_rng(), resident.training(settings.gradient_checkpointing, visit.trained):
         torch.manual_seed(derive_seed(info.seed, "dropout", info.round, task.client_id))
         for step in micro_batches(task, settings, info):
-            micros = [{role: modality.collate(rows, like.device) for role, rows in micro.items()} for micro in step]
+            micros = [{r: resident.task.collate(rows, like.device) for r, rows in micro.items()} for micro in step]
             counts = denominators(step, objective)
             visit.zero_gradients()
             total, by_role = 0.0, dict.fromkeys(counts, 0.0)
             for micro in micros:
-                outputs = wanted.make(modality, resident.model, micro, visit.use)
+                outputs = wanted.make(resident.task, resident.model, micro, visit.use)
                 terms = objective.loss(outputs, {r: with_state(b.answers, [state], like) for r, b in micro.items()})
                 total += gradients.add({r: t.weight * t.sums.sum() / counts[r] for r, t in terms.items()})
                 tokens += wanted.forwarded({role: batch.size for role, batch in micro.items()})

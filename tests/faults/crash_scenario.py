@@ -149,16 +149,16 @@ def configure(work: Path) -> RunConfig:
     resident = adapters_alone()
     for module in (server.prepare, oblivion.federation.opened):
         module.learner_of = lambda _: resident
-    for module in (server.prepare, oblivion.federation.results):
-        module.locate = lambda _: "a model"
+    models = types.SimpleNamespace(
+        locate=lambda _: "a model", digest=lambda _: "a digest", resolve_dtype=lambda _: "float32"
+    )
+    for module in (server.prepare, oblivion.federation.results, oblivion.run.manifest):
+        module.models_of = lambda _: models
     for module in (server.prepare, oblivion.federation.learning):
         module.fusible = lambda _: None
-    for module in (server.prepare, oblivion.run.manifest):
-        module.model_digest = lambda _: "a digest"
     for module in (server.main, oblivion.federation.commits):
         module.write_report = report
     oblivion.federation.commits.build_report = lambda _: ""
-    server.prepare.resolve_dtype = lambda _: "float32"
     server.prepare.check_disk = server.prepare.check_fits = lambda *_: None
     server.prepare.unfit_rows = lambda *_: {}
     oblivion.federation.learning.beforehand = lambda *_: []

@@ -185,7 +185,7 @@ def test_the_gate_does_not_hold_one_factor_against_the_norms_of_the_other(micro_
 def test_weights_are_fp32_where_a_residual_is_folded_into_them(
     micro_scenario: Path, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.prepare.resolve_dtype", lambda model: "bfloat16")  # as on a GPU with a wide model
+    monkeypatch.setattr("oblivion.learners.resolve_dtype", lambda model: "bfloat16")  # as on a GPU with a wide model
     config, _ = prepare(ob.load_config(micro_scenario, {"lora.scheme": scheme}))
     assert config.model.dtype == ("float32" if scheme in ("flora", "fedex") else "bfloat16")
 
