@@ -78,8 +78,11 @@ def test_create_writes_config_and_manifest_first(tmp_path: Path) -> None:
 
 
 def test_open_refuses_what_is_no_run(tmp_path: Path, run: RunDirectory) -> None:
-    with pytest.raises(InputError, match=r"no config\.toml"):
+    with pytest.raises(InputError, match="not a run directory: there is no such folder"):
         RunDirectory.open(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"no config\.toml"):
+        RunDirectory.open(tmp_path / "empty")
     opened, config = RunDirectory.open(run.root)  # whether it has learned is for the ledger to say
     assert opened.root == run.root and config == RunConfig()
 

@@ -461,8 +461,11 @@ def test_secrets_are_for_their_owner_alone(opened: Opened) -> None:
 
 
 def test_an_existing_ledger_is_asked_for_by_name(opened: Opened, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="has no ledger, so nothing can be forgotten from it"):
+    with pytest.raises(InputError, match="has no ledger: there is no such folder"):
         check_ledger_exists(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="has no ledger, so nothing can be forgotten from it"):
+        check_ledger_exists(tmp_path / "empty")
     learned(opened)
     check_ledger_exists(opened.root)
 
