@@ -14,13 +14,14 @@ from oblivion.training.batches import NO_ROWS
 from oblivion.types import ClientUpdate, ForgetRequest
 
 _NAMED = 10
-"""Reasons that one message holds."""
+"""The number of reasons that one message holds."""
 
 
 def missing(outcome: CohortOutcome, branch: Branch, replayed: RoundRecord | None) -> dict[str, str]:
-    """Who fails in a replay and must not.
+    """Return the clients that fail in a replay although they must not, each with the reason.
 
-    It may where nothing of it counted then, and where it has no rows, if it had none then or forgot some since.
+    A client may fail if it was selected in the round that is replayed and its update did not count. It may also fail
+    for want of rows if it had none then, or if some of its rows were forgotten since.
     """
     if replayed is None:
         return {}
@@ -39,9 +40,10 @@ def to_replay(records: Sequence[RoundRecord], t_u: int) -> dict[int, RoundRecord
 
 
 def refused_again(outcomes: Iterable[CohortOutcome], replayed: RoundRecord | None) -> Iterator[CohortOutcome]:
-    """What a replay got; whose update was refused then is refused again, whatever it sends now, and if it is nothing.
+    """Yield the outcomes of a replay; a client whose update was refused then is refused again.
 
-    Else it would decide by its silence whether others can be forgotten, and which strikes it has.
+    This holds whatever the client sends now, and also if it sends nothing. Otherwise it could decide by its silence
+    whether others can be forgotten, and which strikes it has.
     """
     then = replayed.refused if replayed else {}
     for outcome in outcomes:
@@ -77,10 +79,10 @@ def check_quorum(
 
 
 def told(reasons: Mapping[str, str]) -> str:
-    """Whose reasons they are and what they are, for one message: the first few, in their order.
+    """Return the first few reasons with the names that they belong to, in their order, for one message.
 
-    A reason may be the words of a host: none may look as if the next one began in it. All of them are in the ledger and
-    in ``events.jsonl``.
+    A reason may be the words of a host, so it must not look as if the reason of another client began in it. All
+    reasons are in the ledger and in ``events.jsonl``.
     """
     said = [f"{name}: {why.replace(';', ',')}" for name, why in reasons.items()]
     more = [f"and {len(said) - _NAMED} more, see events.jsonl"] if len(said) > _NAMED else []

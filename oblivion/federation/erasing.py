@@ -70,9 +70,9 @@ def files_to_erase(opened: OpenRun, asked: Asked, trial: str) -> dict[str, list[
 
 
 def outside(root: Path, name: str) -> str:
-    """Why a name is none that the run gives to what it makes, or leads out of the run; empty where it is one.
+    """Say why a path cannot be a file of the run: its name has another form, or a link on the way leads elsewhere.
 
-    A run may have been made or edited by anybody, and what is erased is gone.
+    The text is empty for a file of the run. Anybody may have made or edited a run, and what is erased is gone.
     """
     parts = name.split("/")
     if len(parts) < 2 or parts[0] not in _OWN or not {"", ".", ".."}.isdisjoint(parts) or "\0" in name:
