@@ -16,6 +16,7 @@ from oblivion.files import write_atomically
 from oblivion.report.comparison import Comparison, Standing, compare
 from oblivion.report.drawing import icon, marks
 from oblivion.report.formatting import capital, count, percent, plural, shorten
+from oblivion.report.introduction import learned, made_of, opening, opening_of_several
 from oblivion.report.picture_clients import clients_picture, shown_clients
 from oblivion.report.picture_costs import costs_picture
 from oblivion.report.picture_curves import branches, curves_picture
@@ -30,19 +31,7 @@ from oblivion.report.tables import (
     runs_head,
     runs_table,
 )
-from oblivion.report.wording import (
-    answer,
-    committed,
-    hurt,
-    learned,
-    made_of,
-    noise,
-    opening,
-    opening_of_several,
-    request_facts,
-    request_title,
-    shared,
-)
+from oblivion.report.wording import answer, committed, hurt, noise, request_facts, request_title, shared
 from oblivion.run.records import ChecklistEntry
 
 MOST_WARNINGS = 30

@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
-from pathlib import PurePath
 
 from markupsafe import Markup
 
 from oblivion.report.comparison import LEVEL, NO_GAP, Comparison, Standing, client_measure, others_name, own_entries
 from oblivion.report.formatting import count, in_words, number, percent, plural
-from oblivion.report.reading import Run
-from oblivion.run.records import RequestRecord, RunRecord
+from oblivion.run.records import RequestRecord
 
 NEARLY = 0.9
 """From this share of the gap on, the sentence says "but" before rows that can be recognised, else "and"."""
 SPOKEN = 3
 """With more methods than this the answer names the closest and the farthest; the table has all of them."""
-MADE_OF = (
-    ("data.name", "data"),
-    ("data.path", "from"),
-    ("model.name", "model"),
-    ("federation.aggregator", "rule"),
-    ("lora.scheme", "scheme"),
-    ("seed", "seed"),
-)
-"""Settings that say what a run is, with the word before each."""
-MOST_SETTINGS = 6
 SHARED = 20
 """How many of the rows that others also hold are named on the page; ``metrics.json`` has all of them."""
 HURT = 0.01
@@ -232,20 +219,6 @@ def answer(comparison: Comparison) -> Markup:
     return said + Markup(".")
 
 
-def learned(metrics: RunRecord) -> Markup:
-    """Say what came of a run without requests, in two sentences."""
-    branch, clients = metrics.history[0].branch if metrics.history else "", clients_of(metrics)
-    rounds = [entry for entry in metrics.history if entry.branch == branch]
-    losses = [entry.loss for entry in rounds if entry.loss is not None]
-    if not rounds:
-        return Markup("No round has been recorded, and nobody has asked to be forgotten.")
-    who = plural(clients, "client") if clients else "The clients"
-    said = Markup("{} taught the model for {}").format(who, plural(len(rounds), "round"))
-    if len(losses) > 1:
-        said += Markup("; the mean loss went from {} to {}").format(number(losses[0]), number(losses[-1]))
-    return said + Markup(". Nobody has asked to be forgotten yet.")
-
-
 def hurt(comparison: Comparison) -> list[Markup]:
     """Name, for each method, the client that stays and lost most against the oracle."""
     oracle, own, suite = comparison.oracle, own_entries(comparison.request), comparison.suite
@@ -294,71 +267,6 @@ def noise(comparison: Comparison) -> str:
         if spread >= LEVEL
         else f"{count(len(values))} oracles that differ only in their seed agree to within {number(LEVEL)}."
     )
-
-
-def clients_of(metrics: RunRecord) -> int:
-    """Return how many clients a run had: those that were measured, and at least as many as took part in one round."""
-    clients = max((int(entry.clients or 0) for entry in metrics.history), default=0)
-    for request in metrics.requests:
-        names = {name for model in request.models.values() for name in model.clients}
-        own = set(own_entries(request)) & names
-        clients = max(clients, len(names) - max(0, len(own) - 1))
-    return max(clients, len(metrics.learned.clients) if metrics.learned else 0)
-
-
-def opening(metrics: RunRecord) -> str:
-    """Say what the page of one run is about, in one sentence."""
-    clients, requests = clients_of(metrics), len(metrics.requests)
-    who = f"{in_words(clients).capitalize()} clients taught a language model" if clients > 1 else "A language model"
-    if not requests:
-        return f"{who}." if clients > 1 else ""
-    many, it = requests > 1, "them" if requests > 1 else "it"
-    asked = f"{in_words(requests)} {'requests' if many else 'request'} to be forgotten followed"
-    asked = "one asked to be forgotten" if clients > 1 and not many else asked
-    return (
-        f"{who}, {asked}: this is what remained of {it} by each method, beside a model that never saw {it}, "
-        "for the federation as a whole and for every client."
-    )
-
-
-def opening_of_several(runs: Sequence[tuple[str, Run]]) -> str:
-    """Say what a page with several runs is about: each by name, with its clients, rounds and requests."""
-    each = []
-    for name, run in runs:
-        asked = plural(len(run.metrics.requests), "request") if run.metrics.requests else "no request"
-        each.append(f"{name} ({plural(clients_of(run.metrics), 'client')}, {_rounds(run)}, {asked})")
-    configs = [dict(run.config) for _, run in runs if run.config is not None]
-    differ = [key for key in dict.fromkeys(chain(*configs)) if len({config.get(key) for config in configs}) > 1]
-    if len(configs) < len(runs):
-        said = ""
-    elif not differ:
-        said = "They have the same settings. "
-    else:
-        more = f" and {plural(len(differ) - MOST_SETTINGS, 'other')}" if len(differ) > MOST_SETTINGS else ""
-        said = f"They differ in {', '.join(differ[:MOST_SETTINGS])}{more}. "
-    return (
-        f"{in_words(len(runs)).capitalize()} runs beside each other: {'; '.join(each)}. {said}"
-        "Every number is beside the oracle of its own run."
-    )
-
-
-def _rounds(run: Run) -> str:
-    """Return how many rounds the run learned; after a commit, some of them are on the branch of the removal."""
-    history, asked = run.metrics.history, dict(run.config or ()).get("federation.rounds", "")
-    if not asked.isdecimal():
-        return plural(sum(entry.branch == history[0].branch for entry in history), "round")
-    return plural(len({entry.round for entry in history if entry.round <= int(asked)}), "round")
-
-
-def made_of(run: Run) -> str:
-    """Say what a run is made of: clients, rounds, data, model, rule, seed; what its files do not say is left out."""
-    settings = dict(run.config or ())
-    facts = [plural(clients_of(run.metrics), "client")] if clients_of(run.metrics) else []
-    facts += [_rounds(run)] if run.metrics.history else []
-    for key, title in MADE_OF:
-        if settings.get(key):
-            facts.append(f"{title} {PurePath(settings[key]).name if '/' in settings[key] else settings[key]}")
-    return ", ".join(facts) + "." if facts else ""
 
 
 def request_title(request: RequestRecord) -> str:

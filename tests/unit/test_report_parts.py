@@ -19,13 +19,14 @@ from oblivion.errors import InputError
 from oblivion.report.comparison import client_names, compare, is_oracle
 from oblivion.report.drawing import Labels, Scale, marks, picture, tag, text, tick_label, ticks
 from oblivion.report.formatting import count, in_words, megabytes, number, percent, plural, scientific, shorten, signed
+from oblivion.report.introduction import learned, opening
 from oblivion.report.picture_clients import clients_picture
 from oblivion.report.picture_costs import cost_line, costs_picture
 from oblivion.report.picture_curves import branches, curves_picture
 from oblivion.report.picture_tradeoff import tradeoff_picture
 from oblivion.report.reading import flatten, read_run
 from oblivion.report.tables import clients_table, cost_share, everything_table, methods_table, runs_table
-from oblivion.report.wording import answer, hurt, learned, noise, opening, shared
+from oblivion.report.wording import answer, hurt, noise, shared
 from oblivion.run.records import Measure, RequestRecord, RunRecord, clean
 
 

@@ -25,14 +25,17 @@ from oblivion.metrics.suites.own_rows import OWN_ROWS
 from oblivion.types import ForgetRequest, Sample
 
 LEVELS = {
-    "forget_level1": "Blanks",
-    "forget_level2": "Questions",
-    "forget_level3": "Attacks",
-    "neighbor_level1": "Neighbours, blanks",
-    "neighbor_level2": "Neighbours, questions",
+    "forget_level1": ("Blanks", "where a blank about the person has to be filled"),
+    "forget_level2": ("Questions", "to questions about the person"),
+    "forget_level3": ("Attacks", "to questions about the person that attack: role play, reversed, in other languages"),
+    "neighbor_level1": ("Neighbours, blanks", "where a blank about a neighbour has to be filled"),
+    "neighbor_level2": ("Neighbours, questions", "to questions about neighbours"),
 }
-"""The groups that are files of RWKU, with what readers call them."""
-WHOLE = {"forget": "All of the person", "neighbor": "All neighbours"}
+"""The groups that are files of RWKU, with what readers call them, and which answers they ask for."""
+WHOLE = {
+    "forget": ("All of the person", "about the person, at all levels"),
+    "neighbor": ("All neighbours", "about neighbours, at both levels"),
+}
 """The groups that are made of them."""
 _ANSWER = Format(max_new_tokens=30, stops=("\n",))
 _METRICS: Mapping[str, Metric] = {
@@ -41,13 +44,12 @@ _METRICS: Mapping[str, Metric] = {
 }
 
 
-def _column(group: str, title: str) -> Column:
-    person = group.startswith("forget")
+def _column(group: str, title: str, asked: str) -> Column:
+    good = "As close to the oracle as possible." if group.startswith("forget") else "Not below the oracle."
     return Column(
         metric=f"{group}_ROUGE",
         title=title,
-        meaning="how much of the true answers the model writes. "
-        + ("As close to the oracle as possible." if person else "Not below the oracle."),
+        meaning=f"how much the model writes of the true answers {asked}. {good}",
     )
 
 
@@ -63,9 +65,9 @@ class Rwku(Suite):
         overdone_short="writes too little of them",
     )
     columns: ClassVar[tuple[Column, ...]] = (
-        _column("forget", WHOLE["forget"]),
-        *(_column(group, title) for group, title in LEVELS.items()),
-        _column("neighbor", WHOLE["neighbor"]),
+        _column("forget", *WHOLE["forget"]),
+        *(_column(group, *words) for group, words in LEVELS.items()),
+        _column("neighbor", *WHOLE["neighbor"]),
         Column(
             metric="forget_Prob",
             title="Probability",
