@@ -15,6 +15,7 @@ import oblivion.federation.commits
 import oblivion.federation.learning
 import oblivion.federation.measure
 import oblivion.federation.opened
+import oblivion.federation.resolving
 import oblivion.federation.results
 import oblivion.registry
 import oblivion.run.manifest
@@ -152,7 +153,8 @@ def configure(work: Path) -> RunConfig:
     models = types.SimpleNamespace(
         locate=lambda _: "a model", digest=lambda _: "a digest", resolve_dtype=lambda _: "float32"
     )
-    for module in (server.prepare, oblivion.federation.results, oblivion.run.manifest):
+    resolving = oblivion.federation.resolving
+    for module in (server.prepare, resolving, oblivion.federation.results, oblivion.run.manifest):
         module.models_of = lambda _: models
     for module in (server.prepare, oblivion.federation.learning):
         module.fusible = lambda _: None
