@@ -30,6 +30,7 @@ from oblivion.types import (
     HostRequest,
     RoundInfo,
     Sample,
+    StartRequest,
     TrainRequest,
     VisitRequest,
 )
@@ -93,6 +94,16 @@ def test_describe_counts_rows_without_a_model(config: RunConfig, monkeypatch: py
     monkeypatch.setattr(host_module, "learner_of", pytest.fail)
     reply = Host().answer(DescribeRequest(host="h", config=config.to_json()))
     assert reply == HostReply(host="h", clients={"ann": {"samples": 5}, "bob": {"samples": 4}})
+
+
+def test_a_host_that_starts_loads_the_model_that_training_will_ask_for(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+    monkeypatch.setattr(host_module, "learner_of", lambda config: loaded.append(config.model))
+    unresolved = config.model_copy(update={"model": config.model.model_copy(update={"dtype": "auto"})})
+    assert Host().answer(StartRequest(host="h", config=unresolved.to_json())) == HostReply(host="h")
+    assert loaded == [config.model.model_copy(update={"dtype": "float32"})]
 
 
 def test_training_answers_for_every_client(config: RunConfig) -> None:
