@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 suites = Registry(
     "suite",
     {
+        "classes": "oblivion.metrics.suites.classes:Classes",
         "muse": "oblivion.metrics.suites.muse:Muse",
         "rwku": "oblivion.metrics.suites.rwku:Rwku",
         "tofu": "oblivion.metrics.suites.tofu:Tofu",
