@@ -53,7 +53,7 @@ class Surprise(Suite):
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
-        return {"forget_surprise": Probability("forget")}
+        return {"forget_surprise": Probability("forget"), "attack": Probability("forget")}
 
     @property
     def client_metrics(self) -> Mapping[str, MergeableMetric]:
@@ -132,6 +132,40 @@ def test_a_suite_that_lacks_something_is_refused_with_what_is_missing(monkeypatc
         make_suite("old")
     with pytest.raises(ConfigError, match=r"evaluate.parameters: 'tofu' has no parameter 'k'"):
         make_suite("tofu", {"k": 1})
+
+
+@dataclass(frozen=True)
+class Bare:
+    """A metric that is no mean."""
+
+    requires: frozenset[str] = frozenset({"own.answer"})
+
+    def compute(self, context: Any) -> Any:
+        return None
+
+
+@dataclass(frozen=True)
+class NoSum(Surprise):
+    @property
+    def client_metrics(self) -> Mapping[str, Any]:
+        return {"calm": Bare()}
+
+
+@dataclass(frozen=True)
+class NoSuch(Surprise):
+    headline: ClassVar[Headline] = Headline(
+        forget=Number(metric="another", noun="x"), own=Number(metric="calm", noun="y")
+    )
+
+
+def test_a_suite_whose_numbers_do_not_fit_together_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, said in (
+        ("NoSum", "clients cannot measure 'calm': it has no value_range, no over"),
+        ("NoSuch", "its headline names 'another', which it does not measure"),
+    ):
+        monkeypatch.setitem(suites._builtin, "odd", f"{__name__}:{name}")
+        with pytest.raises(InputError, match=f"suite 'odd': {said}"):
+            make_suite("odd")
 
 
 def old() -> dict[str, Any]:
