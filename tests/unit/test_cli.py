@@ -42,6 +42,7 @@ KINDS = (
     "objectives",
     "partitions",
     "removals",
+    "scenarios",
     "schemes",
     "suites",
     "templates",
