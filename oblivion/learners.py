@@ -9,16 +9,9 @@ from oblivion.config import ModelConfig, RunConfig
 from oblivion.models.adapter_folder import read_adapter_folder
 from oblivion.models.loading import locate, model_digest, resolve_dtype
 from oblivion.models.resident import load_resident
-from oblivion.registry import Registry
+from oblivion.tasks import tasks
 from oblivion.tasks.task import Learner
 from oblivion.types import Adapter
-
-tasks = Registry(
-    "task",
-    {"causal_lm": "oblivion.learners:LanguageModels", "linear": "oblivion.models.linear:LinearModels"},
-    needs=("locate", "digest", "resolve_dtype", "load", "read_adapter"),
-)
-"""A task by name. ``model.name`` names a task of this table, or else a language model."""
 
 
 class Models(Protocol):

@@ -45,6 +45,7 @@ KINDS = (
     "scenarios",
     "schemes",
     "suites",
+    "tasks",
     "templates",
 )
 
