@@ -17,7 +17,7 @@ from oblivion.data.keyed_ids import run_data
 from oblivion.data.requests import select_samples
 from oblivion.data.templates import templates
 from oblivion.errors import ConfigError, InputError, IntegrityError
-from oblivion.learners import learner_of, models_of, tasks
+from oblivion.learners import learner_of, models_of
 from oblivion.ledger.register import EXCLUSIONS, absences
 from oblivion.metrics.engine.layout import MANIFEST, read_reference
 from oblivion.metrics.engine.one_pass import Evaluation, evaluate_model, to_open_unlearning
@@ -31,6 +31,7 @@ from oblivion.parameters import build
 from oblivion.provenance import code_fingerprint, packages_of
 from oblivion.run.records import METRICS, RunRecord, read_run_record
 from oblivion.run_format import open_run
+from oblivion.tasks import tasks
 from oblivion.tasks.causal_lm import CausalLM
 from oblivion.tasks.task import Task
 from oblivion.types import Adapter, ForgetRequest
