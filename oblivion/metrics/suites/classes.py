@@ -34,6 +34,10 @@ class Classes(Suite):
         kept=Number(metric="retain_probability", noun="probability of the rows that stay"),
         overdone="finds the classes less likely",
         shared="shared_probability",
+        model="a classifier",
+        question="row",
+        answered="classified",
+        answers="classes",
     )
     columns: ClassVar[tuple[Column, ...]] = (
         Column(
