@@ -59,6 +59,12 @@ def evaluate(message: Message, context: Context) -> Message:
     return _answer(message)
 
 
+@app.query("start")
+def start(message: Message, context: Context) -> Message:
+    """Load the model, so that the first training message does not wait for it."""
+    return _answer(message)
+
+
 @app.query("describe")
 def describe(message: Message, context: Context) -> Message:
     """Say which clients this host serves."""

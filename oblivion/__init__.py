@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # The same names for type checkers and for the API pages, whi
     from oblivion.run.records import RunRecord
     from oblivion.run.scenarios import load_config
     from oblivion.target import evaluate
+    from oblivion.tasks import tasks
     from oblivion.types import Adapter, ClientUpdate, ForgetRequest, GlobalState, RoundInfo, Sample
     from simulations.simulate import RunResult, open_run, resume, simulate
 
@@ -39,6 +40,7 @@ _LAZY = {
     "learnings": "oblivion.learning",
     "metrics": "oblivion.metrics",
     "suites": "oblivion.metrics.suites",
+    "tasks": "oblivion.tasks",
     "objectives": "oblivion.objectives",
     "removals": "oblivion.removal",
     "RunRecord": "oblivion.run.records",
@@ -81,6 +83,7 @@ __all__ = [
     "schemes",
     "simulate",
     "suites",
+    "tasks",
     "templates",
 ]
 

@@ -172,11 +172,12 @@ def list_parts(
     """List the parts of one kind, with what each is."""
     from oblivion.errors import ConfigError, nearest
     from oblivion.parts import REGISTRIES
+    from oblivion.run.scenarios import describe_scenarios
 
-    tables = {registry.kind + "s": registry for registry in REGISTRIES}
+    tables = {registry.kind + "s": registry.describe for registry in REGISTRIES} | {"scenarios": describe_scenarios}
     if kind not in tables:
         raise ConfigError(f"there are no '{kind}' to list; {nearest(kind, tables)}")
-    described = tables[kind].describe()
+    described = tables[kind]()
     width = max(map(len, described), default=0)
     lines = "\n".join(f"{name:<{width}}  {text}" for name, text in described.items())
     say(json.dumps(described, indent=1) if as_json else lines)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 from oblivion.config import ModelConfig, RunConfig
+from oblivion.models.adapter_folder import read_adapter_folder
 from oblivion.models.loading import locate, model_digest, resolve_dtype
 from oblivion.models.resident import load_resident
-from oblivion.registry import Registry
+from oblivion.tasks import tasks
 from oblivion.tasks.task import Learner
-
-tasks = Registry(
-    "task", {"causal_lm": "oblivion.learners:LanguageModels"}, needs=("locate", "digest", "resolve_dtype", "load")
-)
-"""A task by name. ``model.name`` names a task of this table, or else a language model."""
+from oblivion.types import Adapter
 
 
 class Models(Protocol):
@@ -35,6 +33,10 @@ class Models(Protocol):
         """Load the model; a process keeps the last one, so that nobody holds a second copy."""
         ...
 
+    def read_adapter(self, folder: Path) -> Adapter:
+        """Read an adapter from a folder that `Learner.save` wrote; raises InputError if it is not one."""
+        ...
+
 
 class LanguageModels:
     """Causal language models with LoRA adapters, which learn answers to questions."""
@@ -54,6 +56,10 @@ class LanguageModels:
     def load(self, config: RunConfig) -> Learner:
         """Load the base model with an adapter."""
         return load_resident(config.model, config.lora, config.train.max_length, config.data.template)
+
+    def read_adapter(self, folder: Path) -> Adapter:
+        """Read an adapter in PEFT format."""
+        return read_adapter_folder(folder).tensors
 
 
 def models_of(config: ModelConfig) -> Models:

@@ -18,14 +18,28 @@ from oblivion.objectives import objectives
 from oblivion.provenance import Package, code_fingerprint, packages_of
 from oblivion.registry import Registry
 from oblivion.removal import removals
+from oblivion.tasks import tasks
 
-REGISTRIES = (aggregators, schemes, datasets, partitions, templates, metrics, suites, objectives, removals, learnings)
+REGISTRIES = (
+    aggregators,
+    schemes,
+    datasets,
+    partitions,
+    templates,
+    metrics,
+    suites,
+    objectives,
+    removals,
+    learnings,
+    tasks,
+)
 """Every table of parts."""
 
 
 def parts_of(config: RunConfig) -> list[tuple[str, str, Registry]]:
     """Setting, name and table of every part that a config names."""
     return [
+        *([("model.name", config.model.name, tasks)] if config.model.name in tasks.names() else []),
         ("data.name", config.data.name, datasets),
         ("data.partition", config.data.partition, partitions),
         ("data.template", config.data.template, templates),

@@ -8,7 +8,7 @@ from oblivion.config import RunConfig, config_from_mapping
 from oblivion.errors import InputError
 from oblivion.outside import read, read_toml, shown
 
-FORMAT = 2
+FORMAT = 3
 """Of what this version writes and reads. Runs of format 1 have no such file."""
 FILE = "format"
 PUBLIC_KEY = "public-key.pem"

@@ -17,20 +17,23 @@ from oblivion.data.keyed_ids import run_data
 from oblivion.data.requests import select_samples
 from oblivion.data.templates import templates
 from oblivion.errors import ConfigError, InputError, IntegrityError
+from oblivion.learners import learner_of, models_of
 from oblivion.ledger.register import EXCLUSIONS, absences
 from oblivion.metrics.engine.layout import MANIFEST, read_reference
 from oblivion.metrics.engine.one_pass import Evaluation, evaluate_model, to_open_unlearning
 from oblivion.metrics.engine.suite import FileRows, Groups, RunRows, Suite
 from oblivion.metrics.suites import entries_of, make_suite
 from oblivion.models.adapter_folder import CONFIG, StoredAdapter, read_adapter_folder
-from oblivion.models.loading import load_base, locate, model_digest
+from oblivion.models.loading import load_base, locate
 from oblivion.models.resident import ResidentModel, load_resident
 from oblivion.outside import read_json
 from oblivion.parameters import build
 from oblivion.provenance import code_fingerprint, packages_of
 from oblivion.run.records import METRICS, RunRecord, read_run_record
 from oblivion.run_format import open_run
+from oblivion.tasks import tasks
 from oblivion.tasks.causal_lm import CausalLM
+from oblivion.tasks.task import Task
 from oblivion.types import Adapter, ForgetRequest
 
 _WRITTEN = "the file that the run wrote: restore it"
@@ -44,6 +47,8 @@ class Target:
     name: str
     model: ModelConfig
     adapter: StoredAdapter | None = None
+    parameters: Adapter | None = None
+    """What a run of another task than language models keeps in place of an adapter on a base model."""
     run: RunConfig | None = None
     folder: Path = Path()
     """The directory of that run."""
@@ -98,6 +103,9 @@ def find_target(target: Any, base: str = "", revision: str = "") -> Target:
     run = _read_run(run_folder) if (run_folder / "config.toml").is_file() else None
     if run is not None and run_folder == folder:
         folder = run_folder / _record(run_folder).head
+    if run is not None and run.model.name in tasks.names() and not base and (folder / CONFIG).is_file():
+        kept, asked = models_of(run.model).read_adapter(folder), _request(target, run_folder)
+        return Target(name=str(folder), model=run.model, parameters=kept, run=run, folder=run_folder, request=asked)
     if (folder / CONFIG).is_file():
         adapter = read_adapter_folder(folder)
         own = revision or ("" if base else adapter.revision)
@@ -106,7 +114,7 @@ def find_target(target: Any, base: str = "", revision: str = "") -> Target:
             raise InputError(f"{folder} does not name its base model; give it with --base")
         if run is None or base:
             locate(model, "--base" if base else f"base_model_name_or_path of {folder / CONFIG}", _PINNED)
-        request = _read_request(run_folder, str(target.model)) if run and hasattr(target, "adapter_folder") else None
+        request = _request(target, run_folder) if run else None
         return Target(name=str(folder), model=model, adapter=adapter, run=run, folder=run_folder, request=request)
     if run is not None:
         raise InputError(f"{folder} is missing: the learning of {run_folder} did not finish, or it was erased")
@@ -118,9 +126,20 @@ def find_target(target: Any, base: str = "", revision: str = "") -> Target:
     return Target(name=str(target), model=model)
 
 
+def _request(target: Any, run_folder: Path) -> ForgetRequest | None:
+    """Return the request that a result of a run answers; None for what is no result of a run."""
+    return _read_request(run_folder, str(target.model)) if hasattr(target, "adapter_folder") else None
+
+
 @contextlib.contextmanager
-def _opened(target: Target, template: str = "plain") -> Iterator[tuple[Any, CausalLM]]:
+def _opened(target: Target, template: str = "plain") -> Iterator[tuple[Any, Task]]:
     """Open the plain model with any adapter merged, and its task."""
+    if target.run is not None and target.parameters is not None:
+        learner = learner_of(target.run)
+        learner.write(target.parameters)
+        with learner.merged() as model:
+            yield model, learner.task
+        return
     if target.adapter is None:
         base = load_base(target.model)
         yield base.model, CausalLM(base.tokenizer, base.max_length, build(templates, template, {}, "--template"))
@@ -274,7 +293,7 @@ def evaluate(
     manifest = {
         "target": found.name,
         "model": found.model.name,
-        "model_digest": model_digest(found.model),
+        "model_digest": models_of(found.model).digest(found.model),
         "suite": name,
         "data": data or ", ".join(filter(None, (forget, retain, holdout))) or found.name,
         "split": split,

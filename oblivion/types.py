@@ -230,6 +230,13 @@ class DescribeRequest(HostRequest):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StartRequest(HostRequest):
+    """The host loads its model, so that the first message that needs it does not wait; nobody waits for the reply."""
+
+    kind: ClassVar[str] = "query.start"
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateRequest(HostRequest):
     """Every client measures a model on its own rows.
 

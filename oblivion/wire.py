@@ -31,6 +31,7 @@ from oblivion.types import (
     HostRequest,
     RoundInfo,
     Sample,
+    StartRequest,
     TrainRequest,
     VisitRequest,
 )
@@ -50,7 +51,7 @@ MALFORMED = (
 )  # fmt: skip
 """Exceptions that malformed input can raise. Their text may quote the input, so it is never shown."""
 _REQUESTS: Mapping[str, type[HostRequest]] = {
-    kind.kind: kind for kind in (DescribeRequest, EvaluateRequest, TrainRequest, VisitRequest)
+    kind.kind: kind for kind in (DescribeRequest, StartRequest, EvaluateRequest, TrainRequest, VisitRequest)
 }
 Arrays = dict[str, Array]
 T = TypeVar("T")

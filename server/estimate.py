@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,8 @@ def _seconds_per_step(config: RunConfig, data: FederatedData) -> float:
     info = RoundInfo(branch="estimate", round=1, rounds=1, population=(client,), seed=config.seed)
     task = LocalTask(client_id=client, rows={"retain": rows})
     settings = config.train.model_copy(update={"local_epochs": 1})
-    start = resident.initial_adapter(config.seed)
+    start, lm = resident.initial_adapter(config.seed), objective_from("lm", {})
+    train_client(resident, start, replace(task, rows={"retain": rows[:1]}), lm, settings, info)  # loads what is lazy
     since = time.perf_counter()
-    update = train_client(resident, start, task, objective_from("lm", {}), settings, info)
+    update = train_client(resident, start, task, lm, settings, info)
     return (time.perf_counter() - since) / update.steps

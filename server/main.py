@@ -106,7 +106,9 @@ def run_forget(
         _finish(opened)
         Learning(opened).check_learned()
         request = signed or make_request(opened.data, config.forget.client, config.forget.samples)
-        trials = Trials(opened)
+        planner, trials = Planner(opened, request), Trials(opened)
+        for name in () if planner.never else config.forget.methods:
+            planner.plan(name)  # what cannot be planned is refused before the request is taken in
         asked = trials.receive(request)
         names = trials.answer(asked, list(config.forget.methods))
         _report(run, observer)

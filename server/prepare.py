@@ -19,6 +19,7 @@ from oblivion.data.templates import templates
 from oblivion.errors import ConfigError, InputError, IntegrityError, nearest
 from oblivion.federation.fitting import check_fits, unfit_rows
 from oblivion.federation.planning import check_oracle, make_context, make_plan, make_request, oracle_seeds, present
+from oblivion.federation.resolving import with_dtype
 from oblivion.federation.spending import check_removals
 from oblivion.learners import learner_of, models_of
 from oblivion.ledger.register import EXCLUSIONS, absences
@@ -108,13 +109,6 @@ def _absolute(text: Any, inside: str = "") -> Any:
     return whole
 
 
-def _dtype(config: RunConfig) -> str:
-    """The weights' dtype; a residual is folded into them, and bfloat16 would lose most of it."""
-    if scheme_of(config).state_fields and config.model.dtype == "auto":
-        return "float32"
-    return models_of(config.model).resolve_dtype(config.model)
-
-
 def _hosts(clients: int) -> int:
     """A host for each GPU, since a second one would only load the base model again; without a GPU, for each core."""
     return max(1, min(gpu_count() or len(os.sched_getaffinity(0)), clients))
@@ -190,7 +184,7 @@ def load(config: RunConfig) -> RunConfig:
     OblivionError
         If the model cannot be loaded, or does not go with the config.
     """
-    config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": _dtype(config)})})
+    config = with_dtype(config)
     resident = learner_of(config)
     check_factors(scheme_of(config), config.lora.scheme, resident.parameters)
     if scheme_of(config).state_fields and resident.shared:

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from oblivion.config import ForgetConfig, RunConfig, config_from_mapping
 from oblivion.errors import ConfigError, InputError
 from oblivion.federation.hosts import Hosts
+from oblivion.learners import models_of
 from oblivion.ledger.opening import check_ledger_exists, wait_until_free
-from oblivion.models.adapter_folder import read_adapter_folder
 from oblivion.run.directory import RunDirectory
 from oblivion.run.events import Observer, Sink
 from oblivion.run.records import RunRecord, read_run_record
@@ -76,7 +76,7 @@ class RunResult:
 
     @property
     def adapter_folder(self) -> Path:
-        """The model's adapter in PEFT format.
+        """The folder of the model's adapter; that of a language model is in PEFT format.
 
         Raises
         ------
@@ -91,7 +91,7 @@ class RunResult:
     @property
     def adapter(self) -> Adapter:
         """The model's adapter."""
-        return read_adapter_folder(self.adapter_folder).tensors
+        return models_of(self.config.model).read_adapter(self.adapter_folder)
 
     def forget(
         self,

@@ -6,7 +6,8 @@ import dataclasses
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -14,7 +15,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from oblivion.errors import FederationError, IntegrityError
 from oblivion.replies import one_line
-from oblivion.types import HostReply, HostRequest
+from oblivion.types import HostReply, HostRequest, StartRequest
 from oblivion.wire import MALFORMED, check_reply, pack_requests, unpack_reply
 
 _TICK = 0.01
@@ -72,6 +73,13 @@ class GridHosts:
     def names(self) -> tuple[str, ...]:
         """The nodes, sorted."""
         return tuple(self._nodes)
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        """Have every host load its model; the replies are left where they arrive."""
+        requests = [StartRequest(host=name, config=config) for name in self._nodes]
+        for request, records in zip(requests, pack_requests(requests), strict=True):
+            node = self._nodes[request.host]
+            list(self._grid.push_messages([Message(records, dst_node_id=node, message_type=request.kind)]))
 
     def ask(self, requests: Sequence[HostRequest]) -> Iterator[HostReply]:
         """Send one message to each host; yield the replies as they come, a host without a usable one is left out.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 
 from oblivion.aggregation import scheme_of
 from oblivion.federation.absence import to_replay
@@ -14,7 +13,7 @@ from oblivion.federation.phase_runner import PhaseRunner
 from oblivion.federation.results import Results
 from oblivion.ledger.rounds import Branch
 from oblivion.objectives.terms import objective_from
-from oblivion.removal.phases import Phase, Until, Visit, run_phases
+from oblivion.removal.phases import run_phases
 from oblivion.removal.plan import RemovalPlan, plan_values
 from oblivion.run.directory import to_json
 from oblivion.run.records import RequestRecord
@@ -27,7 +26,7 @@ def carry_out(
 ) -> RequestRecord:
     """Carry a plan out on a branch of its own as the trial `name`, measure it, and return the request's entry."""
     federation, run, results = opened.federation, opened.run, Results(opened)
-    _check_objectives(opened, plan.phases)
+    _check_objectives(opened, plan)
     opened.observer.event("phase", text=f"removal {plan.label} (guarantee: {plan.guarantee})")
     opened.register.move(request.id, "running")
     where, branch = f"forgets/{request.id}/{name}", f"{request.id}/{name}"
@@ -49,15 +48,12 @@ def carry_out(
     return entry
 
 
-def _check_objectives(opened: OpenRun, phases: Sequence[Phase]) -> None:
-    """Refuse a visit whose objective needs what the model cannot give, before anything is done."""
-    for phase in phases:
-        if isinstance(phase, Visit):
-            objective = objective_from(phase.objective, phase.parameters)
-            residual = bool(scheme_of(opened.config).state_fields)
-            check_needs(phase.objective, objective, opened.resident.task, opened.resident.model, residual)
-        elif isinstance(phase, Until):
-            _check_objectives(opened, phase.phases)
+def _check_objectives(opened: OpenRun, plan: RemovalPlan) -> None:
+    """Refuse a plan with an objective that needs what the model cannot give, before anything is done."""
+    residual = bool(scheme_of(opened.config).state_fields)
+    for name, parameters in (one for phase in plan.phases for one in phase.objectives()):
+        objective = objective_from(name, parameters)
+        check_needs(name, objective, opened.resident.task, opened.resident.model, residual)
 
 
 def _run_phases(opened: OpenRun, name: str, request: ForgetRequest, plan: RemovalPlan) -> None:

@@ -17,6 +17,7 @@ from oblivion.data.corpus import FederatedData
 from oblivion.data.federation import resolve
 from oblivion.data.keyed_ids import keyed_rows
 from oblivion.errors import InputError
+from oblivion.federation.resolving import with_dtype
 from oblivion.learners import learner_of
 from oblivion.models.factors import Factor, start_of
 from oblivion.objectives.needs import Role, parse_needs
@@ -35,6 +36,7 @@ from oblivion.types import (
     HostReply,
     HostRequest,
     Sample,
+    StartRequest,
     TrainRequest,
     VisitRequest,
 )
@@ -64,6 +66,9 @@ class Host:
         match request:
             case DescribeRequest():
                 return self._describe(request, config)
+            case StartRequest():
+                self._resident(with_dtype(config))
+                return HostReply(host=request.host)
             case EvaluateRequest():
                 return self._evaluate(request, config)
             case TrainRequest():

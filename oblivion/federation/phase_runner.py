@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from oblivion.aggregation.gate import Gate
 from oblivion.aggregation.round import RoundState
 from oblivion.errors import FederationError
+from oblivion.federation.absence import halved
 from oblivion.federation.accounting import cost_of, mean_loss
 from oblivion.federation.asking import dispatch
 from oblivion.federation.history import History
@@ -19,7 +20,7 @@ from oblivion.removal.history import LedgerReader
 from oblivion.removal.phases import ServerStep, Visit
 from oblivion.selection import form_cohorts
 from oblivion.training.batches import NO_ROWS
-from oblivion.types import Adapter, ClientTask, ForgetRequest, Sample, VisitRequest
+from oblivion.types import Adapter, ForgetRequest, Sample, VisitRequest
 from oblivion.visits import steps_per_visit
 
 
@@ -109,6 +110,7 @@ class PhaseRunner:
             cost=cost_of(updates, head.state, count, corrected=False, private=False),  # it is refused with privacy
             seconds=round(time.monotonic() - since, 3),
             unlearned=True,
+            halved=halved([[u.client_id for u in outcome.updates] for outcome in outcomes], updates, ()),
         )
         federation.commit(record, after, found)
 
@@ -155,27 +157,23 @@ class PhaseRunner:
             most = left if asked is None else {c: federation.rows(c, set(asked)) for c in visit.clients}
         cohorts = form_cohorts(visit.clients, federation.sizes, federation.config.train.cohort_size)
         waiting = {index: tuple(tasks[client] for client in cohort) for index, cohort in enumerate(cohorts)}
-        done: dict[int, CohortOutcome] = {}
+        gate, done = self._gate(visit, info.round), dict[int, CohortOutcome]()
         for _ in range(2):
-            gate = self._gate(visit, info.round)
             answers = dispatch(federation.hosts, common, waiting, gate, federation.sizes, federation.serves, most)
-            for outcome in answers:
-                done[outcome.cohort] = outcome
-            waiting = {i: cohort for i, cohort in waiting.items() if self._lacks(done[i], branch, cohort)}
-            waiting = {i: cohort for i, cohort in waiting.items() if done[i].failed}
+            done |= {outcome.cohort: outcome for outcome in answers}
+            waiting = {
+                index: cohort
+                for index, cohort in waiting.items()
+                if done[index].failed and _lacking(done[index], branch, visit)
+            }
             if not waiting:
                 break
-        lacking = {c: why for i in done for c, why in self._lacks(done[i], branch, tuple(tasks.values())).items()}
+        lacking = {c: why for outcome in done.values() for c, why in _lacking(outcome, branch, visit).items()}
         if lacking:
             client, why = min(lacking.items())
             verb = "unlearn" if visit.rows == "forget" else "train"
             raise FederationError(f"{client} could not {verb}: {why}")
         return [outcome for _, outcome in sorted(done.items())]
-
-    def _lacks(self, outcome: CohortOutcome, branch: Branch, asked: Sequence[ClientTask]) -> dict[str, str]:
-        """Return the clients of a cohort whose update is missing and has to be there, each with the reason."""
-        lost = {**outcome.failed, **outcome.refused}
-        return {c: w for c, w in lost.items() if not (len(asked) > 1 and w == NO_ROWS and branch.excluded(c))}
 
     def _gate(self, visit: Visit, number: int) -> Gate:
         """Return the gate of a visit. History gives no bound: an unlearning update goes another way than learning."""
@@ -196,6 +194,12 @@ class PhaseRunner:
         tensors = (*after.state.adapter.values(), *after.state.residual.values())
         if not all(bool(tensor.isfinite().all()) for tensor in tensors):
             raise FederationError(f"{what} gives numbers that are not finite; smaller settings may help")
+
+
+def _lacking(outcome: CohortOutcome, branch: Branch, visit: Visit) -> dict[str, str]:
+    """Return the clients of a cohort whose update is missing and has to be there, each with the reason."""
+    several, lost = len(visit.clients) > 1, {**outcome.failed, **outcome.refused}
+    return {c: why for c, why in lost.items() if not (several and why == NO_ROWS and branch.excluded(c))}
 
 
 def _alike(one: Adapter, other: Adapter) -> bool:

@@ -12,7 +12,7 @@ from oblivion.files import write_atomically
 from oblivion.ledger.opening import read_ledger
 from oblivion.ledger.register import Asked
 from oblivion.ledger.verify_evidence import Check, UnreadableError, failed, in_words, verify
-from oblivion.outside import read
+from oblivion.outside import parse_json, read
 from oblivion.run_format import PUBLIC_KEY
 
 
@@ -131,5 +131,6 @@ def evidence(root: Path, request: str) -> tuple[Path, list[Check], list[str], An
         raise InputError(f"{path}: {error}") from None
     if failed(checks):
         return path, checks, [], None
-    statement = json.loads(base64.b64decode(json.loads(data)["payload"]))
+    payload = base64.b64decode(parse_json(data, str(path), expected)["payload"])
+    statement = parse_json(payload, str(path), expected)
     return path, checks, in_words(statement["predicate"]), statement

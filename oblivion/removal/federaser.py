@@ -55,7 +55,7 @@ class FedEraser:
     requires: ClassVar[frozenset[str]] = frozenset({"updates", "norms", "checkpoints"})
 
     def __post_init__(self) -> None:
-        check_count("interval", self.interval, 1)
+        check_count("interval", self.interval, 1, MOST_ROUNDS)
         check_count("recovery_rounds", self.recovery_rounds, 0, MOST_ROUNDS)
         check_positive("ratio", self.ratio, 1.0)
 

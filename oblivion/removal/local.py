@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from oblivion.config import MOST_ROUNDS
-from oblivion.errors import ConfigError, PlanRefusedError, plural
+from oblivion.errors import PlanRefusedError, plural
 from oblivion.objectives.terms import objective_from
-from oblivion.parameters import check_count, check_positive
+from oblivion.parameters import ParameterError, check_count, check_positive
 from oblivion.removal.checklist import ADAPTER, CONTROL, RULE_STATE, UPDATES, Verdict, checklist
 from oblivion.removal.combinations import Add
 from oblivion.removal.context import PlanningContext
@@ -59,6 +59,8 @@ class Local:
     requires: ClassVar[frozenset[str]] = frozenset({"target_online"})
 
     def __post_init__(self) -> None:
+        if self.objective == "lm":
+            raise ParameterError("objective = 'lm' is the learning objective; choose one that unlearns")
         check_positive("scale", self.scale, _SCALE)
         check_positive("max_norm", self.max_norm, _NORM)
         check_positive("learning_rate", self.learning_rate, _RATE)
@@ -101,8 +103,6 @@ class Local:
     def _anchor(
         self, request: ForgetRequest, context: PlanningContext
     ) -> tuple[Literal["public", "retained", "none"], dict[str, Any]]:
-        if self.objective == "lm":
-            raise ConfigError("'lm' is the learning objective; choose one that unlearns")
         objective = objective_from(self.objective, self.parameters)
         if not objective.accepts_retain:
             return "none", dict(self.parameters)

@@ -88,6 +88,10 @@ class Phase(ABC):
         """Say why the federation cannot run the phase; empty where it can."""
         return ""
 
+    def objectives(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """Return the objectives, with their parameters, that clients train with outside ordinary rounds."""
+        return []
+
     def values(self) -> dict[str, Any]:
         """Return the phase as plain values, for ``plan.json`` and evidence."""
         settings = dataclasses.fields(self)  # type: ignore[arg-type]
@@ -217,6 +221,10 @@ class Visit(Phase):
         """Run the visit."""
         federation.visit(branch, request, self)
 
+    def objectives(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """Return the visit's objective."""
+        return [(self.objective, self.parameters)]
+
     def cost(self, context: PlanningContext, at: int) -> int:
         """Return the client-steps of all that train."""
         if self.rows == "forget":
@@ -343,6 +351,10 @@ class Until(Phase):
         """Return the first reason of any phase."""
         reasons = (phase.refusal(request, context, start) for phase, start in self._starts(at))
         return next((reason for reason in reasons if reason), "")
+
+    def objectives(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """Return the objectives of all phases."""
+        return [objective for phase in self.phases for objective in phase.objectives()]
 
     def values(self) -> dict[str, Any]:
         """Return the rule and the phases as plain values."""

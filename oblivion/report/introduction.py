@@ -9,7 +9,7 @@ from pathlib import PurePath
 from markupsafe import Markup
 
 from oblivion.report.comparison import own_entries
-from oblivion.report.formatting import in_words, number, plural
+from oblivion.report.formatting import capital, in_words, number, plural
 from oblivion.report.reading import Run
 from oblivion.run.records import RunRecord
 
@@ -49,10 +49,10 @@ def clients_of(metrics: RunRecord) -> int:
     return max(clients, len(metrics.learned.clients) if metrics.learned else 0)
 
 
-def opening(metrics: RunRecord) -> str:
-    """Say what the page of one run is about, in one sentence."""
+def opening(metrics: RunRecord, model: str = "a language model") -> str:
+    """Say what the page of one run is about, in one sentence; `model` is what the run's suite calls its model."""
     clients, requests = clients_of(metrics), len(metrics.requests)
-    who = f"{in_words(clients).capitalize()} clients taught a language model" if clients > 1 else "A language model"
+    who = f"{in_words(clients).capitalize()} clients taught {model}" if clients > 1 else capital(model)
     if not requests:
         return f"{who}." if clients > 1 else ""
     many, it = requests > 1, "them" if requests > 1 else "it"

@@ -79,6 +79,7 @@ def _request_view(comparison: Comparison, anchor: str) -> dict[str, Any]:
         "touches": [_touches(standing) for standing in comparison.methods if standing.model.touches],
         "noun": comparison.number.noun,
         "own_noun": capital(comparison.suite.headline.own.noun),
+        "answers": comparison.suite.headline.answers,
         "overdone": comparison.suite.headline.overdone,
         "overdone_side": "Left" if comparison.number.higher_remembers else "Right",
         "clients_picture": clients_picture(comparison, f"{anchor}-clients"),
@@ -193,7 +194,9 @@ def build_report(runs: Sequence[Path]) -> str:
         title=title,
         # Our own file, the only text that goes into the page unescaped.
         css=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
-        opening=opening(read[0].metrics) if len(read) == 1 else opening_of_several(list(zip(names, read, strict=True))),
+        opening=opening(read[0].metrics, read[0].suite.headline.model)
+        if len(read) == 1
+        else opening_of_several(list(zip(names, read, strict=True))),
         runs_head=runs_head([run.suite for run in read]),
         runs_rows=runs_table(list(zip(names, compared, strict=True))),
         runs=[

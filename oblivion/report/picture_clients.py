@@ -135,14 +135,14 @@ def _heading(x: Scale, y: float, bottom: float, row: _Row) -> list[Markup]:
     return parts
 
 
-def _axis(x: Scale, top: float, bottom: float, noun: str) -> tuple[list[Markup], list[Markup]]:
+def _axis(x: Scale, top: float, bottom: float, noun: str, answers: str) -> tuple[list[Markup], list[Markup]]:
     anchors = ("start", *["middle"] * (len(x.marks) - 2), "end")
     grid = [line(x(value), top, x(value), bottom, "grid") for value in x.marks]
     words = [
         text(x(value), bottom + 14, tick_label(value), "small", anchor=anchor)
         for value, anchor in zip(x.marks, anchors, strict=True)
     ]
-    said = f"{noun} of the client’s own answers"
+    said = f"{noun} of the client’s own {answers}"
     return grid, [*words, text(WIDTH / 2, bottom + 31, said, "small", anchor="middle")]
 
 
@@ -188,7 +188,7 @@ def clients_picture(comparison: Comparison, key: str) -> Markup | None:
         for index, standing in enumerate(shown):
             body.append(_lane(x, y + 22 + lane * (index + 0.5), row, standing, looks[standing.key]))
         y = bottom + 3
-    noun = comparison.suite.headline.own.noun
-    grid, words = _axis(x, top + 2, y, noun)
-    title = f"{capital(noun)} of each client’s own answers, {comparison.request.client} first"
+    noun, answers = comparison.suite.headline.own.noun, comparison.suite.headline.answers
+    grid, words = _axis(x, top + 2, y, noun, answers)
+    title = f"{capital(noun)} of each client’s own {answers}, {comparison.request.client} first"
     return picture(key, y + 38, title, _told(rows, shown), [*bands, *grid, *legend, *body, *words])

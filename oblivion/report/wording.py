@@ -41,16 +41,16 @@ def _questions(comparison: Comparison) -> Markup:
     if request.samples is not None:
         part = f"the {plural(request.samples, 'sample')} that {request.client} withdrew"
         return Markup("{}").format(f"{part} ({few}{total})" if total else part)
-    return Markup("{}{}’s {}").format(few, request.client, total or "questions")
+    return Markup("{}{}’s {}").format(few, request.client, total or f"{comparison.suite.headline.question}s")
 
 
 def _rows(comparison: Comparison) -> tuple[str, str]:
     """Return how many questions there are, and before it on how many of them the forget numbers rest, if fewer."""
-    counts = _measured_rows(comparison)
+    counts, noun = _measured_rows(comparison), comparison.suite.headline.question
     rows = comparison.request.rows if comparison.number.of_rows else None
     if not rows:
-        return "", plural(counts[0], "question") if len(counts) == 1 else ""
-    return f"{_span(counts)} of " if counts and counts != [rows] else "", plural(rows, "question")
+        return "", plural(counts[0], noun) if len(counts) == 1 else ""
+    return f"{_span(counts)} of " if counts and counts != [rows] else "", plural(rows, noun)
 
 
 def _span(counts: Sequence[int]) -> str:
@@ -63,13 +63,13 @@ def _before(comparison: Comparison) -> Markup:
         return Markup(
             "Everything that {} asked to be forgotten is also held by others, so no row can be forgotten."
         ).format(request.client)
-    about = _questions(comparison)
+    about, did = _questions(comparison), comparison.suite.headline.answered
     original = comparison.original.forget.value if comparison.original else None
     oracle = comparison.oracle.forget.value if comparison.oracle else None
     if original is None:
-        return Markup("How well the model answered {} before the request was not measured.").format(about)
-    first = Markup("Before the request, the model answered {} with {} {}").format(
-        about, comparison.number.noun, number(original)
+        return Markup("How well the model {} {} before the request was not measured.").format(did, about)
+    first = Markup("Before the request, the model {} {} with {} {}").format(
+        did, about, comparison.number.noun, number(original)
     )
     if oracle is None:
         return first + Markup("; without an oracle, nothing here says how much of that is memory of the data.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,14 +24,28 @@ def scenario_path(name: str) -> Path:
     """
     if name.endswith(".toml"):
         return Path(name)
-    found = find_spec("simulations")  # it is not imported: that would load the engines
-    assert found is not None
-    folder = Path(*(found.submodule_search_locations or ())) / "scenarios"
+    folder = _folder()
     path = folder / f"{name}.toml"
     if not path.is_file():
         known = [p.stem for p in folder.glob("*.toml")]
         raise ConfigError(f"unknown scenario '{name}'; {nearest(name, known)}, or give a path that ends in .toml")
     return path
+
+
+def _folder() -> Path:
+    found = find_spec("simulations")  # it is not imported: that would load the engines
+    assert found is not None
+    return Path(*(found.submodule_search_locations or ())) / "scenarios"
+
+
+def describe_scenarios() -> dict[str, str]:
+    """Return the names of the installed scenarios, each with the first sentence of its file."""
+    described = {}
+    for path in sorted(_folder().glob("*.toml")):
+        lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+        text = " ".join(line.removeprefix("#").strip() for line in lines)
+        described[path.stem] = re.split(r"[.:] ", text)[0].removesuffix(".")
+    return described
 
 
 def load_config(scenario: str | Path | None = None, overrides: Mapping[str, Any] | Sequence[str] = ()) -> RunConfig:

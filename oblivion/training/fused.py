@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 
 def fusible(resident: Learner) -> str | None:
     """Why a model's clients cannot be trained together; None if they can."""
+    if not isinstance(resident, ResidentModel):
+        return "the model has no LoRA layers through which clients could share a pass"
     import torch
     from peft.tuners.lora import Linear
 
-    if not isinstance(resident, ResidentModel):
-        return "the model has no LoRA layers through which clients could share a pass"
     if any(config.lora_dropout for config in resident.model.peft_config.values()):
         return "lora.dropout is above 0, and its masks would depend on the neighbours"
     for name, module in resident.lora_layers.items():

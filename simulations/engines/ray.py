@@ -105,7 +105,9 @@ def run(config: RunConfig, work: Callable[[Hosts], T]) -> T:
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
         try:
-            results.append(work(GridHosts(grid, 2 * config.simulation.deadline, hosts, stop)))
+            asked = GridHosts(grid, 2 * config.simulation.deadline, hosts, stop)
+            asked.start(config.to_json())  # while the server loads its own model
+            results.append(work(asked))
         except BaseException as error:
             errors.append(error)
 

@@ -87,7 +87,7 @@ def test_an_outside_loader_declares_its_paths(here: Path, monkeypatch: pytest.Mo
         """Nothing."""
 
     assert path_parameters(loader) == ("questions",) and path_parameters(print) == ()
-    monkeypatch.setattr("oblivion.data.datasets.get", lambda name: loader)
+    monkeypatch.setattr("oblivion.data.datasets.datasets.get", lambda name: loader)
     made = absolute_paths(config(data__parameters={"questions": "public.jsonl", "holdout": "holdout.jsonl"}))
     assert made.data.parameters == {"questions": str(here / "public.jsonl"), "holdout": "holdout.jsonl"}
 

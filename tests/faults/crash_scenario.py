@@ -15,6 +15,7 @@ import oblivion.federation.commits
 import oblivion.federation.learning
 import oblivion.federation.measure
 import oblivion.federation.opened
+import oblivion.federation.resolving
 import oblivion.federation.results
 import oblivion.registry
 import oblivion.run.manifest
@@ -40,6 +41,7 @@ from oblivion.types import (
     HostRequest,
     MetricResult,
     TrainRequest,
+    VisitRequest,
 )
 from oblivion.visits import steps_per_visit
 from simulations.simulate import commit_in_run, forget_in_run, resume, simulate
@@ -61,6 +63,7 @@ SETTINGS = {
     "forget.client": "client-2",
     "forget.methods": ["rollback"],
 }
+QUICK = {"exclude": {"recovery-rounds": 1}, "local": {"recovery-rounds": 1}}
 ROWS: dict[str, tuple[str, ...]] = {}
 """Client to the ids of its rows."""
 LOSSES: dict[str, float] = {}
@@ -87,10 +90,8 @@ class FakeHost:
         if request.kind == "train":
             trained.append((request.info.branch, request.info.round, task.client_id))
         left = [row for row in ROWS[task.client_id] if row not in task.excluded]
-        purpose, train = (
-            json.dumps([request.kind, left, task.forget]),
-            request.config["train" if request.kind == "train" else "forget"],
-        )
+        train, purpose = request.config["train"], json.dumps([request.kind, left, task.forget])
+        epochs = request.local_epochs if isinstance(request, VisitRequest) else train["local-epochs"]
         generator = torch_generator(request.info.seed, purpose, request.info.round, task.client_id)
         return ClientUpdate(
             client_id=task.client_id,
@@ -100,7 +101,7 @@ class FakeHost:
                 for name, tensor in request.state.adapter.items()
             },
             num_examples=len(left),
-            steps=steps_per_visit(len(left), request.config["train"]["batch-size"], train["local-epochs"]),
+            steps=steps_per_visit(len(left), train["batch-size"], epochs),
             metrics={
                 "loss": LOSSES.get(task.client_id, 1.0) / request.info.round,
                 "tokens": TOKENS.get(task.client_id, 10.0),
@@ -152,7 +153,8 @@ def configure(work: Path) -> RunConfig:
     models = types.SimpleNamespace(
         locate=lambda _: "a model", digest=lambda _: "a digest", resolve_dtype=lambda _: "float32"
     )
-    for module in (server.prepare, oblivion.federation.results, oblivion.run.manifest):
+    resolving = oblivion.federation.resolving
+    for module in (server.prepare, resolving, oblivion.federation.results, oblivion.run.manifest):
         module.models_of = lambda _: models
     for module in (server.prepare, oblivion.federation.learning):
         module.fusible = lambda _: None
@@ -185,7 +187,11 @@ def forget(
     def command(config: RunConfig, root: Path, work: Path) -> None:
         directory, stored = RunDirectory.open(root)
         tree = stored.to_json()
-        tree["forget"].update(client=client, samples=samples and str(work / samples), methods=list(methods))
+        tree["forget"].update(
+            client=client,
+            samples=samples and str(work / samples),
+            methods={name: QUICK.get(name, {}) for name in methods},
+        )
         tree["evaluate"]["oracle-seeds"] = oracles
         forget_in_run(directory, config_from_mapping(tree))
 
@@ -210,7 +216,7 @@ def commit(client: str, method: str) -> Callable[[RunConfig, Path, Path], None]:
 
 COMMANDS: dict[str, Callable[[RunConfig, Path, Path], None]] = {
     "run": run,
-    "forget": forget("client-2", ["exclude", "local"], oracles=1),
+    "forget": forget("client-2", ["exclude", "local", "puf"], oracles=1),
     "commit": commit("client-2", "rollback"),
     "forget-samples": forget("client-0", ["rollback"], "samples.txt"),
     "commit-samples": commit("client-0", "rollback"),

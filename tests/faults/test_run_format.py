@@ -38,14 +38,14 @@ def test_a_run_that_was_just_made_is_opened(run: Path) -> None:
 
 BAD = {
     "empty": b"",
-    "half-written": b"2",
-    "older": b"1\n",
-    "newer": b"3\n",
+    "half-written": b"%d" % FORMAT,
+    "older": b"%d\n" % (FORMAT - 1),
+    "newer": b"%d\n" % (FORMAT + 1),
     "negative": b"-2\n",
     "huge": b"9" * 60,
-    "too large": b"2\n" * 1000,
+    "too large": b"%d\n" % FORMAT * 1000,
     "other digits": "\u0662\n".encode(),
-    "a second line": b"2\n2\n",
+    "a second line": b"%d\n%d\n" % (FORMAT, FORMAT),
     "text": b"two\n",
     "not UTF-8": b"\xff\xfe2",
 }

@@ -63,7 +63,7 @@ def test_other_factors_of_the_same_product_are_no_distance_away() -> None:
 @pytest.fixture
 def small(micro_scenario: Path) -> dict[str, Any]:
     scenario = tomllib.loads(micro_scenario.read_text())
-    scenario["forget"]["methods"] = ["rollback", "exclude"]
+    scenario["forget"]["methods"] = {"rollback": {}, "exclude": {"recovery-rounds": 1}}
     rules = {"fedadam": {}, "krum": {}, "scaffold": {}, "fednova": {"train": {"optimizer": "sgd"}}}
     return {"scenario": scenario, "schemes": {"fedit": {}}, "rules": rules}
 
@@ -98,7 +98,8 @@ def test_what_is_refused_says_why_and_runs_nothing(small: dict[str, Any], tmp_pa
 
 
 def test_a_removal_that_is_refused_leaves_the_others(small: dict[str, Any], tmp_path: Path) -> None:
-    small["scenario"]["forget"] |= {"methods": ["exclude", "local"], "objective": "grad_diff", "client": "client-2"}
+    methods = {"exclude": {"recovery-rounds": 1}, "local": {"objective": "grad_diff"}}
+    small["scenario"]["forget"] = {"methods": methods, "client": "client-2"}
     del small["scenario"]["data"]["public"]
     cell = run_cell(small, "fedadam", "fedit", tmp_path)
     assert "data.public" in cell["methods"]["local"]["refused"] and cell["methods"]["exclude"]["distance"] > 0

@@ -30,8 +30,7 @@ SETTINGS: dict[str, Any] = {
     "evaluate.limit": 1,
     "evaluate.max-new-tokens": 1,
     "forget.client": "client-2",
-    "forget.methods": ["exclude"],
-    "forget.recovery-rounds": 0,
+    "forget.methods": {"exclude": {"recovery-rounds": 0}},
 }
 NO_MODEL = ("transformers", "peft", "tokenizers")
 NO_TORCH = ("torch", *NO_MODEL)

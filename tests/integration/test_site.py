@@ -77,6 +77,9 @@ def test_the_site_builds_strictly_and_loads_nothing_from_elsewhere(tmp_path: Pat
     for page in pages:
         text = page.read_text("utf-8")
         assert FROM_ELSEWHERE.findall(text) + STYLE_FROM_ELSEWHERE.findall(text) == [], page.name
+    front_door = (tmp_path / "site" / "api" / "index.html").read_text("utf-8")
+    described = sorted(set(oblivion.__all__) - {f"{registry.kind}s" for registry in REGISTRIES})
+    assert [name for name in described if f'id="oblivion.{name}"' not in front_door] == []
     rules = (tmp_path / "site" / "api" / "aggregation.html").read_text("utf-8")
     assert 'id="oblivion.aggregation.rules.fedavg.FedAvg"' in rules
     assert (tmp_path / "site" / "search" / "search_index.js").is_file()  # what the search reads from the disk

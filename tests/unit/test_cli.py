@@ -42,8 +42,10 @@ KINDS = (
     "objectives",
     "partitions",
     "removals",
+    "scenarios",
     "schemes",
     "suites",
+    "tasks",
     "templates",
 )
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
 
+from oblivion.config import load_config
 from oblivion.errors import ConfigError
 from oblivion.metrics.engine.one_pass import evaluate_client, evaluate_model
 from oblivion.metrics.engine.suite import Column, Headline, Suite
@@ -20,7 +22,9 @@ from oblivion.metrics.probability import Probability
 from oblivion.metrics.rouge import Rouge
 from oblivion.metrics.suites.own_rows import OWN_PROBABILITY, OWN_ROWS
 from oblivion.objectives.terms import Answers
+from oblivion.target import evaluate
 from oblivion.types import Sample
+from simulations import simulate
 
 
 @dataclass(frozen=True)
@@ -110,3 +114,17 @@ def test_a_client_by_hand(model: torch.nn.Module) -> None:
     assert sums["loss"] == pytest.approx((-2 * math.log(0.75) - math.log(0.25), 3))
     with pytest.raises(ConfigError, match="batch_size = 0"):
         evaluate_client(model, Points(), FORGET, suite=Classes(), max_new_tokens=1, batch_size=0)  # type: ignore[arg-type]
+
+
+def test_evaluate_measures_a_run_without_text_as_the_run_did(tmp_path: Path) -> None:
+    small = {"federation.clients": 3, "federation.clients-per-round": 3, "federation.rounds": 1}
+    asked = {"forget.client": "client-1", "forget.methods": ["exclude"], "evaluate.suite": "classes"}
+    settings = {"engine": "inline", "model.name": "linear", "data.name": "gaussian", "data.public": "dataset"}
+    run = simulate(load_config(None, {**settings, **small, **asked, "simulation.hosts": 1}), tmp_path / "run")
+    (request,) = run.record.requests
+    found, measured = evaluate(run), request.models["original"].central
+    compared = [name for name in found if name != "manifest" and measured[name].value is not None]
+    assert {name: found[name]["agg_value"] for name in compared} == pytest.approx(
+        {name: measured[name].value for name in compared}
+    )
+    assert len(compared) > 2 and found["manifest"]["suite"] == "classes"

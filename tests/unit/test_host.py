@@ -30,6 +30,7 @@ from oblivion.types import (
     HostRequest,
     RoundInfo,
     Sample,
+    StartRequest,
     TrainRequest,
     VisitRequest,
 )
@@ -93,6 +94,16 @@ def test_describe_counts_rows_without_a_model(config: RunConfig, monkeypatch: py
     monkeypatch.setattr(host_module, "learner_of", pytest.fail)
     reply = Host().answer(DescribeRequest(host="h", config=config.to_json()))
     assert reply == HostReply(host="h", clients={"ann": {"samples": 5}, "bob": {"samples": 4}})
+
+
+def test_a_host_that_starts_loads_the_model_that_training_will_ask_for(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+    monkeypatch.setattr(host_module, "learner_of", lambda config: loaded.append(config.model))
+    unresolved = config.model_copy(update={"model": config.model.model_copy(update={"dtype": "auto"})})
+    assert Host().answer(StartRequest(host="h", config=unresolved.to_json())) == HostReply(host="h")
+    assert loaded == [config.model.model_copy(update={"dtype": "float32"})]
 
 
 def test_training_answers_for_every_client(config: RunConfig) -> None:
@@ -210,6 +221,54 @@ def test_an_objective_without_anchor_gets_none(config: RunConfig, seen: list[Loc
     ids = [row.id for row in resolve(config).clients["ann"]]
     ask_to_unlearn(config, ClientTask(client_id="ann", forget=(ids[0],)), objective="grad_ascent")
     assert set(seen[0].rows) == {"forget"}
+
+
+def test_every_row_to_forget_has_its_alternate_beside_it(config: RunConfig, seen: list[LocalTask]) -> None:
+    ann = resolve(config).clients["ann"]
+    modality = learner_of(config).task
+    reply = ask_to_unlearn(config, ClientTask(client_id="ann", forget=(ann[3].id, ann[0].id)), objective="dpo")
+    assert seen[0].rows["alternate"] == [modality.alternate(ann[0]), modality.alternate(ann[3])]
+    assert seen[0].rows["forget"] == [modality.encode(ann[0]), modality.encode(ann[3])]
+    assert len(seen[0].rows["retain"]) == 3 and reply.updates[0].num_examples == 2
+    assert "alternate" not in ask_and_see(config, seen, "npo").rows
+
+
+def ask_and_see(config: RunConfig, seen: list[LocalTask], objective: str) -> LocalTask:
+    ask_to_unlearn(config, ANN, objective=objective)
+    return seen[-1]
+
+
+def test_a_row_without_room_for_its_alternate_is_left_out(config: RunConfig, seen: list[LocalTask]) -> None:
+    whole = learner_of(config).task
+    ann = resolve(config).clients["ann"]
+    sizes = [row.size for row in (whole.alternate(sample) for sample in ann) if row is not None]
+    train = config.train.model_copy(update={"max_length": min(sizes)})
+    reply = ask_to_unlearn(config.model_copy(update={"train": train}), ANN, objective="dpo")
+    fitting = sizes.count(min(sizes))
+    assert len(seen[0].rows["forget"]) == len(seen[0].rows["alternate"]) == fitting < 5
+    assert seen[0].skipped == 5 - fitting and reply.updates[0].num_examples == fitting
+
+
+@pytest.mark.parametrize("objective", ["shred", "rmu", "blur_npo"])
+def test_every_objective_is_trained_by_a_host(config: RunConfig, objective: str) -> None:
+    parameters = {"rmu": {"layer": 1}, "shred": {"demoted": 1e-4}}.get(objective, {})
+    ids = [row.id for row in resolve(config).clients["ann"]]
+    task = ClientTask(client_id="ann", forget=(ids[0],))
+    reply = ask_to_unlearn(config, task, objective=objective, parameters=parameters)
+    assert not reply.failures and any(bool(tensor.any()) for tensor in reply.updates[0].delta.values())
+
+
+def test_what_the_model_cannot_give_is_refused_at_load(config: RunConfig) -> None:
+    from server.prepare import load
+
+    forget = {"client": "ann", "methods": {"deep": {"method": "local", "objective": "rmu", "layer": 9}}}
+    asking = load_config(None, {**flat(config), "forget.client": "ann", "forget.methods": forget["methods"]})
+    with pytest.raises(ConfigError, match=r"objective 'rmu' needs 'hidden:9', which this model does not have"):
+        load(asking)
+
+
+def flat(config: RunConfig) -> dict[str, Any]:
+    return {"model.name": config.model.name, "data.name": "jsonl", "data.path": config.data.path}
 
 
 def test_samples_that_are_all_too_long_cannot_be_unlearned(config: RunConfig) -> None:

@@ -67,7 +67,7 @@ def test_a_metric_of_a_third_package_counts_with_the_suite_that_uses_it(install:
     metric = "from oblivion.metrics.probability import Probability\n\n\nclass Share(Probability):\n    pass\n"
     suite = (
         "from a_metric import Share\nfrom oblivion.metrics.suites.tofu import Tofu\n\n\n"
-        "class Mine(Tofu):\n    metrics = {'share': Share('forget')}\n"
+        "class Mine(Tofu):\n    metrics = {**Tofu().metrics, 'share': Share('forget')}\n"
     )
     install("a-metric", "3", {"metrics": {"share": "a_metric:Share"}}, {"a_metric.py": metric})
     install("broken", "1", {"metrics": {"unused": "not_there:X"}}, {})

@@ -196,6 +196,12 @@ def test_a_plan_is_told_in_plain_values() -> None:
     assert until["phases"] == [{"kind": "rounds", "replay": False}]
 
 
+def test_a_plan_names_the_objectives_of_its_visits() -> None:
+    until = Until(phases=(Rounds(rounds=1), OTHERS), stop=Loss(most=0), times=2)
+    named = [name for phase in (Restore(0), STEP, VISIT, until) for name, _ in phase.objectives()]
+    assert named == ["npo", "lm"]
+
+
 def test_only_the_first_phase_goes_back() -> None:
     with pytest.raises(PlanRefusedError, match="given: its phase 'restore' goes back, which only the first"):
         plan_removal(Given((Rounds(rounds=1), Restore(1))), "given", REQUEST, context())

@@ -292,7 +292,7 @@ def test_gradient_ascent_takes_no_anchor() -> None:
 @pytest.mark.parametrize(("objective", "parameters"), [("lm", {}), ("nop", {}), ("npo", {"betta": 1})])
 def test_learning_and_unknown_objectives_are_refused(objective: str, parameters: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as caught:
-        planned(Local(objective=objective, parameters=parameters), WHOLE, situation())
+        removal_from("local", {"objective": objective, **parameters})
     assert caught.value.exit_code == 2 and objective in str(caught.value)
 
 

@@ -205,6 +205,13 @@ def test_grid_hosts_ask_and_read_every_node() -> None:
     assert {m.metadata.message_type for m in grid.pushed} == {"train"}
 
 
+def test_hosts_are_started_without_waiting_for_them() -> None:
+    grid = FakeGrid([30, 4], lambda message: None)
+    GridHosts(grid, deadline=60, expected=2).start({"seed": 1})  # type: ignore[arg-type]
+    assert sorted(m.metadata.dst_node_id for m in grid.pushed) == [4, 30]
+    assert {m.metadata.message_type for m in grid.pushed} == {"query.start"}
+
+
 def test_a_host_is_who_sent_the_message_and_not_who_it_says() -> None:
     grid = FakeGrid([4], lambda message: answered(message, host="30"))
     hosts = GridHosts(grid, deadline=5, expected=1)  # type: ignore[arg-type]

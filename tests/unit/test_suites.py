@@ -32,7 +32,9 @@ BLIND = (
     *("simulations", "server", "clients"),
 )
 """Code that may know no metric and no data set."""
-COMMON = {"probability", "rouge", "loss", "authors"}
+OTHER = {"loss", "gaussian", "sklearn"}
+"""Names that also name something else: the loss of training, a noise, a package."""
+COMMON = OTHER | {"probability", "rouge", "authors"}
 """Names that are also words: these may stand in a sentence, but not alone."""
 
 
@@ -53,7 +55,7 @@ class Surprise(Suite):
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
-        return {"forget_surprise": Probability("forget")}
+        return {"forget_surprise": Probability("forget"), "attack": Probability("forget")}
 
     @property
     def client_metrics(self) -> Mapping[str, MergeableMetric]:
@@ -134,6 +136,40 @@ def test_a_suite_that_lacks_something_is_refused_with_what_is_missing(monkeypatc
         make_suite("tofu", {"k": 1})
 
 
+@dataclass(frozen=True)
+class Bare:
+    """A metric that is no mean."""
+
+    requires: frozenset[str] = frozenset({"own.answer"})
+
+    def compute(self, context: Any) -> Any:
+        return None
+
+
+@dataclass(frozen=True)
+class NoSum(Surprise):
+    @property
+    def client_metrics(self) -> Mapping[str, Any]:
+        return {"calm": Bare()}
+
+
+@dataclass(frozen=True)
+class NoSuch(Surprise):
+    headline: ClassVar[Headline] = Headline(
+        forget=Number(metric="another", noun="x"), own=Number(metric="calm", noun="y")
+    )
+
+
+def test_a_suite_whose_numbers_do_not_fit_together_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, said in (
+        ("NoSum", "clients cannot measure 'calm': it has no value_range, no over"),
+        ("NoSuch", "its headline names 'another', which it does not measure"),
+    ):
+        monkeypatch.setitem(suites._builtin, "odd", f"{__name__}:{name}")
+        with pytest.raises(InputError, match=f"suite 'odd': {said}"):
+            make_suite("odd")
+
+
 def old() -> dict[str, Any]:
     """What a suite was once: names with metrics."""
     return {}
@@ -178,7 +214,7 @@ def test_nothing_else_knows_the_name_of_a_metric_or_a_data_set(place: str) -> No
         f"{path.relative_to(ROOT)}:{line}: {text[:60]!r}"
         for path in files
         for line, text in strings(path)
-        if text in known - {"loss"} or re.search(rf"(?<![\w.-])({rare})(?![\w-])", text)
+        if text in known - OTHER or re.search(rf"(?<![\w.-])({rare})(?![\w-])", text)
     ]
     assert found == []
     for page in root.rglob("*.html"):

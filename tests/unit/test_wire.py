@@ -27,6 +27,7 @@ from oblivion.types import (
     HostRequest,
     RoundInfo,
     Sample,
+    StartRequest,
     TrainRequest,
     VisitRequest,
 )
@@ -124,6 +125,7 @@ def test_none_and_empty_stay_apart() -> None:
     "request_",
     [
         DescribeRequest(host="1", config={"seed": 1}),
+        StartRequest(host="1", config={"seed": 1}),
         EvaluateRequest(config={}, state=GlobalState(adapter={}), cohorts=((ClientTask(client_id="a"),),)),
         TrainRequest(config={}, state=GlobalState(adapter={}), info=REQUEST.info, parameters={"x": 1}),
     ],
@@ -308,7 +310,7 @@ def test_an_array_that_is_declared_as_something_else_is_refused(dtype: str, shap
     only_a_failed(packed)
 
 
-@pytest.mark.parametrize("kind", [DescribeRequest, EvaluateRequest, TrainRequest, VisitRequest])
+@pytest.mark.parametrize("kind", [DescribeRequest, StartRequest, EvaluateRequest, TrainRequest, VisitRequest])
 def test_the_client_app_answers_every_kind_of_request(kind: type[HostRequest]) -> None:
     from clients.app import app
 

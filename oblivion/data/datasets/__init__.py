@@ -14,10 +14,13 @@ datasets = Registry(
     "dataset",
     {
         "authors": "oblivion.data.datasets.authors:load",
+        "gaussian": "oblivion.data.datasets.gaussian:load",
         "jsonl": "oblivion.data.datasets.jsonl:load",
         "muse": "oblivion.data.datasets.muse:load",
         "rwku": "oblivion.data.datasets.rwku:load",
+        "sklearn": "oblivion.data.datasets.sklearn_sets:load",
         "tofu": "oblivion.data.datasets.tofu:load",
+        "vectors": "oblivion.data.datasets.vectors:load",
     },
 )
 

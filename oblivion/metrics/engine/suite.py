@@ -136,6 +136,8 @@ class Headline:
         What a model does that passed the oracle in `forget`: a predicate for a sentence, and one for a picture.
     shared : str
         Name of the result on rows that others hold, too; empty where the suite has none.
+    model, question, answered, answers : str
+        What sentences call the model, a row, what the model did with rows, and what belongs to a row.
     """
 
     forget: Number
@@ -146,6 +148,10 @@ class Headline:
     overdone: str = "finds the answers less likely"
     overdone_short: str = "finds them too unlikely"
     shared: str = ""
+    model: str = "a language model"
+    question: str = "question"
+    answered: str = "answered"
+    answers: str = "answers"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any
 
+from oblivion.errors import InputError
 from oblivion.metrics import metrics
 from oblivion.parameters import build
 from oblivion.registry import Registry
@@ -14,9 +15,13 @@ if TYPE_CHECKING:
     from oblivion.config import EvaluateConfig
     from oblivion.metrics.engine.suite import Suite
 
+MERGEABLE = ("requires", "compute", "value_range", "over")
+"""What a metric that clients compute must have."""
+
 suites = Registry(
     "suite",
     {
+        "classes": "oblivion.metrics.suites.classes:Classes",
         "muse": "oblivion.metrics.suites.muse:Muse",
         "rwku": "oblivion.metrics.suites.rwku:Rwku",
         "tofu": "oblivion.metrics.suites.tofu:Tofu",
@@ -45,7 +50,21 @@ def make_suite(name: str, parameters: Mapping[str, Any] | None = None, key: str 
         If the suite comes from another package and cannot be loaded, or lacks what a suite has.
     """
     suite: Suite = build(suites, name, parameters or {}, key)
+    _check(name, suite)
     return suite
+
+
+def _check(name: str, suite: Suite) -> None:
+    """Refuse a suite whose clients' numbers cannot be merged, or whose headline names what it does not measure."""
+    for result, metric in suite.client_metrics.items():
+        lacks = [attribute for attribute in MERGEABLE if not hasattr(metric, attribute)]
+        if lacks:
+            raise InputError(f"suite '{name}': clients cannot measure '{result}': it has no {', no '.join(lacks)}")
+    headline = suite.headline
+    named = [number for number in (headline.forget, headline.utility, headline.membership, headline.kept) if number]
+    for number, known in [(headline.own, suite.client_metrics), *((number, suite.metrics) for number in named)]:
+        if number.metric not in known:
+            raise InputError(f"suite '{name}': its headline names '{number.metric}', which it does not measure")
 
 
 def suite_of(settings: EvaluateConfig, where: str = "evaluate") -> Suite:
