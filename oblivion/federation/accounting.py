@@ -38,7 +38,7 @@ def rounded_otherwise(repeats_bits: bool, records: Iterable[RoundRecord]) -> str
     Parameters
     ----------
     repeats_bits : bool
-        Whether a visit does (`ResidentModel.repeats_bits`).
+        Whether a visit does (`oblivion.tasks.task.Learner.repeats_bits`).
     records : iterable of RoundRecord
         The rounds.
     """

@@ -79,7 +79,9 @@ def test_a_commit_its_evidence_and_the_ledger(learned: RunResult, tmp_path: Path
     assert done.exit_code == 0 and "everything holds" in done.output
 
 
-@pytest.mark.parametrize("after", [3, 9, 20])
+@pytest.mark.parametrize(
+    "after", [pytest.param(3, marks=pytest.mark.slow), 9, pytest.param(20, marks=pytest.mark.slow)]
+)
 def test_a_run_that_dies_ends_with_the_same_bits(
     learned: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:

@@ -213,6 +213,30 @@ def test_every_call_that_could_load_code_from_a_folder_says_that_it_does_not() -
         assert not untrusting(node)
 
 
+TEXT_ROOMS = ("data", "metrics", "models", "objectives", "tasks")
+"""Rooms of the library whose files may know what a row is made of, each for its own kind of task."""
+KNOW_TEXT = {
+    "oblivion/config.py": "the settings of all tasks in one tree",
+    "oblivion/learners.py": "the table of tasks, and the models of one of them",
+    "oblivion/target.py": "language models that no run made",
+    "oblivion/training/fused.py": "cohorts in one pass through LoRA layers",
+    "oblivion/run/manifest.py": "versions of packages",
+    "server/doctor.py": "versions of packages",
+}
+OF_TEXT = re.compile(
+    r"tokenizer|\btransformers\b|\bpeft\b|CausalLM|ResidentModel|TokenRow|\.prompt\b|\.answer\b(?!\()"
+    r"|LinearModel|VectorClasses|['\"]causal_lm['\"]"
+)
+"""Words by which code shows that it knows text, or one kind of model."""
+
+
+def test_only_tasks_and_what_belongs_to_them_know_text_or_a_kind_of_model() -> None:
+    others = [path for path in sources() if path.parts[-2] not in TEXT_ROOMS and path.parts[-3] not in TEXT_ROOMS]
+    knowing = {name_of(path) for path in others if OF_TEXT.search(path.read_text("utf-8"))}
+    assert knowing <= KNOW_TEXT.keys()
+    assert len(others) > 100 and OF_TEXT.search("row.prompt") and not OF_TEXT.search("host.answer(request)")
+
+
 def test_files_are_short() -> None:
     long = {name_of(p): n for p in sources() if (n := len(p.read_text("utf-8").splitlines())) > MAX_FILE}
     long.pop("oblivion/ledger/verify_evidence.py", None)  # outsiders read it by itself, so it is one file
