@@ -16,10 +16,12 @@ from oblivion.federation.history import History
 from oblivion.federation.rounds import Federation
 from oblivion.ledger.rounds import Branch, CohortOutcome, RoundRecord
 from oblivion.models.factors import only
+from oblivion.objectives.terms import objective_from
 from oblivion.removal.history import LedgerReader
 from oblivion.removal.phases import ServerStep, Visit
 from oblivion.selection import form_cohorts
 from oblivion.training.batches import NO_ROWS
+from oblivion.training.outputs import Wanted
 from oblivion.types import Adapter, ForgetRequest, Sample, VisitRequest
 from oblivion.visits import steps_per_visit
 
@@ -179,12 +181,13 @@ class PhaseRunner:
         """Return the gate of a visit. History gives no bound: an unlearning update goes another way than learning."""
         federation = self.federation
         batch, epochs = federation.config.train.batch_size, visit.local_epochs
+        wanted = Wanted.of(objective_from(visit.objective, visit.parameters))
+        passes = sum(len(roles) for roles in wanted.kinds.values())  # over a batch of each role, teachers included
         return dataclasses.replace(
             federation.gate,
             reference=only(federation.gate.reference, federation.scheme.trained(number)),
             steps=lambda examples: steps_per_visit(examples, batch, epochs),
-            # Beside each batch there may be one of rows to keep, and a reference model forwards both of them, too.
-            tokens=lambda examples: 4 * steps_per_visit(examples, batch, epochs) * batch * federation.context,
+            tokens=lambda examples: passes * steps_per_visit(examples, batch, epochs) * batch * federation.context,
         )
 
     def _check(self, before: RoundState, after: RoundState, what: str) -> None:

@@ -53,10 +53,13 @@ def test_rows_that_a_client_does_not_have_are_not_shown_as_skipped(claimed: floa
     assert any("8 rows of client-2" in event["text"] for event in events if event["event"] == "warning")
 
 
-def test_tokens_of_an_unlearning_visit_are_bounded_too() -> None:
-    unlearn = Visit(clients=(EVE,), objective="npo", local_epochs=1, learning_rate=1e-3)
+@pytest.mark.parametrize(("objective", "passes"), [("grad_ascent", 1), ("npo", 3), ("dpo", 5)])
+def test_tokens_of_an_unlearning_visit_are_bounded_too(objective: str, passes: int) -> None:
+    """The bound counts the passes that an objective needs, also those over rows to keep and other answers."""
     asked = ForgetRequest(id="req", client_id=EVE)
-    for claimed, counted in ((4 * ROWS * CONTEXT, 4 * ROWS * CONTEXT), (1e12, 0)):
+    most = passes * ROWS * CONTEXT
+    unlearn = Visit(clients=(EVE,), objective=objective, local_epochs=1, learning_rate=1e-3)
+    for claimed, counted in ((most, most), (most + 1, 0), (1e12, 0)):
         made, _ = federation(Silos(client_2=own(steps=ROWS // 8, metrics={"tokens": float(claimed)})))
         PhaseRunner(made, "main").visit("main", asked, unlearn)
         assert made.ledger.records("main")[-1].cost.tokens == counted

@@ -42,5 +42,5 @@ def test_collate_loses_nothing(shapes: list[tuple[int, int]]) -> None:
         assert tuple(batch.answers.labels[mine].tolist()) == row.labels
         assert tuple(batch.ids[index, : len(row.ids)].tolist()) == row.ids
         assert batch.positions[mine].tolist() == list(range(row.prompt_length - 1, len(row.ids) - 1))
-    assert batch.tokens == sum(len(row.ids) for row in rows)
+    assert batch.size == sum(len(row.ids) for row in rows)
     assert torch.equal(batch.ids[batch.answers.rows, batch.positions + 1], batch.answers.labels)
