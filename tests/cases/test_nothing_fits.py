@@ -102,7 +102,7 @@ def test_what_never_took_part_is_not_forgotten_afterwards(
     result, _ = learned
     run, config = RunDirectory.open(result.directory)
     asks = config.model_copy(
-        update={"forget": config.forget.model_copy(update={"client": TARGET, "methods": ("exclude",)})}
+        update={"forget": config.forget.model_copy(update={"client": TARGET, "methods": {"exclude": {}}})}
     )
     with pytest.raises(PlanRefusedError, match=FOUR_ROWS):
         plan_in_run(run, asks)
