@@ -254,8 +254,9 @@ def token_of(run: int) -> str:
 def strings_of(run: int) -> str:
     """All that `ps` shows, and all that lies in the session folder."""
     shown = [" ".join(process.cmdline()) for process in psutil.process_iter() if process.is_running()]
+    own = [" ".join(process.cmdline()) for process in psutil.Process(run).children(recursive=True)]  # not another run's
     (folder,) = {
-        match for line in shown for match in re.findall(r"=(/\S*/oblivion-\w{8})/ray", line) if Path(match).is_dir()
+        match for line in own for match in re.findall(r"=(/\S*/oblivion-\w{8})/ray", line) if Path(match).is_dir()
     }
     assert Path(folder).stat().st_mode & 0o077 == 0
     files = [path.read_text(errors="replace") for path in Path(folder).rglob("*") if path.is_file()]
