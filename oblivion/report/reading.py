@@ -77,6 +77,9 @@ def _read_manifest(directory: Path) -> tuple[tuple[str, str], ...] | None:
     manifest = read_json(path, f"what the run wrote; {remedy}")
     if not isinstance(manifest, dict):
         raise InputError(f"{path}: expected an object, found {type(manifest).__name__}; {remedy}")
+    unfit = manifest.get("unfit_rows")
+    if isinstance(unfit, dict):  # a page says how many rows of a client do not fit; their ids may be thousands
+        manifest["unfit_rows"] = {name: len(ids) if isinstance(ids, list) else ids for name, ids in unfit.items()}
     return tuple(flatten(manifest)) if manifest else ()
 
 

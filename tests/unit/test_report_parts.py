@@ -493,6 +493,14 @@ def test_numbers_that_json_does_not_have_are_refused(tmp_path: Path) -> None:
         read_run(tmp_path)
 
 
+def test_the_page_counts_rows_that_do_not_fit_and_names_none(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text("{}", encoding="utf-8")
+    (tmp_path / run_format.FILE).write_bytes(run_format.format_file())
+    noted = {"unfit_rows": {"client-1": ["row/1", "row/2"], "client-2": ["row/3"]}}
+    (tmp_path / "manifest.json").write_text(json.dumps(noted), encoding="utf-8")
+    assert read_run(tmp_path).manifest == (("unfit_rows.client-1", "2"), ("unfit_rows.client-2", "1"))
+
+
 def test_manifest_must_be_an_object(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text("{}", encoding="utf-8")
     (tmp_path / run_format.FILE).write_bytes(run_format.format_file())
