@@ -29,6 +29,8 @@ ORDERS: tuple[float, ...] = (
     *(float(order) for order in (*range(11, 64), 80, 96, 128, 192, 256, 384, 512, 768, 1024)),
 )
 """The Rényi orders that are tried; the one that gives the smallest epsilon counts."""
+LEAST_NOISE = 1e-150
+"""Noise below it counts as none: the squares of such numbers leave the range of floating-point arithmetic."""
 
 
 def sampled_gaussian_rdp(rate: float, noise: float, orders: Sequence[float] = ORDERS) -> Vector:
@@ -41,7 +43,7 @@ def sampled_gaussian_rdp(rate: float, noise: float, orders: Sequence[float] = OR
     rate : float
         q, the probability with which a sample is drawn, from 0 to 1.
     noise : float
-        sigma, the deviation of the noise divided by the clipping bound; 0 for none.
+        sigma, the deviation of the noise divided by the clipping bound; below `LEAST_NOISE` there is none.
     orders : sequence of float
         Each above 1.
 
@@ -52,7 +54,7 @@ def sampled_gaussian_rdp(rate: float, noise: float, orders: Sequence[float] = OR
     """
     import numpy as np
 
-    return np.array(_divergences(rate, noise, tuple(orders)))
+    return np.array(_divergences(rate, noise if noise >= LEAST_NOISE else 0.0, tuple(orders)))
 
 
 @functools.cache
@@ -99,7 +101,10 @@ def gaussian_delta(epsilon: float, distance: float) -> float:
 
     first = float(log_ndtr(distance / 2 - epsilon / distance))
     second = epsilon + float(log_ndtr(-distance / 2 - epsilon / distance))
-    return math.exp(first) * -math.expm1(second - first)
+    share = second - first  # below 0 in exact arithmetic
+    if not share <= 1:  # only numbers above 1e16 are rounded by so much, and the second term is then next to nothing
+        return math.exp(first)
+    return math.exp(first) * -math.expm1(share)
 
 
 def gaussian_epsilon(distance: float, delta: float) -> float:
@@ -108,7 +113,7 @@ def gaussian_epsilon(distance: float, delta: float) -> float:
     Returns
     -------
     float
-        At least 0; infinite if there is no noise.
+        At least 0; infinite if there is no noise, or so little that epsilon is no floating-point number.
     """
     from scipy.optimize import brentq
 
@@ -119,6 +124,8 @@ def gaussian_epsilon(distance: float, delta: float) -> float:
     high = 1.0
     while gaussian_delta(high, distance) > delta:
         high *= 2
+    if math.isinf(high):
+        return math.inf
     return float(brentq(lambda epsilon: gaussian_delta(epsilon, distance) - delta, 0.0, high, xtol=1e-12))
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from oblivion.config import PrivacyConfig, RunConfig, TrainConfig
 from oblivion.ledger.rounds import Charge, Charged
-from oblivion.privacy.accountant import epsilon_of_rdp, gaussian_epsilon, group, sampled_gaussian_rdp
+from oblivion.privacy.accountant import LEAST_NOISE, epsilon_of_rdp, gaussian_epsilon, group, sampled_gaussian_rdp
 from oblivion.selection import population, select_clients
 from oblivion.visits import sampling_rate, steps_per_visit
 
@@ -66,7 +66,7 @@ class Budget:
 
         noise = self.privacy.noise_multiplier
         if self.privacy.unit == "client":
-            return np.array([charged**2 / noise**2 if noise else np.inf])
+            return np.array([charged**2 / noise**2 if noise >= LEAST_NOISE else np.inf])
         batch = self.train.batch_size
         steps = steps_per_visit(charged, batch, self.train.local_epochs)
         return steps * sampled_gaussian_rdp(sampling_rate(charged, batch), noise)

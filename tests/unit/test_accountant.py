@@ -105,6 +105,12 @@ class TestSampledGaussian:
         assert epsilon(rate, 1.1 * noise, steps) <= base + 1e-9
         assert base <= epsilon(1.0, noise, steps) + 1e-9
 
+    @settings(max_examples=50, deadline=None)
+    @given(st.floats(0.001, 1), st.floats(0, 0.1) | st.sampled_from([5e-324, 1e-162, 1e-155, 1e-153, 1e-152, 1e-150]))
+    def test_little_noise_costs_much(self, rate: float, noise: float) -> None:
+        # Not a number, which counted as an epsilon of 0; or no end.
+        assert epsilon_of_rdp(sampled_gaussian_rdp(rate, noise), 1e-5) > 10
+
 
 class TestGaussian:
     def test_by_hand(self) -> None:
@@ -135,6 +141,18 @@ class TestGaussian:
         epsilon = gaussian_epsilon(distance, delta)
         assert epsilon == 0.0 or gaussian_delta(epsilon, distance) == pytest.approx(delta, rel=1e-6)
         assert gaussian_epsilon(1.1 * distance, delta) >= epsilon
+
+    @given(st.floats(0, math.inf), st.floats(0, 1, exclude_min=True, exclude_max=True))
+    def test_every_distance_has_an_epsilon(self, distance: float, delta: float) -> None:
+        epsilon = gaussian_epsilon(distance, delta)
+        assert epsilon >= 0 and gaussian_epsilon(2 * distance, delta) >= epsilon
+        if 1e9 <= distance <= 1e150 and 1e-300 <= delta < 0.999:
+            assert epsilon == pytest.approx(distance**2 / 2, rel=1e-6)
+
+    def test_an_epsilon_beyond_all_numbers_is_infinite(self) -> None:
+        assert gaussian_epsilon(1e154, 1e-5) == pytest.approx(5e307)
+        assert gaussian_epsilon(1e160, 1e-5) == math.inf
+        assert group(math.inf, 1e-5, 3) == (math.inf, 1.0)
 
 
 class TestGroup:

@@ -66,7 +66,9 @@ class TestBudget:
 
     def test_no_noise_has_no_bound(self) -> None:
         for unit in ("sample", "client"):
-            assert budget(unit, noise_multiplier=0).trail([{"a": 5}]) == [math.inf]
+            for noise in (0, 5e-324, 1e-162, 1e-154, 1e-153):
+                assert budget(unit, noise_multiplier=noise).trail([{"a": 5}]) == [math.inf]
+        assert budget("client", noise_multiplier=1e-9).trail([{"a": 1}]) == pytest.approx([5e17])
 
     def test_excess_says_what_fits(self) -> None:
         bound = gaussian_epsilon(math.sqrt(2), 1e-5) + 1e-9
