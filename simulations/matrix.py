@@ -163,7 +163,7 @@ def _measure(result: RunResult, method: str) -> dict[str, Any]:
         "exact": list(adapter) == list(oracle) and all(torch.equal(adapter[n], oracle[n]) for n in oracle),
         "guarantee": tried.guarantee,
         "cost": tried.cost.fraction,
-        "not_covered": [item.item for item in tried.touches if item.status == "not covered"],
+        "not_covered": [item.item for item in tried.checklist if item.status == "not covered"],
         "forget": beside_oracle(headline.forget),
         "retain": beside_oracle(headline.kept),
     }

@@ -107,7 +107,7 @@ def measure_model(
         central=summary(evaluation),
         clients=measure_clients(model.state, federation, tasks, resident.max_length),
         cost=model.cost,
-        touches=tuple(ChecklistEntry(**asdict(item)) for item in checklist),
+        checklist=tuple(ChecklistEntry(**asdict(item)) for item in checklist),
     )
 
 

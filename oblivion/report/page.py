@@ -39,11 +39,11 @@ LONGEST_TITLE = 80
 _HERE = Path(__file__).parent
 
 
-def _touches(standing: Standing) -> dict[str, Any]:
-    touches: tuple[ChecklistEntry, ...] = standing.model.touches
-    open_items = sum(1 for touch in touches if touch.status == "not covered")
-    summary = f"{plural(len(touches), 'item')}, " + (f"{open_items} not covered" if open_items else "all covered")
-    return {"label": standing.label, "summary": summary, "touches": touches}
+def _checklist(standing: Standing) -> dict[str, Any]:
+    items: tuple[ChecklistEntry, ...] = standing.model.checklist
+    open_items = sum(1 for item in items if item.status == "not covered")
+    summary = f"{plural(len(items), 'item')}, " + (f"{open_items} not covered" if open_items else "all covered")
+    return {"label": standing.label, "summary": summary, "entries": items}
 
 
 def _request_view(comparison: Comparison, anchor: str) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def _request_view(comparison: Comparison, anchor: str) -> dict[str, Any]:
         "clients": clients,
         "everything": everything_table(comparison),
         "hurt": notes,
-        "touches": [_touches(standing) for standing in comparison.methods if standing.model.touches],
+        "checklists": [_checklist(standing) for standing in comparison.methods if standing.model.checklist],
         "noun": comparison.number.noun,
         "own_noun": capital(comparison.suite.headline.own.noun),
         "answers": comparison.suite.headline.answers,

@@ -110,8 +110,8 @@ class ModelRecord(Record):
     """One model: what was learned, an oracle, or what a removal made.
 
     `adapter` is its folder in the run directory, None once it was erased. `central` holds what the server measured,
-    `clients` what each client measured of its own rows, and `touches` the checklist of the removal. `rounding` says
-    why its rounds may be rounded differently when they are run again, if they may.
+    `clients` what each client measured of its own rows, and `checklist` what the removal says of every place where the
+    data left something. `rounding` says why its rounds may be rounded differently when they are run again, if they may.
     """
 
     label: Text = ""
@@ -120,7 +120,7 @@ class ModelRecord(Record):
     central: dict[Text, Measure] = {}
     clients: dict[Text, dict[Text, Measure]] = {}
     cost: CostRecord = CostRecord()
-    touches: tuple[ChecklistEntry, ...] = ()
+    checklist: tuple[ChecklistEntry, ...] = ()
     rounding: Text = ""
 
 

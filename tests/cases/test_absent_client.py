@@ -235,6 +235,6 @@ def test_exact_is_up_to_rounding_where_a_cohort_was_halved(
     (entry,) = result.metrics["requests"]
     rollback = entry["models"]["rollback"]
     assert rollback["guarantee"] == "exact" and "in round 2 a cohort did not fit" in rollback["rounding"]
-    (touch,) = [touch for touch in rollback["touches"] if touch["item"] == "rounding"]
-    assert touch["why"].startswith("exact up to rounding: in round 2")
+    (item,) = [item for item in rollback["checklist"] if item["item"] == "rounding"]
+    assert item["why"].startswith("exact up to rounding: in round 2")
     assert "exact, up to rounding" in (tmp_path / "run" / "report.html").read_text()

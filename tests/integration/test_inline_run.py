@@ -93,7 +93,7 @@ def test_the_guarantees_and_the_checklist(trained: RunResult) -> None:
         "exclude": "none",
         "local": "approximate",
     }
-    statuses = {t["item"]: t["status"] for t in models["local"]["touches"]}
+    statuses = {t["item"]: t["status"] for t in models["local"]["checklist"]}
     assert statuses["other clients' later updates"] == "not covered"
 
 

@@ -56,9 +56,9 @@ def test_rollback_is_the_oracle_bit_for_bit_and_can_be_committed(run: RunResult)
     rollback, oracle = model(run, "rollback").adapter, model(run, "oracle").adapter
     assert list(rollback) == list(oracle) and all(torch.equal(t, oracle[n]) for n, t in rollback.items())
     assert any(not torch.equal(t, oracle[n]) for n, t in run.adapter.items() if t.shape == oracle[n].shape)
-    touches = {t["item"]: t["status"] for t in run.metrics["requests"][0]["models"]["local"]["touches"]}
+    checklist = {t["item"]: t["status"] for t in run.metrics["requests"][0]["models"]["local"]["checklist"]}
     keeps = run.config.lora.scheme in ("flora", "fedex")
-    assert touches["residual beside the base model"] == ("not covered" if keeps else "unaffected")
+    assert checklist["residual beside the base model"] == ("not covered" if keeps else "unaffected")
 
 
 def test_what_was_frozen_is_as_it_began_and_half_as_much_travels(run: RunResult) -> None:

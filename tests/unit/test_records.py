@@ -38,7 +38,7 @@ MODEL: dict[str, Any] = {
         "fraction": 0.5,
         "token_fraction": None,
     },
-    "touches": [{"item": "model", "status": "cleaned", "why": "trained again"}],
+    "checklist": [{"item": "model", "status": "cleaned", "why": "trained again"}],
 }
 REQUEST: dict[str, Any] = {
     "id": "r",

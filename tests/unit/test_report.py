@@ -84,7 +84,7 @@ def _model(name: str) -> dict[str, Any]:
         "cost": cost,
     }
     if name in ("exclude", "local"):
-        model["touches"] = [
+        model["checklist"] = [
             {"item": "server optimizer moments", "status": "unaffected", "why": "FedAvg keeps none"},
             {
                 "item": "other clients’ later updates",
@@ -315,7 +315,7 @@ def test_nothing_from_the_run_becomes_markup(tmp_path: Path, text: str) -> None:
     request = content["requests"][0]
     request["id"] = text
     request["models"]["local"] |= {"label": text, "guarantee": text}
-    request["models"]["local"]["touches"] = [{"item": text, "status": text, "why": text}]
+    request["models"]["local"]["checklist"] = [{"item": text, "status": text, "why": text}]
     request["models"]["local"]["central"][text] = {"value": 1.0}
     request["models"][text] = copy.deepcopy(request["models"]["local"])
     content["history"].append({"branch": text, "round": 1, "loss": 1.0})
@@ -392,7 +392,7 @@ def _without(content: Any, removed: str) -> Any:
         "oracle",
         "original",
         "history",
-        "touches",
+        "checklist",
         "seconds",
     ],
 )
