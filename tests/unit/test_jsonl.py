@@ -66,6 +66,13 @@ def test_column_map(tmp_path):
     )
 
 
+def test_an_alternate_may_be_missing_empty_or_of_several_lines(tmp_path):
+    alternates = [{}, {"other": None}, {"other": " "}, {"other": "one\ntwo"}]
+    rows = [{"question": str(number), "answer": "a", **more} for number, more in enumerate(alternates)]
+    samples = _load(_lines(tmp_path / "x.jsonl", rows), {"alternate": "other"}).samples
+    assert [sample.extras["alternate"] for sample in samples] == ["", "", "", "one\ntwo"]
+
+
 def test_content_ids_by_hand_and_shared_by_identical_rows(tmp_path):
     rows = [{"question": "q", "answer": "a"}, {"question": "r", "answer": "a"}, {"question": "q", "answer": "a"}]
     ids = [sample.id for sample in _load(_lines(tmp_path / "x.jsonl", rows)).samples]

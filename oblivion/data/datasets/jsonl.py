@@ -14,7 +14,7 @@ from oblivion.data.columns import ANSWERS, QUESTIONS, USUAL, Columns, check_colu
 from oblivion.data.corpus import Corpus
 from oblivion.data.datasets import with_paths
 from oblivion.data.hub import is_hub_id, read_hub_table
-from oblivion.data.owners import Owners, printed, scalar
+from oblivion.data.owners import Owners, printed
 from oblivion.data.row_files import is_row_file, owner_name, read_row_file
 from oblivion.data.rows import Faults, Row, RowFile, digest_of, text_of, texts_of
 from oblivion.errors import ConfigError, InputError
@@ -192,7 +192,9 @@ def _owned(
 
 
 def _extra(row: Row, name: str, column: str) -> str:
-    return printed(row, column) if name == "label" else scalar(row, column)  # labels stand in lists that are printed
+    if name == "label":  # labels stand in lists that are printed
+        return printed(row, column)
+    return text_of(row, column, required=False).strip()
 
 
 def _sample(row: Row, columns: Columns, prefix: str, client: str, sample_id: str) -> Sample:
