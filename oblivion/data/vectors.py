@@ -6,6 +6,7 @@ and the other classes in `Sample.wrong_answers`. So digests, copies of rows and 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,10 +29,16 @@ def vector_sample(
         client_id=client,
         prompt=" ".join(map(repr, map(float, features))),
         answer=str(label),
-        wrong_answers=tuple(str(other) for other in range(classes) if other != label),
+        wrong_answers=_others(label, classes),
         path=path,
         extras={"label": str(label)},
     )
+
+
+@functools.lru_cache(maxsize=MOST_CLASSES)
+def _others(label: int, classes: int) -> tuple[str, ...]:
+    """The names of the other classes, which all rows of a class share: a table may have many of both."""
+    return tuple(str(other) for other in range(classes) if other != label)
 
 
 def features_of(sample: Sample) -> tuple[float, ...]:

@@ -20,10 +20,13 @@ from oblivion.errors import ConfigError, InputError
 from oblivion.files import write_folder
 from oblivion.models.adapter_folder import CONFIG, WEIGHTS
 from oblivion.models.resident import check_adapter, weight_bytes
+from oblivion.outside import read
 from oblivion.tasks.linear import VectorClasses
 from oblivion.types import Adapter
 
 NAME = "linear"
+_LARGEST = 2**30
+"""Bytes of a file of parameters: more than the largest vectors with the most classes take."""
 
 
 class LinearModel:
@@ -87,7 +90,7 @@ class LinearModel:
         """
         if checkpointing:
             raise ConfigError(
-                "train.gradient-checkpointing: the model 'linear' has no layers for that; set it to false"
+                f"train.gradient-checkpointing: the model '{NAME}' has no layers for that; set it to false"
             )
         chosen = self.parameters.keys() if names is None else set(names)
         frozen = [parameter for name, parameter in self.parameters.items() if name not in chosen]
@@ -179,11 +182,12 @@ class LinearModels:
             If the file is missing or damaged.
         """
         from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors.torch import load
 
+        content = read(folder / WEIGHTS, "the parameters of a model", most=_LARGEST)
         try:
-            tensors: Adapter = load_file(folder / WEIGHTS)
-        except (OSError, SafetensorError) as error:
+            tensors: Adapter = load(content)
+        except SafetensorError as error:
             raise InputError(f"{folder / WEIGHTS}: not the parameters of a model: {error}") from None
         return {name: tensors[name].float().clone() for name in sorted(tensors)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from oblivion.data.federation import resolve
 from oblivion.data.vectors import classes_of, features_of, vector_sample
 from oblivion.errors import InputError, IntegrityError, OblivionError
 from oblivion.learners import learner_of
-from oblivion.models.linear import LinearModel
+from oblivion.models.adapter_folder import WEIGHTS
+from oblivion.models.linear import LinearModel, LinearModels
 from oblivion.objectives.terms import objective_from
 from oblivion.tasks.linear import VectorClasses
 from oblivion.training.local import LocalTask, train_client
@@ -157,6 +159,22 @@ def test_a_bad_table_is_refused_with_file_and_row(tmp_path: Path, text: str, sai
     with pytest.raises(OblivionError) as raised:
         resolve(config(**settings, **{"data.partition": "iid", "federation.clients": 1}))
     assert said in str(raised.value) and "secret" not in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_rows_of_a_class_share_the_names_of_the_others() -> None:
+    """A small table of a thousand classes took a thousand texts for every row."""
+    one, two = (vector_sample((value,), 2, 1000, id="r") for value in (0.0, 1.0))
+    assert one.wrong_answers is two.wrong_answers and len(one.wrong_answers) == 999
+
+
+@pytest.mark.parametrize(("kind", "said"), [("pipe", "is a pipe"), ("text", "not the parameters"), ("", "cannot be")])
+def test_parameters_that_are_none_are_refused(kind: str, said: str, tmp_path: Path) -> None:
+    if kind == "pipe":
+        os.mkfifo(tmp_path / WEIGHTS)
+    elif kind == "text":
+        (tmp_path / WEIGHTS).write_text("no parameters")
+    with pytest.raises(InputError, match=said):
+        LinearModels().read_adapter(tmp_path)
 
 
 def test_rows_of_two_widths_are_refused(tmp_path: Path) -> None:
