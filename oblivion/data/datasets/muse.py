@@ -24,13 +24,12 @@ from oblivion.data.row_files import read_row_file
 from oblivion.data.rows import digest_of_texts, text_of
 from oblivion.errors import ConfigError, InputError, nearest
 from oblivion.outside import read_json, read_text
-from oblivion.parameters import ParameterError
+from oblivion.parameters import check_count
 from oblivion.types import Sample
 
 CORPORA = ("news", "books")
 LEAVES = "forget"
 """The client that holds the texts to be forgotten."""
-_LARGEST = 2**30
 _QUESTION = "Question: {}\nAnswer:"
 
 
@@ -72,8 +71,7 @@ def load(data: DataConfig, *, clients: int, seed: int, corpus: str = "news", wor
         raise ConfigError(f"data.template = '{data.template}': data.name = 'muse' holds texts; set it to 'verbatim'")
     if clients < 2:
         raise ConfigError("federation.clients = 1: data.name = 'muse' needs a client whose texts stay; set 2 or more")
-    if type(words) is not int or words < 1:
-        raise ParameterError(f"words = {words!r} is not allowed; it must be a whole number from 1 on")
+    check_count("words", words, 1)
     root = _root(data.path, corpus)
     goes, stays = ([*_pieces(_texts(root / "raw", name), words)] for name in ("forget", "retain1"))
     if len(stays) < clients - 1:
@@ -177,7 +175,7 @@ def _texts(folder: Path, name: str) -> list[str]:
     plain, path = folder / f"{name}.txt", folder / f"{name}.json"
     if plain.is_file():
         return [read_text(plain, "MUSE's file of texts")]
-    values = read_json(path, f"MUSE's file of texts, {name}.json or {name}.txt", most=_LARGEST)
+    values = read_json(path, f"MUSE's file of texts, {name}.json or {name}.txt")
     if not isinstance(values, list) or not values:
         raise InputError(f"{path}: expected a JSON list of texts")
     return [_of_value(value, f"{path}: item {number}") for number, value in enumerate(values, start=1)]

@@ -21,7 +21,7 @@ from oblivion.data.datasets import benchmark
 from oblivion.data.row_files import read_row_file
 from oblivion.data.rows import Row, RowFile, digest_of, text_of
 from oblivion.errors import ConfigError
-from oblivion.parameters import ParameterError
+from oblivion.parameters import check_count
 from oblivion.types import Sample
 
 TAUGHT = ("forget_level1", "forget_level2")
@@ -65,8 +65,7 @@ def load(data: DataConfig, *, clients: int, seed: int, people: int = 0) -> Corpu
     """
     if not data.path:
         raise ConfigError("data.path is empty; data.name = 'rwku' needs the folder with forget_level1.jsonl and others")
-    if type(people) is not int or people < 0:
-        raise ParameterError(f"people = {people!r} is not allowed; it must be a whole number, and 0 stands for all")
+    check_count("people", people, 0)
     files = _read(data.path)
     names = list(dict.fromkeys(text_of(row, "subject") for row in files[TAUGHT[0]].rows))
     chosen = set(names[:people] if people else names)
