@@ -53,7 +53,7 @@ class LoraScheme(ABC):
     def combine(
         self, rule: Rule, updates: Sequence[ClientUpdate], state: GlobalState, rule_state: RuleState, info: RoundInfo
     ) -> tuple[GlobalState, RuleState]:
-        """Compute the next global state and rule state; no argument is changed.
+        """Do what `Rule.step` does, with its arguments and its result, in this scheme's space.
 
         Parameters
         ----------
@@ -61,22 +61,8 @@ class LoraScheme(ABC):
             The server rule.
         updates : sequence of ClientUpdate
             The updates of the round in any order; they have the tensors that are `trained` in it.
-        state : GlobalState
-            The state that the clients started from.
-        rule_state : mapping of str to Tensor
-            The rule state, as `init` or the last `combine` returned it.
-        info : RoundInfo
-            The round.
-
-        Returns
-        -------
-        tuple of GlobalState and RuleState
-            New fp32 tensors; the very same two objects if there are no updates.
-
-        Raises
-        ------
-        FederationError
-            If there are updates, but fewer than the rule needs.
+        state, rule_state, info
+            See `Rule.step`.
         """
         return self.aggregate(rule, ordered(updates), state, rule_state, info) if updates else (state, rule_state)
 

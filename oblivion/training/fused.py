@@ -78,6 +78,12 @@ class _Visit:
         if isinstance(objective, Stateful):
             self.state = objective.update(self.state, self.by_role)
 
+    def end(self, start: Adapter, after: Adapter, info: RoundInfo) -> ClientUpdate:
+        """Return what the client sends back, from the global adapter and its own."""
+        begun = self.task.start or start
+        delta = {name: (tensor - begun[name].to(tensor.dtype)).float() for name, tensor in after.items()}
+        return visit_update(self.task, info, delta, self.losses, self.tokens)
+
 
 def train_fused(
     resident: Learner,
@@ -130,9 +136,7 @@ def train_fused(
                     micros = next(there[row].steps, None)
                     if micros is None:  # the client has ended, and its row is free for the next
                         visit = there.pop(row)
-                        begun = visit.task.start or start
-                        delta = {n: (t - begun[n].to(t.dtype)).float() for n, t in arena.read(row).items()}
-                        done[visit.task.client_id] = visit_update(visit.task, info, delta, visit.losses, visit.tokens)
+                        done[visit.task.client_id] = visit.end(start, arena.read(row), info)
                 if micros is not None:
                     running[row] = micros
             if not running:
