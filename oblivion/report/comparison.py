@@ -153,8 +153,8 @@ def others_mean(request: RequestRecord, model: ModelRecord, suite: Suite) -> flo
     return sum(measured) / len(measured) if measured else None
 
 
-def _central(model: ModelRecord | None, number: Number | None) -> Measure:
-    return model.central.get(number.metric, Measure()) if model and number else Measure()
+def _central(model: ModelRecord, number: Number | None) -> Measure:
+    return model.central.get(number.metric, Measure()) if number else Measure()
 
 
 def _forgetting(request: RequestRecord, suite: Suite) -> tuple[Number, dict[str, Measure]]:
@@ -172,6 +172,16 @@ def _forgetting(request: RequestRecord, suite: Suite) -> tuple[Number, dict[str,
     if any(measure.value is not None for measure in measured.values()):
         return headline.own, measured
     return headline.forget, central
+
+
+def _utilities(request: RequestRecord, suite: Suite) -> tuple[str, dict[str, float | None]]:
+    """Return what sentences call the utility, and its value for every model: the suite's, or else `others_mean`."""
+    number, models = suite.headline.utility, request.models
+    measured = {key: _central(model, number).value for key, model in models.items()}
+    # A utility that is 0 for all, as a harmonic mean is on a base model too weak for one of its parts, says nothing.
+    if number and any(measured.values()):
+        return number.noun, measured
+    return others_name(suite), {key: others_mean(request, model, suite) for key, model in models.items()}
 
 
 def compare(request: RequestRecord, suite: Suite) -> Comparison:
@@ -192,25 +202,17 @@ def compare(request: RequestRecord, suite: Suite) -> Comparison:
     headline = suite.headline
     number, forget = _forgetting(request, suite)
     sign = _sign(number)
+    utility_name, utility = _utilities(request, suite)
     oracles = sorted((key for key in request.models if is_oracle(key)), key=lambda key: (len(key), key))
-    reference = request.models.get(oracles[0]) if oracles else None
-    # A utility that is 0 for all, as a harmonic mean is on a base model too weak for one of its parts, says nothing.
-    by_utility = any(_central(model, headline.utility).value for model in request.models.values())
-
-    def utility(model: ModelRecord | None) -> float | None:
-        if model is None:
-            return None
-        return _central(model, headline.utility).value if by_utility else others_mean(request, model, suite)
-
     goal = forget[oracles[0]].value if oracles else None
     start = forget[ORIGINAL].value if ORIGINAL in request.models else None
     floor = _floor([forget[key] for key in oracles], sign)
     measurable = _is_gap(forget.get(ORIGINAL), forget[oracles[0]] if oracles else None, sign)
-    standard = utility(reference if reference else request.models.get(ORIGINAL))
+    standard = utility.get(oracles[0] if oracles else ORIGINAL)
     attacks = [_central(request.models[key], headline.membership) for key in oracles]
 
     def standing(key: str) -> Standing:
-        model, value, useful = request.models[key], forget[key].value, utility(request.models[key])
+        model, value, useful = request.models[key], forget[key].value, utility[key]
         lost = useful is None and bool(standard) and bool(_central(model, headline.utility).reason)
         closed = None
         if measurable and start is not None and goal is not None and value is not None:
@@ -238,7 +240,7 @@ def compare(request: RequestRecord, suite: Suite) -> Comparison:
         oracles=tuple(standing(key) for key in oracles),
         methods=tuple(standing(key) for key in request.models if key != ORIGINAL and not is_oracle(key)),
         measurable=measurable,
-        utility_name=(headline.utility.noun if headline.utility and by_utility else others_name(suite)),
+        utility_name=utility_name,
     )
 
 
