@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from oblivion.config import EvaluateConfig, ModelConfig, RunConfig
-from oblivion.data.corpus import FederatedData
 from oblivion.data.federation import for_source
 from oblivion.data.groups import evenly
 from oblivion.data.keyed_ids import run_data
@@ -56,13 +55,17 @@ class Target:
     """What the model of a run was asked to forget; None for what the run's own scenario asks."""
 
 
+def _forgotten(folder: Path) -> set[str]:
+    """Return the clients that a run has forgotten whole; there are none where it came without its keys."""
+    path = folder / "keys" / EXCLUSIONS
+    listed = read_json(path, "the list that the run wrote: restore keys/ from its backup") if path.exists() else []
+    entries = absences(listed if isinstance(listed, list) else [listed])
+    return {absence.client for absence in entries if absence.samples is None}
+
+
 def _read_run(folder: Path) -> RunConfig:
-    config, path = open_run(folder), folder / "keys" / EXCLUSIONS
-    if not path.exists():
-        return config  # it has forgotten nobody, or came without its keys
-    listed = read_json(path, "the list that the run wrote: restore keys/ from its backup")
-    forgotten = absences(listed if isinstance(listed, list) else [listed])
-    return for_source(config, {absence.client for absence in forgotten if absence.samples is None})
+    config, forgotten = open_run(folder), _forgotten(folder)
+    return for_source(config, forgotten) if forgotten else config
 
 
 def _record(folder: Path) -> RunRecord:
@@ -178,15 +181,6 @@ def _without_base_weights(adapter: Adapter, resident: ResidentModel, name: str) 
     return own
 
 
-def _run_data(config: RunConfig, folder: Path) -> FederatedData:
-    """Return the data of a run with the ids that its requests use."""
-    path = folder / "keys" / EXCLUSIONS
-    listed = read_json(path, "the list that the run wrote: restore keys/ from its backup") if path.exists() else []
-    listed = listed if isinstance(listed, list) else [listed]
-    gone = [absence.client for absence in absences(listed) if absence.samples is None]
-    return run_data(folder, config, gone)
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Settings:
     """How a target is measured, and its reference in the same way."""
@@ -206,7 +200,7 @@ def _groups(target: Target, suite: Suite, files: FileRows, split: str, limit: in
             f"{target.name} is no run, so it has no rows of its own: give a folder with the suite's files with --data, "
             "or a file with rows with --forget"
         )
-    federated = _run_data(target.run, target.folder)
+    federated = run_data(target.folder, target.run, _forgotten(target.folder))
     forget = target.run.forget
     request = target.request
     if request is None and forget.client in federated.clients:  # who was forgotten may be gone from the source
