@@ -33,7 +33,7 @@ class Result:
         return fast and (self.bound_ratio is None or self.ratio is None or self.ratio >= self.bound_ratio)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the fields and the ratio as plain JSON values."""
         return {**asdict(self), "ratio": self.ratio}
 
 

@@ -44,17 +44,7 @@ class LabelPass:
     def over(self, groups: Groups, wanted: Mapping[str, set[str]]) -> Outputs:
         """Encode the rows of the wanted groups and score their labels; equal rows are scored once.
 
-        Parameters
-        ----------
-        groups : mapping of str to sequence of Sample
-            Group to its rows.
-        wanted : mapping of str to set of str
-            Group to the kinds of outputs that are needed on its rows.
-
-        Raises
-        ------
-        InputError
-            If the model's outputs are not finite, or a row cannot be encoded.
+        Parameters and errors are those of `oblivion.metrics.engine.outputs.TextPass.over`.
         """
         positions: dict[Row, int] = {}
         skipped: list[str] = []

@@ -103,12 +103,12 @@ class Muse(Suite):
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
-        """See `oblivion.metrics.engine.suite.Suite`."""
+        """Return KnowMem, VerbMem, memorisation of continuations, the membership attack and PrivLeak."""
         return _METRICS
 
     @property
     def client_metrics(self) -> Mapping[str, MergeableMetric]:
-        """See `oblivion.metrics.engine.suite.Suite`."""
+        """Return what the model knows of the own rows of a client, without generation."""
         return OWN_ROWS
 
     def of_run(self, data: FederatedData, request: ForgetRequest | None) -> Groups:

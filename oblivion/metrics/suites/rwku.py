@@ -82,12 +82,12 @@ class Rwku(Suite):
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
-        """See `oblivion.metrics.engine.suite.Suite`."""
+        """Return ROUGE by level and over all levels, and the probability of the true answers."""
         return _METRICS
 
     @property
     def client_metrics(self) -> Mapping[str, MergeableMetric]:
-        """See `oblivion.metrics.engine.suite.Suite`; clients write answers, too."""
+        """Return what the model knows of the own rows of a client, and ROUGE of the answers that it writes to them."""
         return {**OWN_ROWS, "rouge": Rouge(OWN)}
 
     def of_run(self, data: FederatedData, request: ForgetRequest | None) -> Groups:

@@ -159,12 +159,12 @@ class Tofu(Suite):
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
-        """See `oblivion.metrics.engine.suite.Suite`."""
+        """Return TOFU's metrics by group of rows, then memorisation, attacks and the comparisons with a reference."""
         return _metrics()
 
     @property
     def client_metrics(self) -> Mapping[str, MergeableMetric]:
-        """See `oblivion.metrics.engine.suite.Suite`."""
+        """Return what the model knows of the own rows of a client, without generation."""
         return OWN_ROWS
 
     def of_folder(self, folder: str, split: str) -> Groups:
