@@ -129,7 +129,7 @@ def _run_view(run: Run, comparisons: Sequence[Comparison], name: str, anchor: st
             for index, comparison in enumerate(comparisons, start=1)
         ],
         "measures": measures(run.suite),
-        "curves_picture": curves_picture(run.metrics, f"{anchor}-curves"),
+        "curves_picture": curves_picture(run.metrics, f"{anchor}-curves", run.suite.headline.token),
         "branches": [
             {
                 "name": branch.name,

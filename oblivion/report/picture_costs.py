@@ -12,12 +12,12 @@ _LEFT, _RIGHT = 14.0, WIDTH - 14.0
 _ROW = 52.0
 
 
-def cost_line(standing: Standing) -> str:
-    """Client-steps, tokens and traffic of a model in one line; what was not recorded is left out."""
+def cost_line(standing: Standing, token: str = "token") -> str:
+    """Return client-steps, tokens and traffic of a model in one line; what was not recorded is left out."""
     cost = standing.model.cost
     parts = [
         (cost.client_steps, f"{count(cost.client_steps)} client-step{'' if cost.client_steps == 1 else 's'}"),
-        (cost.tokens, f"{count(cost.tokens)} tokens"),
+        (cost.tokens, f"{count(cost.tokens)} {token}s"),
         (cost.bytes_up, f"{megabytes(cost.bytes_up)} up"),
         (cost.bytes_down, f"{megabytes(cost.bytes_down)} down"),
     ]
@@ -39,6 +39,7 @@ def costs_picture(comparison: Comparison, key: str) -> Markup | None:
     Markup or None
         None where no cost was recorded.
     """
+    token = comparison.suite.headline.token
     shown = [standing for standing in comparison.standings if cost_line(standing) or standing.model.cost.fraction]
     if not shown:
         return None
@@ -47,23 +48,23 @@ def costs_picture(comparison: Comparison, key: str) -> Markup | None:
     looks = marks([standing.key for standing in comparison.standings])
     y, body, told = 8.0, [], []
     for standing in shown:
-        fraction = standing.model.cost.fraction
+        fraction, facts = standing.model.cost.fraction, cost_line(standing, token)
         share = "" if fraction is None else f": {number(fraction)} × retraining"
         if fraction is not None and standing.model.cost.token_fraction is not None:
-            share = f": {number(fraction)} × (tokens: {number(standing.model.cost.token_fraction)} ×)"
+            share = f": {number(fraction)} × ({token}s: {number(standing.model.cost.token_fraction)} ×)"
         said = f"{shorten(standing.label, 30)}{share}"
         body.append(looks[standing.key].draw(_LEFT + 5, y + 7, 4.5))
         body.append(text(_LEFT + 16, y + 11, said, "label", "strong"))
         if fraction is None:
-            body.append(text(_LEFT, y + 26, cost_line(standing), "small"))
+            body.append(text(_LEFT, y + 26, facts, "small"))
             y += _ROW - 14
         else:
             width = max(x(max(fraction, 0.0)) - _LEFT, 1.5)
             colour = looks[standing.key].colour
             body.append(tag("rect", x=_LEFT, y=y + 17, width=width, height=9.0, class_=f"bar {colour}"))
-            body.append(text(_LEFT, y + 39, cost_line(standing) or "not recorded", "small"))
+            body.append(text(_LEFT, y + 39, facts or "not recorded", "small"))
             y += _ROW
-        told.append(f"{said}; {cost_line(standing)}")
+        told.append(f"{said}; {facts}")
     axis = [line(x(value), 4, x(value), y, "grid") for value in x.marks]
     anchors = ("start", *["middle"] * (len(x.marks) - 2), "end")
     words = [

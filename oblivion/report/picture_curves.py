@@ -111,7 +111,7 @@ def _arrivals(metrics: RunRecord, x: Scale, first: int, last: int) -> list[Marku
     return parts
 
 
-def curves_picture(metrics: RunRecord, key: str) -> Markup | None:
+def curves_picture(metrics: RunRecord, key: str, token: str = "token") -> Markup | None:
     """Mean training loss by round for every branch, with the round in which each client who asked came in.
 
     Parameters
@@ -120,6 +120,8 @@ def curves_picture(metrics: RunRecord, key: str) -> Markup | None:
         Of one run.
     key : str
         Unique on the page.
+    token : str, default "token"
+        What the mean is over, in the words of the run's suite.
 
     Returns
     -------
@@ -141,7 +143,7 @@ def curves_picture(metrics: RunRecord, key: str) -> Markup | None:
     for at in range(min(rounds), last + 1, step):
         parts.append(text(x(float(at)), _TOP + PLOT + 16, str(at), "small", anchor="middle"))
     parts.append(text((left + _RIGHT) / 2, _TOP + PLOT + 32, "round", "small", anchor="middle"))
-    parts.append(text(4, 12, "↑ mean loss (nats per token)", "small"))
+    parts.append(text(4, 12, f"↑ mean loss (nats per {token})", "small"))
     parts += _arrivals(metrics, x, min(rounds), last)
     looks = _looks(metrics, shown)
     curves = [part for i, branch in enumerate(shown) for part in _curve(branch, i, looks[branch.name], x, y)]

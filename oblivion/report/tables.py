@@ -82,7 +82,8 @@ def measures(suite: Suite) -> tuple[Column, ...]:
         Column(
             metric=COST,
             title="Cost",
-            meaning="client-steps in units of training again without the data, then tokens. Low is good.",
+            meaning="client-steps in units of training again without the data, then "
+            f"{suite.headline.token}s. Low is good.",
         ),
         Column(
             metric=GUARANTEE,
@@ -134,12 +135,12 @@ def _measure(standing: Standing, column: Column, comparison: Comparison) -> Meas
     return standing.model.central.get(column.metric, Measure())
 
 
-def cost_share(standing: Standing) -> str:
+def cost_share(standing: Standing, token: str = "token") -> str:
     """Return what a model cost as a fraction of retraining: in client-steps, and in tokens where they are reported."""
     cost = standing.model.cost
     if cost.fraction is None:
         return "–"
-    tokens = "" if cost.token_fraction is None else f" steps, {number(cost.token_fraction)}\u00a0× tokens"
+    tokens = "" if cost.token_fraction is None else f" steps, {number(cost.token_fraction)}\u00a0× {token}s"
     return f"{number(cost.fraction)}\u00a0×{tokens}"
 
 
@@ -147,7 +148,7 @@ def _cell(standing: Standing, column: Column, comparison: Comparison) -> Cell:
     if column.metric == GUARANTEE:
         return Cell(value=_guarantee(standing))
     if column.metric == COST:
-        steps, _, tokens = cost_share(standing).partition(", ")
+        steps, _, tokens = cost_share(standing, comparison.suite.headline.token).partition(", ")
         return Cell(value=steps, difference=tokens)
     measure = _measure(standing, column, comparison)
     relative = standing is comparison.oracle and column.relative
@@ -264,7 +265,7 @@ def runs_table(runs: Sequence[tuple[str, Sequence[Comparison]]]) -> tuple[RunRow
                     else percent(min(closed, 1.0)),
                     number(standing.utility) + note,
                     number(standing.others),
-                    cost_share(standing),
+                    cost_share(standing, comparison.suite.headline.token),
                     _guarantee(standing),
                 )
                 rows.append(

@@ -97,7 +97,7 @@ def _moved(standing: Standing, comparison: Comparison, note: str = "") -> Markup
         said += Markup(" (at the full cost of retraining)")
     elif fraction:
         tokens = standing.model.cost.token_fraction
-        more = "" if tokens is None else f" in client-steps, {number(tokens)} in tokens"
+        more = "" if tokens is None else f" in client-steps, {number(tokens)} in {comparison.suite.headline.token}s"
         said += Markup(" (at {} of the cost of retraining{})").format(number(fraction), more)
     if standing.recognised:
         good = standing.closed is not None and standing.closed >= NEARLY and not standing.passed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,8 @@ def test_rollback_is_the_oracle_and_the_report_has_the_numbers(learned: RunResul
     page = (learned.directory / "report.html").read_text("utf-8")
     shown = f"{models['original']['central']['forget_probability']['value']:.2f}"
     assert shown in page and "Accuracy on held-out rows" in page
+    about_text = re.compile("question|token|language model")
+    assert not about_text.search(page.partition('<section class="learning">')[0] + page.partition("<footer>")[2])
 
 
 def test_a_commit_its_evidence_and_the_ledger(learned: RunResult, tmp_path: Path) -> None:

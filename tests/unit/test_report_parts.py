@@ -16,6 +16,7 @@ from metric_rows import TOFU
 
 from oblivion import run_format
 from oblivion.errors import InputError
+from oblivion.metrics.suites import make_suite
 from oblivion.report.comparison import client_names, compare, is_oracle
 from oblivion.report.drawing import Labels, Scale, marks, picture, tag, text, tick_label, ticks
 from oblivion.report.formatting import count, in_words, megabytes, number, percent, plural, scientific, shorten, signed
@@ -25,7 +26,7 @@ from oblivion.report.picture_costs import cost_line, costs_picture
 from oblivion.report.picture_curves import branches, curves_picture
 from oblivion.report.picture_tradeoff import tradeoff_picture
 from oblivion.report.reading import flatten, read_run
-from oblivion.report.tables import clients_table, cost_share, everything_table, methods_table, runs_table
+from oblivion.report.tables import clients_table, cost_share, everything_table, measures, methods_table, runs_table
 from oblivion.report.wording import answer, hurt, noise, shared
 from oblivion.run.records import Measure, RequestRecord, RunRecord, clean
 
@@ -435,6 +436,17 @@ def test_costs_are_told_in_tokens_too_where_they_are_known() -> None:
     assert "(at 0.20 of the cost of retraining in client-steps, 0.25 in tokens)" in answer(comparison)
     only = compare(request({"original": 0.5, "local": 0.3}, local={"cost": {"fraction": 0.2}}), TOFU)
     assert cost_share(only.methods[0]) == "0.20\u00a0×"
+
+
+def test_what_losses_and_costs_count_is_called_as_the_suite_calls_it() -> None:
+    known = {name: {"central": {"forget_probability": {"value": 0.3}}} for name in ("original", "oracle", "local")}
+    known["local"]["cost"] = {"client_steps": 700, "tokens": 90, "fraction": 0.2, "token_fraction": 0.25}
+    comparison = compare(request(dict.fromkeys(known), **known), make_suite("classes"))
+    curves = curves_picture(RunRecord.model_validate({"history": history(("main", 1, 2.0))}), "k", "row")
+    said = f"{costs_picture(comparison, 'k')} {curves} {answer(comparison)}"
+    assert "90 rows" in said and "(rows: 0.25 ×)" in said and "nats per row" in said and "0.25 in rows" in said
+    table = f"{methods_table(comparison)} {measures(comparison.suite)}"
+    assert "× rows" in table and "then rows" in table and "token" not in said + table
 
 
 def test_rows_that_others_hold_are_named_and_not_counted_as_forgotten() -> None:

@@ -136,8 +136,9 @@ class Headline:
         What a model does that passed the oracle in `forget`: a predicate for a sentence, and one for a picture.
     shared : str
         Name of the result on rows that others hold, too; empty where the suite has none.
-    model, question, answered, answers : str
-        What sentences call the model, a row, what the model did with rows, and what belongs to a row.
+    model, question, answered, answers, token : str
+        What sentences call the model, a row, what the model did with rows, what belongs to a row, and what losses and
+        costs count.
     """
 
     forget: Number
@@ -152,6 +153,7 @@ class Headline:
     question: str = "question"
     answered: str = "answered"
     answers: str = "answers"
+    token: str = "token"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,6 +38,7 @@ class Classes(Suite):
         question="row",
         answered="classified",
         answers="classes",
+        token="row",
     )
     columns: ClassVar[tuple[Column, ...]] = (
         Column(
@@ -77,10 +78,10 @@ class Classes(Suite):
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
-        """See `oblivion.metrics.engine.suite.Suite`."""
+        """Return accuracy and probability by group of rows, and the membership attack."""
         return _METRICS
 
     @property
     def client_metrics(self) -> Mapping[str, MergeableMetric]:
-        """See `oblivion.metrics.engine.suite.Suite`."""
+        """Return loss, probability and accuracy on the own rows of a client."""
         return {"loss": TokenLoss(OWN), "probability": Probability(OWN), "accuracy": ExactMemorization(OWN)}
