@@ -97,7 +97,9 @@ def test_python_blocks(page: Path, micro_scenario: Path, tmp_path: Path, monkeyp
     for number, text in enumerate(blocks(page, "python", "py"), start=1):
         code = compile(text, f"{page.name}, block {number}", "exec", dont_inherit=True)
         if text.startswith("# tested\n"):
+            before = set(namespace)
             exec(code, namespace)  # a page of this repository, not input
+            assert set(namespace) > before, f"{page.name}, block {number} defines nothing"
 
 
 def check_settings(assignments: list[str], scenario: str | None) -> None:
