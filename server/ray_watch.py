@@ -48,7 +48,7 @@ class Watch:
 
     @property
     def pid(self) -> int:
-        """Its process."""
+        """The number of the watching process."""
         return self._process.pid
 
     def finish(self) -> None:

@@ -48,7 +48,7 @@ class Runner(Protocol):
 class Phase(ABC):
     """A part of a plan: a number of rounds, each committed by itself.
 
-    Subclasses are frozen dataclasses. `at` is always the round at which the branch stands before the phase.
+    Its kinds are frozen dataclasses. `at` is always the round at which the branch stands before the phase.
 
     Attributes
     ----------
@@ -62,15 +62,8 @@ class Phase(ABC):
     rounds: int
 
     @abstractmethod
-    def step(self, federation: Runner, branch: str, request: ForgetRequest | None) -> None:
-        """Run and commit the next round of the branch."""
-
     def run(self, federation: Runner, branch: str, request: ForgetRequest | None, at: int) -> int:
         """Run the rounds that are not committed yet, and return the round at which the branch then stands."""
-        for number in range(at + 1, at + self.rounds + 1):
-            if federation.head(branch).round < number:
-                self.step(federation, branch, request)
-        return at + self.rounds
 
     def begins(self, at: int) -> int:
         """Return the round from whose state the phase goes on."""
@@ -98,6 +91,21 @@ class Phase(ABC):
         return {f.name: plain(getattr(self, f.name)) for f in settings if f.repr and f.name != "rounds"}
 
 
+class Stepwise(Phase):
+    """A phase that runs each of its rounds in the same way."""
+
+    @abstractmethod
+    def step(self, federation: Runner, branch: str, request: ForgetRequest | None) -> None:
+        """Run and commit the next round of the branch."""
+
+    def run(self, federation: Runner, branch: str, request: ForgetRequest | None, at: int) -> int:
+        """Run the rounds that are not committed yet, and return the round at which the branch then stands."""
+        for number in range(at + 1, at + self.rounds + 1):
+            if federation.head(branch).round < number:
+                self.step(federation, branch, request)
+        return at + self.rounds
+
+
 def plain(value: Any) -> Any:
     """Return a setting of a phase as plain JSON values; a part with a name is written with it."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -122,9 +130,6 @@ class Restore(Phase):
     rounds: int = field(default=0, init=False, repr=False)
     kind: ClassVar[str] = "restore"
 
-    def step(self, federation: Runner, branch: str, request: ForgetRequest | None) -> None:
-        """Do nothing: the branch was opened at this state."""
-
     def run(self, federation: Runner, branch: str, request: ForgetRequest | None, at: int) -> int:
         """Return the restored round, at which the branch was opened."""
         return self.round
@@ -135,7 +140,7 @@ class Restore(Phase):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rounds(Phase):
+class Rounds(Stepwise):
     """Run ordinary rounds without the forgotten data.
 
     Attributes
@@ -179,7 +184,7 @@ class Rounds(Phase):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Visit(Phase):
+class Visit(Stepwise):
     """Have chosen clients train with an objective, and combine their updates outside the rule, in one round.
 
     The updates are not stored: an unlearning update is the data's mirror image.
@@ -240,7 +245,7 @@ ServerFunction: TypeAlias = Callable[[RoundState, LedgerReader], RoundState]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServerStep(Phase):
+class ServerStep(Stepwise):
     """Apply a pure function of the state and of the run's history, in one round and without any client.
 
     Attributes
@@ -300,7 +305,7 @@ class Until(Phase):
 
     Attributes
     ----------
-    phases : tuple of Phase
+    phases : tuple of Stepwise
         What is run, in order.
     stop : StoppingRule
         The rule.
@@ -308,7 +313,7 @@ class Until(Phase):
         How often the phases are run at most.
     """
 
-    phases: tuple[Phase, ...]
+    phases: tuple[Stepwise, ...]
     stop: StoppingRule
     times: int = 1
     rounds: int = field(init=False, repr=False)
@@ -317,17 +322,16 @@ class Until(Phase):
     def __post_init__(self) -> None:
         if self.times < 1:
             raise ValueError(f"times = {self.times}; it must be at least 1")
-        if any(phase.kind in (Until.kind, Restore.kind) for phase in self.phases):
-            raise ValueError("a stopping rule can neither stand around another one nor around a restored state")
+        if not all(isinstance(phase, Stepwise) for phase in self.phases):
+            raise ValueError(
+                "a stopping rule can neither stand around another one nor around a restored state; its phases must be "
+                "Stepwise"
+            )
         object.__setattr__(self, "rounds", self.times * sum(phase.rounds for phase in self.phases))
 
-    def _one_by_one(self) -> list[Phase]:
+    def _one_by_one(self) -> list[Stepwise]:
         """Return the phase of every round, in order."""
         return [phase for phase in self.phases for _ in range(phase.rounds)] * self.times
-
-    def step(self, federation: Runner, branch: str, request: ForgetRequest | None) -> None:
-        """Not used: which phase is next depends on where this one began."""
-        raise NotImplementedError
 
     def run(self, federation: Runner, branch: str, request: ForgetRequest | None, at: int) -> int:
         """Run round after round until the rule stops it."""
