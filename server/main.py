@@ -76,11 +76,33 @@ def run_plan(
 ) -> dict[str, Any]:
     """The plan of the one removal that ``forget.methods`` names, as plain values; the request is not taken in."""
     with closing(OpenRun(config, None, run, observer, BUSY_SECONDS)) as opened:
-        Learning(opened).check_learned()
-        planner = Planner(opened, signed or make_request(opened.data, config.forget.client, config.forget.samples))
+        planner = _planner(opened, signed)
         plan = planner.plan(next(iter(config.forget.methods)))
         planner.check_budget([plan])
         return plan_values(plan)
+
+
+def check_plans(config: RunConfig, run: RunDirectory, signed: ForgetRequest | None = None) -> None:
+    """Refuse removals that cannot be planned: before an engine is started, and before the request is taken in.
+
+    A request about data that was never learned passes, because it is taken in and then refused in ``metrics.json``.
+
+    Raises
+    ------
+    PlanRefusedError
+        Saying why the first of them cannot be planned.
+    """
+    with closing(OpenRun(config, None, run, Observer(), BUSY_SECONDS)) as opened:
+        planner = _planner(opened, signed)
+        for name in () if planner.never else config.forget.methods:
+            planner.plan(name)
+
+
+def _planner(opened: OpenRun, signed: ForgetRequest | None) -> Planner:
+    """Return what plans removals for a request that its client signed, or for what the config asks."""
+    Learning(opened).check_learned()
+    forget = opened.config.forget
+    return Planner(opened, signed or make_request(opened.data, forget.client, forget.samples))
 
 
 def run_forget(
@@ -105,11 +127,8 @@ def run_forget(
         note_code(run, config, observer)
         _finish(opened)
         Learning(opened).check_learned()
-        request = signed or make_request(opened.data, config.forget.client, config.forget.samples)
-        planner, trials = Planner(opened, request), Trials(opened)
-        for name in () if planner.never else config.forget.methods:
-            planner.plan(name)  # what cannot be planned is refused before the request is taken in
-        asked = trials.receive(request)
+        trials = Trials(opened)
+        asked = trials.receive(signed or make_request(opened.data, config.forget.client, config.forget.samples))
         names = trials.answer(asked, list(config.forget.methods))
         _report(run, observer)
         return {"request": asked.request.id, **names}

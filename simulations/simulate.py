@@ -17,7 +17,7 @@ from oblivion.run.events import Observer, Sink
 from oblivion.run.records import RunRecord, read_run_record
 from oblivion.run.scenarios import free_directory
 from oblivion.types import Adapter, ForgetRequest
-from server.main import BUSY_SECONDS, run_commit, run_forget, run_plan, run_refuse, run_scenario
+from server.main import BUSY_SECONDS, check_plans, run_commit, run_forget, run_plan, run_refuse, run_scenario
 from server.prepare import begin_run, check, check_again, check_data, forgotten_by
 
 T = TypeVar("T")
@@ -162,6 +162,7 @@ def forget_in_run(
     observer = Observer(run.log, *sinks)
     # Before the engine starts: a removal that is under way needs the memory.
     wait_until_free(run.root, BUSY_SECONDS, lambda text: observer.event("phase", text=f"waiting: {text}"))
+    check_plans(config, run, signed)
     return on_engine(config, lambda hosts: run_forget(config, hosts, run, observer, signed))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import oblivion as ob
 from oblivion.data.federation import resolve
 from oblivion.errors import ConfigError, PlanRefusedError
 from oblivion.ledger.opening import open_ledger
+from oblivion.ledger.overview import requests
 from oblivion.ledger.rounds import RoundRecord
 from oblivion.types import Adapter
 from simulations import RunResult, simulate
@@ -281,6 +283,16 @@ def test_a_removal_that_cannot_work_is_refused(micro_scenario: Path, tmp_path: P
     changes = {"data.public": "", "forget.methods": {"local": {"objective": "grad_diff"}}}
     with pytest.raises(PlanRefusedError, match="rows to keep"):
         run(micro_scenario, tmp_path / "run", changes)
+
+
+def test_a_removal_that_cannot_be_planned_starts_no_engine_and_takes_no_request_in(
+    trained: RunResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = requests(trained.directory)
+    monkeypatch.setattr(import_module("simulations.simulate"), "on_engine", lambda *_: pytest.fail("it was started"))
+    with pytest.raises(PlanRefusedError, match="whole client"):
+        trained.forget("client-2", "authors:0.5", method="puf")
+    assert requests(trained.directory) == known
 
 
 def test_evaluate_from_python_with_an_oracle_as_reference(trained: RunResult) -> None:
