@@ -36,14 +36,11 @@ class Learning:
 
     def rounds_left(self) -> int:
         """How many rounds of learning are still to be done; a removal that was committed has ended it."""
-        if self.opened.head != MAIN:
+        head, rounds = self.opened.head, self.opened.config.federation.rounds
+        if head != MAIN:
             return 0
-        return self.opened.config.federation.rounds - self._rounds_done()
-
-    def _rounds_done(self) -> int:
-        head = self.opened.head
         records = self.opened.ledger.records(head) if self.opened.has(head) else ()
-        return records[-1].round if records else 0
+        return rounds - (records[-1].round if records else 0)
 
     def learn(self) -> None:
         """Run every round of the federation that is not there yet, and keep the result."""
@@ -80,10 +77,10 @@ class Learning:
         InputError
             Saying how to finish it.
         """
-        done, rounds, root = self._rounds_done(), self.opened.config.federation.rounds, self.opened.run.root
-        if self.opened.head == MAIN and done < rounds:  # a removal that was committed has ended the learning
+        left, rounds, root = self.rounds_left(), self.opened.config.federation.rounds, self.opened.run.root
+        if left > 0:
             raise InputError(
-                f"{root} has {done} of {rounds} rounds, so there is nothing to forget yet; finish it with: "
+                f"{root} has {rounds - left} of {rounds} rounds, so there is nothing to forget yet; finish it with: "
                 f"oblivion run --resume --out {root}"
             )
 

@@ -148,15 +148,12 @@ class PhaseRunner:
         Of several clients, one without rows that forgot some since may be left out.
         """
         federation, info = self.federation, common.info
-        if visit.rows == "own":
-            tasks = {c: dataclasses.replace(federation.task(branch, c), forget=()) for c in visit.clients}
-            most = {client: federation.left(branch, client) for client in visit.clients}
-        else:
+        forget: tuple[str, ...] | None = ()  # none of them: the clients train on their own rows
+        if visit.rows == "forget":
             assert request is not None
-            asked = request.sample_ids
-            tasks = {c: dataclasses.replace(federation.task(branch, c), forget=asked) for c in visit.clients}
-            left = {c: federation.left(branch, c) for c in visit.clients}
-            most = left if asked is None else {c: federation.rows(c, set(asked)) for c in visit.clients}
+            forget = request.sample_ids
+        tasks = {c: dataclasses.replace(federation.task(branch, c), forget=forget) for c in visit.clients}
+        most = {c: federation.rows(c, set(forget)) if forget else federation.left(branch, c) for c in visit.clients}
         cohorts = form_cohorts(visit.clients, federation.sizes, federation.config.train.cohort_size)
         waiting = {index: tuple(tasks[client] for client in cohort) for index, cohort in enumerate(cohorts)}
         gate, done = self._gate(visit, info.round), dict[int, CohortOutcome]()

@@ -36,8 +36,8 @@ class Planner:
     def never(self) -> str:
         """Why nothing of the data is in the model; empty where something may be."""
         run = self.opened
-        asked = never_took_part(run.ledger.records(run.head), self.request.client_id)
-        return nothing_fits(run.config, run.data, self.request, run.unfit_rows) or asked
+        unfitting = nothing_fits(run.config, run.data, self.request, run.unfit_rows)
+        return unfitting or never_took_part(run.ledger.records(run.head), self.request.client_id)
 
     @cached_property
     def context(self) -> PlanningContext:
