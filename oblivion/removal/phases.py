@@ -22,7 +22,7 @@ from oblivion.types import ForgetRequest
 
 
 class Runner(Protocol):
-    """What a phase may have done by the federation: each call but the last commits one round of the branch."""
+    """What a phase may have done by the federation: `learn`, `visit` and `serve` each commit one round of a branch."""
 
     def head(self, branch: str) -> RoundState:
         """Return the state after the branch's last committed round."""

@@ -183,4 +183,5 @@ def _filled(update: ClientUpdate, adapter: Adapter) -> ClientUpdate:
 
     import torch
 
-    return replace(update, delta={n: update.delta.get(n, torch.zeros_like(t)) for n, t in adapter.items()})
+    delta = {n: update.delta[n] if n in update.delta else torch.zeros_like(t) for n, t in adapter.items()}
+    return replace(update, delta=delta)
