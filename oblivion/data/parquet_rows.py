@@ -42,7 +42,9 @@ def parquet_rows(path: Path, raw: bytes) -> list[Row]:
     try:
         file = parquet.ParquetFile(io.BytesIO(raw))
         groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
-        if sum(group.total_byte_size for group in groups) > _MOST or file.metadata.num_rows > _MOST_ROWS:
+        values = sum(group.column(place).num_values for group in groups for place in range(group.num_columns))
+        size = max(_PLACE * values, sum(group.total_byte_size for group in groups))  # values without a byte, too
+        if size > _MOST or file.metadata.num_rows > _MOST_ROWS:
             raise InputError(
                 f"{path}: unpacks to more than {_MOST >> 30} GiB or {_MOST_ROWS} rows; split it into several files"
             )

@@ -40,7 +40,7 @@ _CLOCK_TOLERANCE = timedelta(days=1)
 
 
 def utc_now() -> datetime:
-    """The time."""
+    """Return what the machine's clock says, in UTC."""
     return datetime.now(UTC)
 
 
@@ -164,6 +164,11 @@ class Book:
                 last, entries[seq] = (entry, mac), reading.parse(entry)
                 if seen is not None and frontier.size == seen.size and frontier.root() != seen.root:
                     raise self._damaged("it is not the one that keys/ has seen")
+        if seen is None and frontier.size > 1:  # the first entry alone is older than it
+            raise IntegrityError(
+                f"{self.keys.folder / ANCHOR} is missing, so an older copy of the ledger would go unnoticed; restore "
+                "keys/ from its backup"
+            )
         if seen is not None and frontier.size < seen.size:
             raise IntegrityError(
                 f"{self.path} is an older copy: it has {frontier.size} entries, keys/{ANCHOR} has seen {seen.size}. "

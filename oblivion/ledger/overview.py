@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from oblivion.errors import ConfigError, InputError, nearest
+from oblivion.errors import ConfigError, InputError, IntegrityError, nearest
 from oblivion.files import write_atomically
 from oblivion.ledger.opening import read_ledger
+from oblivion.ledger.public_key import read_public_key
 from oblivion.ledger.register import Asked
 from oblivion.ledger.verify_evidence import Check, UnreadableError, failed, in_words, verify
 from oblivion.outside import parse_json, read
@@ -112,11 +113,14 @@ def evidence(root: Path, request: str) -> tuple[Path, list[Check], list[str], An
         If no removal was committed for the request.
     InputError
         If the evidence or the run's public key is not there, or neither can be read.
+    IntegrityError
+        If the public key is not the one that the run signs with.
     """
     ledger, register = read_ledger(root)
     try:
         known = [str(asked.request.id) for asked in register.all_asked()]
         trials = [str(r.content["branch"]) for r in register.removals() if r.content["request"] == request]
+        signing = ledger.book.keys.signing().public_key().public_bytes_raw()
     finally:
         ledger.close()
     if request not in known:
@@ -125,6 +129,11 @@ def evidence(root: Path, request: str) -> tuple[Path, list[Check], list[str], An
         raise ConfigError(f"{request}: no removal was committed for it, so there is no evidence")
     path, expected = root / "forgets" / trials[-1] / "evidence.json", "what the commit wrote: give the commit again"
     data, key = read(path, expected), read(root / PUBLIC_KEY, expected)
+    if read_public_key(root / PUBLIC_KEY) != signing:
+        raise IntegrityError(
+            f"{root / PUBLIC_KEY} is not the key that this run signs with; remove it and {path.name}, and give the "
+            "commit again"
+        )
     try:
         checks = verify(data, key)
     except UnreadableError as error:

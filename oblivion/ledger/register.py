@@ -243,7 +243,7 @@ class Register:
         return tuple(self._asked(record) for record in self.book.find("request"))
 
     def asked(self, request_id: str) -> Asked:
-        """One request.
+        """Return the request with this id, and where it stands.
 
         Raises
         ------

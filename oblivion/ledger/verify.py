@@ -19,20 +19,21 @@ from typing import Any
 from sqlalchemy import Engine
 
 from oblivion.data.keyed_ids import FOLDER
-from oblivion.errors import IntegrityError
+from oblivion.errors import InputError, IntegrityError
 from oblivion.files import is_partial
 from oblivion.ledger import reading, schema
 from oblivion.ledger.adapters import WEIGHTS, erased_adapters, find_adapters
 from oblivion.ledger.blobs import FolderBlobs, unseal
-from oblivion.ledger.book import last_seen
+from oblivion.ledger.book import ANCHOR, last_seen
 from oblivion.ledger.checkpoint import Checkpoint, check_checkpoint
 from oblivion.ledger.contents import unnamed
 from oblivion.ledger.keys import Keys, noise_key
 from oblivion.ledger.merkle import Frontier, leaf_hash
+from oblivion.ledger.public_key import read_public_key
 from oblivion.ledger.reading import authenticate
-from oblivion.ledger.register import EXCLUSIONS, NAMES, SIMULATED
+from oblivion.ledger.register import EXCLUSIONS, NAMES, SIMULATED, absences
 from oblivion.ledger.store import blob_context, key_name_of
-from oblivion.run_format import ORIGINAL, check_format
+from oblivion.run_format import ORIGINAL, PUBLIC_KEY, check_format
 
 _OWNED = ("contribution", "client")
 """Kinds of records that are about one client."""
@@ -100,6 +101,7 @@ def verify_ledger(root: Path, checkpoint: Checkpoint | None = None) -> Verificat
         # What stands behind a changed entry may be anything: it is compared with the log, and not believed.
         sure = [row for row in rows if row["seq"] < broken]
         _check_forgotten(keys, sure, done)
+        _check_public_key(root, keys, done)
         _check_adapters(root, {seq: entry for seq, entry in entries.items() if seq < broken}, done)
         return done
     finally:
@@ -111,7 +113,7 @@ def _check_log(
 ) -> tuple[dict[int, dict[str, Any]], float]:
     """Authenticate the log entry by entry; return the entries by number, and the first that is not authentic."""
     anchor = last_seen(keys)
-    known = {"keys/checkpoint.json": anchor} if anchor is not None else {}
+    known = {f"keys/{ANCHOR}": anchor} if anchor is not None else {}
     known |= {"the given checkpoint": checkpoint} if checkpoint is not None else {}
     frontier, broken, expected = Frontier(), math.inf, 1
     entries: dict[int, dict[str, Any]] = {}
@@ -141,6 +143,8 @@ def _check_log(
             for name, seen in known.items():
                 if frontier.size == seen.size and frontier.root() != seen.root:
                     done.find(f"log entries 1 to {seq}", f"are not those of {name}")
+    if anchor is None and frontier.size > 1:
+        done.find(f"keys/{ANCHOR}", "is missing: an older copy of the ledger would go unnoticed")
     for name, seen in known.items():
         if not check_checkpoint(public, seen):
             done.find(name, "is not signed by this run's key")
@@ -204,8 +208,12 @@ def _check_blobs(root: Path, keys: Keys, rows: list[Mapping[str, Any]], done: Ve
 
 def _check_forgotten(keys: Keys, rows: list[Mapping[str, Any]], done: Verification) -> None:
     """Look for what was forgotten: records and keys."""
-    listed = [row["content"] for row in rows if row["kind"] == "exclusion"] + (keys.read_json(EXCLUSIONS) or [])
-    whole = {absence["client"] for absence in listed if absence["samples"] is None}
+    known = absences(row["content"] for row in rows if row["kind"] == "exclusion")
+    listed = absences(keys.read_json(EXCLUSIONS) or [])
+    for absence in known:
+        if absence not in listed:
+            done.find(f"keys/{EXCLUSIONS}", f"does not name '{absence.client}', as the ledger does")
+    whole = {absence.client for absence in known + listed if absence.samples is None}
     for row in rows:
         for client in sorted(whole):
             owned = row["kind"] in _OWNED and row["client"] == client
@@ -223,6 +231,17 @@ def _check_forgotten(keys: Keys, rows: list[Mapping[str, Any]], done: Verificati
         if client in (keys.read_json(NAMES) or {}):
             done.find(f"keys/{NAMES}", f"has the name of '{client}', which was forgotten")
     _check_samples(rows, done)
+
+
+def _check_public_key(root: Path, keys: Keys, done: Verification) -> None:
+    """Compare the key with which the run's evidence is checked with the one that signs it."""
+    if os.path.lexists(root / PUBLIC_KEY):
+        try:
+            same = read_public_key(root / PUBLIC_KEY) == keys.signing().public_key().public_bytes_raw()
+        except InputError:
+            same = False
+        if not same:
+            done.find(PUBLIC_KEY, "is not the key that this run signs with")
 
 
 def _check_adapters(root: Path, entries: Mapping[int, Mapping[str, Any]], done: Verification) -> None:

@@ -389,6 +389,7 @@ CAUSES = [
     ("log.key", b"k" * 32, "its last entry was changed, or keys/ is another run's", True),
     ("signing.key", None, "signing.key is missing|restore keys/ from its backup", True),
     ("signing.key", b"k" * 32, "is not signed by this run's key", True),
+    ("checkpoint.json", None, "checkpoint.json is missing|restore keys/ from its backup", True),
     ("checkpoint.json", b"{", "checkpoint.json: not JSON|restore keys/ from its backup", True),
     ("ledger.db", b"", "is not a ledger|restore it from its backup", True),
     ("ledger.db", b"x" * 8192, "is not a ledger: file is not a database; restore it from its backup", True),

@@ -15,6 +15,7 @@ from command_line import oblivion
 from safetensors.torch import load, save
 from small_ledger import CLIENTS, SETTINGS, ask, begun, commit, learned, run_round, state, tensors, trial, update
 
+from oblivion.errors import IntegrityError
 from oblivion.ledger import erasure
 from oblivion.ledger.adapters import WEIGHTS, note_adapter, tensors_digest
 from oblivion.ledger.opening import open_ledger
@@ -23,6 +24,7 @@ from oblivion.ledger.rounds import CohortOutcome, RoundRecord, Selection
 from oblivion.ledger.store import StoredLedger
 from oblivion.ledger.verify import verify_ledger
 from oblivion.models.resident import weight_bytes
+from oblivion.run_format import PUBLIC_KEY
 
 PLACES = (
     f"adapters/copy/{WEIGHTS}",
@@ -134,6 +136,33 @@ def test_no_file_stops_it(run: tuple[Path, dict[str, bytes]], data: bytes) -> No
     put(root, "notes/file", data)
     done = verify_ledger(root)
     assert done.findings == [] and done.unchecked == []
+
+
+def test_what_guards_against_an_older_copy_is_missed(run: tuple[Path, dict[str, bytes]]) -> None:
+    """Both said "everything holds", and the first command that opened the run made a new checkpoint without a word."""
+    root, _ = run
+    exclusions, checkpoint = root / "keys/exclusions.json", root / "keys/checkpoint.json"
+    exclusions.write_text("[]")
+    assert [(f.where, f.what) for f in verify_ledger(root).findings] == [
+        ("keys/exclusions.json", "does not name 'eve', as the ledger does")
+    ]
+    exclusions.unlink()
+    assert [f.where for f in verify_ledger(root).findings] == ["keys/exclusions.json"]
+    open_ledger(root, SETTINGS)[0].close()
+    assert verify_ledger(root).findings == [], "the ledger knows it, and the list is written again"
+    checkpoint.unlink()
+    assert [f.where for f in verify_ledger(root).findings] == ["keys/checkpoint.json"]
+    with pytest.raises(IntegrityError, match=r"keys/checkpoint.json is missing, .* restore keys/ from its backup"):
+        open_ledger(root, SETTINGS)
+
+
+@pytest.mark.parametrize("data", [b"k" * 32, b"", b"-----BEGIN PRIVATE KEY-----"])
+def test_another_public_key_is_found(run: tuple[Path, dict[str, bytes]], data: bytes) -> None:
+    """Evidence that somebody else had signed was good for whoever checked it with the key beside it."""
+    root, _ = run
+    put(root, PUBLIC_KEY, data)
+    (finding,) = verify_ledger(root).findings
+    assert (finding.where, finding.what) == (PUBLIC_KEY, "is not the key that this run signs with")
 
 
 def test_tensors_are_told_apart() -> None:
