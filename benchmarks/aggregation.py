@@ -17,7 +17,7 @@ LINEARS = ((2048, 2048), (2048, 512), (2048, 512), (2048, 2048), (2048, 8192), (
 
 
 def run() -> Iterator[Result]:
-    """Eight updates; and what a machine can do at best: one product over updates that lie in one buffer, in fp32."""
+    """Measure eight updates, and the best that a machine can do: one product in fp32 over updates in one buffer."""
     from flwr.server.strategy.aggregate import aggregate
 
     torch.set_num_threads(1)

@@ -52,7 +52,7 @@ class _Tokenizer:
 
 
 def _rows(generator: np.random.Generator, prompts: int, answers: int) -> list[list[TokenRow]]:
-    """Prompts of about 55 tokens with answers of about 45."""
+    """Make prompts of about 55 tokens with answers of about 45."""
     made = []
     for _ in range(prompts):
         prompt = generator.integers(3, VOCABULARY, int(generator.integers(40, 71))).tolist()
@@ -62,7 +62,7 @@ def _rows(generator: np.random.Generator, prompts: int, answers: int) -> list[li
 
 
 def run() -> Iterator[Result]:
-    """The three comparisons."""
+    """Make the three comparisons."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     generator = np.random.default_rng(0)
@@ -125,7 +125,7 @@ def _pass_each(model: Any, rows: list[TokenRow]) -> Callable[[], list[float | No
 
 
 def _scores(model: Any, rows: list[TokenRow], moments: bool) -> list[AnswerScore]:
-    """A batch as it comes, with all logits."""
+    """Score a batch as it comes, with all logits."""
     batch = labelled(rows)
     with torch.inference_mode():
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits

@@ -59,7 +59,7 @@ CASES = (_Case(8, 500, 4, 8.0), _Case(64, 16, 1, 3.0))
 
 
 def run() -> Iterator[Result]:
-    """Both cases, one client at a time and in cohorts."""
+    """Measure both cases, one client at a time and in cohorts."""
     there = torch.cuda.is_available()
     size = LARGE if there else SMALL
     resident = _resident(size, "cuda" if there else "cpu")
@@ -104,7 +104,7 @@ def _resident(size: _Size, device: str) -> ResidentModel:
 
 
 def _task(client: int, rows: int, vocabulary: int) -> LocalTask:
-    """Rows of TOFU's lengths: prompts of about 55 tokens, answers of about 55."""
+    """Make rows of TOFU's lengths: prompts of about 55 tokens, answers of about 55."""
     generator = np.random.default_rng(client)
     made = []
     for _ in range(rows):
@@ -114,7 +114,7 @@ def _task(client: int, rows: int, vocabulary: int) -> LocalTask:
 
 
 def _round(resident: ResidentModel, tasks: list[LocalTask], batch: int, slots: int) -> tuple[float, float]:
-    """Seconds of a round, and the most memory of the device in GiB; a first cohort of two rows warms it up."""
+    """Return the seconds of a round, and the most device memory in GiB; a first cohort of two rows warms it up."""
     start, objective = resident.initial_adapter(0), objective_from("lm", {})
     settings = TrainConfig(batch_size=batch, local_epochs=1, learning_rate=1e-4)
     info = RoundInfo(branch="main", round=1, rounds=1, population=(), seed=0)

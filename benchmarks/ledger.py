@@ -44,7 +44,7 @@ def _open(root: Path) -> StoredLedger:
 
 
 def _contributions(root: Path) -> Iterator[Result]:
-    """Gate, norms, encryption, digest, durable write and the record, against a plain safetensors file."""
+    """Measure gate, norms, encryption, digest, durable write and the record, against a plain safetensors file."""
     reference = {f"layer.{i:02d}": torch.zeros(SHAPE) for i in range(LAYERS)}
     gate = Gate(reference, 1e9, "code")
     delta = {name: torch.randn(SHAPE) for name in reference}
@@ -65,7 +65,7 @@ def _contributions(root: Path) -> Iterator[Result]:
 
 
 def _commits(root: Path) -> Iterator[Result]:
-    """A transaction of one record, as it waits for the disk."""
+    """Measure a transaction of one record, as it waits for the disk."""
     ledger = _open(root)
     numbers = iter(range(10_000))
 
@@ -78,7 +78,7 @@ def _commits(root: Path) -> Iterator[Result]:
 
 
 def _verification(root: Path) -> Iterator[Result]:
-    """The whole log and every record of it."""
+    """Measure the verification of the whole log and every record of it."""
     ledger = _open(root)
     for start in range(0, ENTRIES, BATCH):
         with ledger.book.transaction() as writer:

@@ -23,7 +23,7 @@ class Result:
 
     @property
     def ratio(self) -> float | None:
-        """``other_s / ours_s``."""
+        """Return ``other_s / ours_s``."""
         return self.other_s / self.ours_s if self.other_s is not None else None
 
     @property
@@ -38,12 +38,12 @@ class Result:
 
 
 def cpu_seconds(work: Callable[[], Any], repeat: int = 3) -> float:
-    """The smallest process CPU time (user and system, all threads) of several runs."""
+    """Return the smallest process CPU time (user and system, all threads) of several runs."""
     return side_by_side(work, repeat=repeat)[0]
 
 
 def side_by_side(*works: Callable[[], Any], repeat: int = 3) -> list[float]:
-    """The `cpu_seconds` of each work. They take turns: a shared machine is slower at one minute than at another."""
+    """Return the `cpu_seconds` of each work. They take turns: a shared machine is not always equally fast."""
 
     def once(work: Callable[[], Any]) -> float:
         since = time.process_time()
@@ -55,7 +55,7 @@ def side_by_side(*works: Callable[[], Any], repeat: int = 3) -> list[float]:
 
 
 def wall_median(work: Callable[[], Any], repeat: int) -> float:
-    """The median wall time of several runs."""
+    """Return the median wall time of several runs."""
 
     def once() -> float:
         since = time.perf_counter()

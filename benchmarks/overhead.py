@@ -46,7 +46,7 @@ def _config(engine: str) -> RunConfig:
 
 
 def run() -> Iterator[Result]:
-    """Inline, and on Ray."""
+    """Measure a round inline, and on Ray."""
     logging.disable(logging.WARNING)
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         for engine in ("inline", "ray"):
@@ -56,7 +56,7 @@ def run() -> Iterator[Result]:
 
 
 def _medians(engine: str, pool: ProcessPoolExecutor) -> tuple[float, float]:
-    """Seconds of a round, and of the bare loop that follows each round in the pool's process."""
+    """Return the seconds of a round, and of the bare loop that follows each round in the pool's process."""
     rounds: list[float] = []
     loops: list[float] = []
 

@@ -67,7 +67,7 @@ class _Padding:
 
 
 def make_model(case: Case) -> Any:
-    """A frozen Llama of the case's shape with random weights."""
+    """Make a frozen Llama of the case's shape with random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -89,7 +89,7 @@ def make_model(case: Case) -> Any:
 
 
 def _rows(case: Case) -> list[list[TokenRow]]:
-    """TOFU-like lengths: prompts of about 55 tokens, answers of about 45."""
+    """Make rows of TOFU's lengths: prompts of about 55 tokens, answers of about 45."""
     generator = np.random.default_rng(0)
     clients = []
     for _ in range(case.clients):
@@ -102,7 +102,7 @@ def _rows(case: Case) -> list[list[TokenRow]]:
 
 
 def run() -> Iterator[Result]:
-    """Every case against both loops."""
+    """Measure every case against both loops."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     for case in CASES:
@@ -137,7 +137,7 @@ def _ours(case: Case, rows: list[list[TokenRow]]) -> Any:
 
 
 def labelled(rows: list[TokenRow]) -> dict[str, torch.Tensor]:
-    """A batch as the other loops make it: padded to the longest row, labels where the answer is."""
+    """Return a batch as the other loops make it: padded to the longest row, labels where the answer is."""
     length = max(len(row.ids) for row in rows)
     ids = torch.full((len(rows), length), PAD)
     labels = torch.full((len(rows), length), -100)

@@ -65,7 +65,7 @@ class _Shape:
 
 
 def run() -> Iterator[Result]:
-    """One thing at a time, then a thousand clients for a hundred rounds."""
+    """Measure one thing at a time, then a thousand clients for a hundred rounds."""
     torch.set_num_threads(1)
     plain = _Shape()
     for field, values in (("clients", (8, 32, 128)), ("length", (32, 64, 128, 256)), ("rank", (4, 16, 64))):
@@ -112,7 +112,7 @@ def _case(name: str, shape: _Shape) -> Result:
 
 
 def _hosts() -> Result:
-    """A round of eight clients on Ray with two hosts, against one: wall time, best of the rounds after the first."""
+    """Measure a round of eight clients on Ray, two hosts against one: wall time, best of the rounds after the first."""
     seconds = {}
     for hosts in (1, 2):
         with tempfile.TemporaryDirectory() as folder:
@@ -129,7 +129,7 @@ def _hosts() -> Result:
 
 
 def _many() -> Iterator[Result]:
-    """A thousand clients, twenty a round, a hundred rounds on Ray with the ledger on disk: memory of all processes."""
+    """Measure the memory of all processes: a thousand clients, twenty a round, a hundred rounds on Ray with ledger."""
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder)
         (where / "rows.jsonl").write_text("".join(_lines()), "utf-8")
@@ -168,7 +168,7 @@ def _lines() -> Iterator[str]:
 
 
 def _watch(process: psutil.Process, events: Path) -> list[tuple[int, float]]:
-    """(rounds committed, MiB of the process and its children, shared pages counted once) until it ends."""
+    """Return (rounds committed, MiB of the process and its children, shared pages counted once) until it ends."""
     seen = []
     while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
         memory = 0

@@ -25,7 +25,7 @@ _COLOURS = 6
 
 
 def tag(name: str, *children: Markup | str, **attributes: str | float) -> Markup:
-    """One SVG element; ``class_`` is written ``class`` and ``text_anchor`` is written ``text-anchor``."""
+    """Make one SVG element; ``class_`` is written ``class`` and ``text_anchor`` is written ``text-anchor``."""
     written = Markup("").join(
         Markup(' {}="{}"').format(
             key.rstrip("_").replace("_", "-"), f"{value:.1f}" if isinstance(value, float) else value
@@ -37,17 +37,17 @@ def tag(name: str, *children: Markup | str, **attributes: str | float) -> Markup
 
 
 def text(x: float, y: float, content: str, *classes: str, anchor: str = "start") -> Markup:
-    """One line of text with its baseline at `y`."""
+    """Draw one line of text with its baseline at `y`."""
     return tag("text", content, x=x, y=y, text_anchor=anchor, class_=" ".join(classes) or "label")
 
 
 def line(x1: float, y1: float, x2: float, y2: float, *classes: str) -> Markup:
-    """A straight line."""
+    """Draw a straight line."""
     return tag("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=" ".join(classes))
 
 
 def picture(key: str, height: float, title: str, description: str, parts: Sequence[Markup]) -> Markup:
-    """A whole picture that scales with the page and tells screen readers what it shows.
+    """Make a whole picture that scales with the page and tells screen readers what it shows.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def picture(key: str, height: float, title: str, description: str, parts: Sequen
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers from `low` or below to `high` or above, spaced by 1, 2 or 5 times a power of ten."""
+    """Return round numbers from `low` or below to `high` or above, spaced by 1, 2 or 5 times a power of ten."""
     span = high - low if high > low else max(abs(high), 1.0)
     rough = span / about
     power = 10.0 ** math.floor(math.log10(rough))
@@ -88,12 +88,12 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def tick_label(value: float) -> str:
-    """A tick without digits that say nothing."""
+    """Write a tick without digits that say nothing."""
     return f"{value:.6g}".replace("-", "−")
 
 
 def left_margin(values: Sequence[float], least: float = 40.0) -> float:
-    """Where a plot begins, so that the numbers along its upright axis have room on its left."""
+    """Return where a plot begins, so that the numbers along its upright axis have room on its left."""
     return max(least, 12 + max(text_width(tick_label(value), SMALL) for value in values))
 
 
@@ -106,7 +106,7 @@ class Scale:
     end: float
 
     def __call__(self, value: float) -> float:
-        """Where `value` lies, in user units."""
+        """Return where `value` lies, in user units."""
         low, high = self.marks[0], self.marks[-1]
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
@@ -119,7 +119,7 @@ class Mark:
     shape: str
 
     def draw(self, x: float, y: float, size: float = 4.5, name: str = "") -> Markup:
-        """The marker at (x, y), `size` units in radius, with `name` as its tooltip."""
+        """Draw the marker at (x, y), `size` units in radius, with `name` as its tooltip."""
         hint = (tag("title", name),) if name else ()
         return tag("path", *hint, d=_outline(self.shape, x, y, size), class_=f"mark {self.colour} {self.shape}")
 
@@ -152,7 +152,7 @@ def _outline(shape: str, x: float, y: float, size: float) -> str:
 
 
 def marks(keys: Sequence[str]) -> dict[str, Mark]:
-    """A look for every model: a ring for the original, a diamond for oracles, other shapes for methods."""
+    """Choose a look for every model: a ring for the original, a diamond for oracles, other shapes for methods."""
     looks: dict[str, Mark] = {}
     methods = 0
     for key in keys:
@@ -169,12 +169,12 @@ def marks(keys: Sequence[str]) -> dict[str, Mark]:
 
 
 def icon(look: Mark) -> Markup:
-    """The marker alone, as small as a letter, for the head of a table; screen readers pass over it."""
+    """Draw the marker alone, as small as a letter, for the head of a table; screen readers pass over it."""
     return tag("svg", look.draw(8.0, 8.0, 5.0), viewBox="0 0 16 16", aria_hidden="true")
 
 
 def text_width(content: str, size: float = FONT) -> float:
-    """Roughly how wide `content` is, in user units: the page's font is the reader's, so this errs on wide."""
+    """Estimate how wide `content` is, in user units: the page's font is the reader's, so this errs on wide."""
     return len(content) * size * _GLYPH
 
 

@@ -24,13 +24,13 @@ _WORDS = (
 
 
 def power_of_ten(exponent: float) -> str:
-    """``10⁻⁷``, and ``10⁻⁶·⁴`` for a whole number of tenths."""
+    """Write ``10⁻⁷``, and ``10⁻⁶·⁴`` for a whole number of tenths."""
     shown = f"{exponent:.1f}".removesuffix(".0")
     return f"10{shown.translate(_SUPERSCRIPT)}"
 
 
 def scientific(value: float | None) -> str:
-    """A positive number as ``4.2·10⁻⁷``; 0 and numbers from 0.01 to 1000 stay plain."""
+    """Write a positive number as ``4.2·10⁻⁷``; 0 and numbers from 0.01 to 1000 stay plain."""
     if value is None:
         return NOT_MEASURED
     if value == 0 or 0.01 <= abs(value) < 1000:
@@ -40,7 +40,7 @@ def scientific(value: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Two decimals where that says something, more for small numbers, fewer for large ones.
+    """Write two decimals where that says something, more for small numbers, fewer for large ones.
 
     >>> number(0.712), number(0.0312), number(0.02), number(-98.27), number(None)
     ('0.71', '0.031', '0.02', '−98.3', 'not measured')
@@ -61,19 +61,19 @@ def number(value: float | None) -> str:
 
 
 def signed(value: float) -> str:
-    """A difference with its sign: ``+0.03``, ``−0.12``; what would round to ``0.00`` is ``±0``."""
+    """Write a difference with its sign: ``+0.03``, ``−0.12``; what would round to ``0.00`` is ``±0``."""
     if abs(value) < 5e-4:
         return "±0"
     return number(value) if value < 0 else f"+{number(value)}"
 
 
 def percent(share: float) -> str:
-    """A share as a whole percentage, with a space that does not break: ``95 %``."""
+    """Write a share as a whole percentage, with a space that does not break: ``95 %``."""
     return f"{share * 100:.0f}\u00a0%".replace("-", "−")
 
 
 def count(value: float | None) -> str:
-    """A whole number: thousands apart up to a million, then ``1.2 M``, ``3.4 G``."""
+    """Write a whole number: thousands apart up to a million, then ``1.2 M``, ``3.4 G``."""
     if value is None:
         return NOT_MEASURED
     for size, unit in ((1e9, "G"), (1e6, "M")):
@@ -83,7 +83,7 @@ def count(value: float | None) -> str:
 
 
 def megabytes(value: float | None) -> str:
-    """Bytes as megabytes (1 MB = 10**6 bytes)."""
+    """Write bytes as megabytes (1 MB = 10**6 bytes)."""
     if value is None:
         return NOT_MEASURED
     size = value / 1e6
@@ -91,12 +91,12 @@ def megabytes(value: float | None) -> str:
 
 
 def in_words(value: int) -> str:
-    """Small counts as words, others as digits."""
+    """Write small counts as words, others as digits."""
     return _WORDS[value] if 0 <= value < len(_WORDS) else str(value)
 
 
 def plural(value: int, noun: str) -> str:
-    """``1 client``, ``8 clients``."""
+    """Write a count with its noun: ``1 client``, ``8 clients``."""
     return f"{count(value)} {noun}{'' if value == 1 else 's'}"
 
 

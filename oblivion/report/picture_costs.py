@@ -25,7 +25,7 @@ def cost_line(standing: Standing, token: str = "token") -> str:
 
 
 def costs_picture(comparison: Comparison, key: str) -> Markup | None:
-    """One bar per model: client-steps as a share of retraining.
+    """Draw one bar per model: client-steps as a share of retraining.
 
     Parameters
     ----------

@@ -34,17 +34,17 @@ class Branch:
 
     @property
     def losses(self) -> list[tuple[int, float]]:
-        """(round, loss) where a loss was measured."""
+        """Return (round, loss) where a loss was measured."""
         return [(entry.round, entry.loss) for entry in self.rounds if entry.loss is not None]
 
     def total(self, what: str) -> float | None:
-        """Sum over the rounds of ``refused``, ``failed`` or ``seconds``; None where nothing was recorded."""
+        """Return the sum over the rounds of ``refused``, ``failed`` or ``seconds``; None where nothing was recorded."""
         values = [value for entry in self.rounds if (value := getattr(entry, what)) is not None]
         return sum(values) if values else None
 
 
 def branches(metrics: RunRecord) -> list[Branch]:
-    """The run's branches in order of first appearance."""
+    """Return the run's branches in order of first appearance."""
     grouped: dict[str, list[RoundEntry]] = {}
     for entry in metrics.history:
         grouped.setdefault(entry.branch, []).append(entry)
@@ -112,7 +112,7 @@ def _arrivals(metrics: RunRecord, x: Scale, first: int, last: int) -> list[Marku
 
 
 def curves_picture(metrics: RunRecord, key: str, token: str = "token") -> Markup | None:
-    """Mean training loss by round for every branch, with the round in which each client who asked came in.
+    """Draw the mean training loss by round for every branch, and when each client who asked came in.
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ _NOISE = {
 
 
 def privacy_view(record: PrivacyRecord | None) -> dict[str, Any] | None:
-    """The section on privacy; None for a run without.
+    """Return the section on privacy; None for a run without.
 
     Returns
     -------
@@ -73,5 +73,5 @@ def _by_branch(record: PrivacyRecord) -> dict[str, list[PrivacyRound]]:
 
 
 def _epsilon(value: float | None) -> str:
-    """Infinity is null in the file."""
+    """Write an epsilon; infinity is null in the file."""
     return _NO_BOUND if value is None else number(value)

@@ -50,7 +50,7 @@ def _with_room(states: Tensor, room: int) -> Tensor:
 
 
 def make_cache(model: Any, room: int) -> DynamicCache:
-    """An empty cache for a model, whose layers of full attention take memory for `room` more tokens at a time."""
+    """Make an empty cache for a model, whose layers of full attention take memory for `room` more tokens at a time."""
     cache = DynamicCache(config=model.config)
     cache.layers = [_RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache

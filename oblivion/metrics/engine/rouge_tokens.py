@@ -35,7 +35,7 @@ Kind = Literal["word", "character", "mark", "nothing", "between"]
 
 @lru_cache(maxsize=1 << 14)
 def _kind(character: str) -> Kind:
-    """What a character is for the tokens; "nothing" stands inside a word and is dropped."""
+    """Return what a character is for the tokens; "nothing" stands inside a word and is dropped."""
     category = unicodedata.category(character)
     if category[0] == "M":
         return "mark"
@@ -69,7 +69,7 @@ def needs_all_scripts(target: str) -> bool:
 
 
 def tokens(text: str, stem: Callable[[str], str]) -> list[str]:
-    """Tokens of a text in any script."""
+    """Return the tokens of a text in any script."""
     found: list[str] = []
     last: Kind = "between"
     for character in unicodedata.normalize("NFKC", text).lower():

@@ -85,7 +85,7 @@ def score_rows(
 
 
 def _trees(model: Any, rows: Sequence[TokenRow], pad_id: int) -> tuple[list[Tree], bool]:
-    """The rows as trees, and whether each has to be forwarded alone and whole."""
+    """Return the rows as trees, and whether each has to be forwarded alone and whole."""
     if changes_with_length(model, max(len(row.ids) for row in rows)):
         return plant(rows, share=False), True
     for longest in (LONGEST, min(LONGEST, context_of(model.config))):  # some have no mask for more than their context
@@ -96,7 +96,7 @@ def _trees(model: Any, rows: Sequence[TokenRow], pad_id: int) -> tuple[list[Tree
 
 
 def _batches(trees: Sequence[Tree], max_tokens: int, max_answers: int) -> Iterator[list[Tree]]:
-    """Trees in batches of similar length, within both budgets; those with one answer, which need no mask, apart."""
+    """Yield trees in batches of similar length, within both budgets; those with one answer need no mask: apart."""
     batch: list[Tree] = []
     answers = 0
     for tree in sorted(trees, key=lambda tree: (len(tree.answers) > 1, tree.length, tree.rows)):

@@ -47,7 +47,7 @@ class Tree:
 
     @property
     def length(self) -> int:
-        """Tokens that are forwarded."""
+        """Return how many tokens are forwarded."""
         return len(self.prompt) + sum(len(answer) - 1 for answer in self.answers)
 
 
@@ -73,7 +73,7 @@ def plant(rows: Sequence[TokenRow], share: bool, longest: int = LONGEST) -> list
 
 
 def tree_logits(model: Any, trees: Sequence[Tree], pad_id: int, room: int = 0) -> tuple[Tensor, Tensor]:
-    """Logits of every label of some trees, and the labels.
+    """Return the logits of every label of some trees, and the labels.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def tree_logits(model: Any, trees: Sequence[Tree], pad_id: int, room: int = 0) -
 
 
 def _mask(branch: Tensor, dtype: Any) -> Tensor:
-    """What to add to attention scores, (B, 1, L, L): 0 where a token may look, else the lowest number.
+    """Return what to add to attention scores, (B, 1, L, L): 0 where a token may look, else the lowest number.
 
     `branch` (B, L) is 0 on the prompt, the number of its answer elsewhere, and -1 on padding, which sees itself alone.
     """
@@ -141,7 +141,7 @@ def _mask(branch: Tensor, dtype: Any) -> Tensor:
 
 
 def takes_trees(model: Any, trees: Sequence[Tree], pad_id: int) -> bool:
-    """Whether a model gives the same logits in these trees as row by row.
+    """Return whether a model gives the same logits in these trees as row by row.
 
     It does not where attention ends at a window that is shorter than the longest row (the tree's mask would replace the
     window's), or where a state runs from token to token; both are read from the model's config. For whatever the config
@@ -164,7 +164,7 @@ def takes_trees(model: Any, trees: Sequence[Tree], pad_id: int) -> bool:
 
 
 def _is_taken(model: Any, tree: Tree, pad_id: int) -> bool:
-    """Whether the longest answer of a tree, and its last, are as likely there as alone."""
+    """Return whether the longest answer of a tree, and its last, are as likely there as alone."""
     import torch
 
     last = len(tree.answers) - 1
@@ -183,7 +183,7 @@ def _is_taken(model: Any, tree: Tree, pad_id: int) -> bool:
 
 
 def _depth(tree: Tree) -> int:
-    """Tokens of the longest row of a tree."""
+    """Return the tokens of the longest row of a tree."""
     return len(tree.prompt) + max(map(len, tree.answers))
 
 
