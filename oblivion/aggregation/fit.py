@@ -68,7 +68,7 @@ def check_scheme(rule: Rule, scheme: LoraScheme, config: RunConfig) -> None:
 
 
 def check_factors(scheme: LoraScheme, name: str, tensors: Iterable[str]) -> None:
-    """Refuse a LoRA scheme for an adapter that has no LoRA factors.
+    """Refuse a LoRA scheme, and ranks of clients, for an adapter that has no LoRA factors.
 
     Parameters
     ----------
@@ -90,6 +90,8 @@ def check_factors(scheme: LoraScheme, name: str, tensors: Iterable[str]) -> None
             f"lora.scheme = '{name}' combines the LoRA factors A and B, and {other!r} is neither; schemes that take "
             f"any adapter: {', '.join(schemes.having('needs_factors', False))}"
         )
+    if scheme.ranks and other:
+        raise ConfigError(f"federation.ranks are ranks of LoRA factors, and {other!r} is none; empty federation.ranks")
 
 
 def short_round(

@@ -195,6 +195,7 @@ def test_rows_of_two_widths_are_refused(tmp_path: Path) -> None:
             ({"lora.scheme": scheme}, f"lora.scheme = '{scheme}' combines the LoRA factors A and B, and 'bias'")
             for scheme in ("ffa", "flexlora", "flora", "fedex", "rolora")
         ),
+        ({"federation.ranks": {"client-1": 16}}, "federation.ranks are ranks of LoRA factors, and 'bias' is none"),
         (
             {"forget.client": "client-1", "forget.methods": {"local": {"objective": "rmu"}}},
             "objective 'rmu' needs 'hidden:",
