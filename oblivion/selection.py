@@ -52,8 +52,8 @@ def client_steps(
 def form_cohorts(selected: Sequence[str], sizes: Mapping[str, int], count: int) -> tuple[tuple[str, ...], ...]:
     """Deal clients into cohorts of equal work, at most `count` in each.
 
-    Clients are dealt in boustrophedon order of size; then the most and the least loaded cohort swap clients while that
-    narrows the gap.
+    Clients are dealt by size, the largest first, to the first cohort up to the last and then back to the first; then
+    the most and the least loaded cohort swap clients while that narrows the gap.
     """
     ordered = sorted(selected, key=lambda client: (-sizes[client], client))
     places = range(math.ceil(len(ordered) / count))

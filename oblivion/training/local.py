@@ -166,8 +166,10 @@ class LocalVisit:
         if self._kept is None:
             self._kept = self._resident.read()
             self._resident.drop(False)
-        nothing = {name: torch.zeros_like(tensor) for name, tensor in self.start.items()}
-        self._resident.write(self.start if source == "reference" else nothing)
+        teacher = self.start
+        if source == "base":
+            teacher = {name: torch.zeros_like(tensor) for name, tensor in self.start.items()}
+        self._resident.write(teacher)
 
     def zero_gradients(self) -> None:
         """Before each step and after the last."""
