@@ -68,6 +68,7 @@ class ModelConfig(_Section):
     """The base model: ``tiny``, a folder, or a hub id with a pinned revision."""
 
     name: str = "tiny"
+    parameters: Parameters = {}
     revision: str = ""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 

@@ -9,8 +9,9 @@ from oblivion.config import ModelConfig, RunConfig
 from oblivion.models.adapter_folder import read_adapter_folder
 from oblivion.models.loading import locate, model_digest, resolve_dtype
 from oblivion.models.resident import load_resident
+from oblivion.parameters import build
 from oblivion.tasks import tasks
-from oblivion.tasks.task import Learner
+from oblivion.tasks.task import Learner, Task
 from oblivion.types import Adapter
 
 
@@ -63,15 +64,21 @@ class LanguageModels:
 
 
 def models_of(config: ModelConfig) -> Models:
-    """Return the models of the task that ``model.name`` stands for.
+    """Return the models of the task that ``model.name`` stands for, with ``model.parameters``.
 
     Raises
     ------
+    ConfigError
+        If the task does not have a parameter, or refuses its value.
     InputError
-        If the task comes from another package and cannot be loaded.
+        If the task comes from another package and cannot be loaded, or lacks what a task has.
     """
-    models: Models = tasks.get(config.name if config.name in tasks.names() else "causal_lm")()
+    models: Models = build(tasks, _task_name(config), config.parameters, "model.parameters")
     return models
+
+
+def _task_name(config: ModelConfig) -> str:
+    return config.name if config.name in tasks.names() else "causal_lm"
 
 
 def learner_of(config: RunConfig) -> Learner:
@@ -80,6 +87,14 @@ def learner_of(config: RunConfig) -> Learner:
     Raises
     ------
     OblivionError
-        If the model cannot be loaded, or does not go with the config.
+        If the model cannot be loaded, does not go with the config, or lacks what a learner has.
     """
-    return models_of(config.model).load(config)
+    learner = models_of(config.model).load(config)
+    name = _task_name(config.model)
+    tasks.check_has(name, learner, _members(Learner))
+    tasks.check_has(name, learner.task, _members(Task))
+    return learner
+
+
+def _members(protocol: type) -> list[str]:
+    return [name for name in vars(protocol) if not name.startswith("_")]

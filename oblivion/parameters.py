@@ -52,13 +52,13 @@ def build(registry: Registry, name: str, parameters: Mapping[str, Any], key: str
     """
     part = registry.get(name)
     arguments = _arguments(registry, name, parameters, key)
+    if lacks := sorted(getattr(part, "__abstractmethods__", ())):
+        raise InputError(f"{registry.kind} '{name}' is not one: it has no {', no '.join(lacks)}")
     try:
         made = part(**arguments)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{key}: '{name}' with {dict(parameters)}: {error}") from None
-    lacks = [attribute for attribute in registry.needs if not hasattr(made, attribute)]
-    if lacks:
-        raise InputError(f"{registry.kind} '{name}' is not one: it has no {', no '.join(lacks)}")
+    registry.check_has(name, made, registry.needs)
     return made
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -104,6 +104,19 @@ class Registry:
             raise InputError(
                 f"{self.kind} '{name}' cannot be loaded: {_one_line(error)}; `oblivion doctor` says what is missing"
             ) from error
+
+    def check_has(self, name: str, made: Any, needs: Iterable[str]) -> None:
+        """Refuse what the part called `name` gave if it lacks attributes that such a thing has.
+
+        Raises
+        ------
+        InputError
+            Naming the part and every attribute that is missing.
+        """
+        known = set(dir(made))  # whether there is a property is asked without computing it
+        lacks = [attribute for attribute in needs if attribute not in known and not hasattr(made, attribute)]
+        if lacks:
+            raise InputError(f"{self.kind} '{name}' is not one: it has no {', no '.join(lacks)}")
 
     def having(self, attribute: str, value: Any = True) -> list[str]:
         """Return the names of the parts whose class has an attribute of this value, of those that can be loaded."""

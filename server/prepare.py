@@ -22,6 +22,7 @@ from oblivion.federation.planning import check_oracle, make_context, make_plan, 
 from oblivion.federation.resolving import with_dtype
 from oblivion.federation.spending import check_removals
 from oblivion.learners import learner_of, models_of
+from oblivion.learning import learning_from
 from oblivion.ledger.register import EXCLUSIONS, absences
 from oblivion.ledger.rounds import Absence
 from oblivion.ledger.schema import refuse_network
@@ -57,6 +58,8 @@ def check_names(config: RunConfig) -> None:
             raise ConfigError(f"{key} = '{name}': unknown {registry.kind}; {nearest(name, registry.names())}")
         registry.check(name)
     build(templates, config.data.template, {}, "data.template")
+    models_of(config.model)
+    learning_from(config.federation.learning)
     check_training(rule_of(config), config)
     check_scheme(rule_of(config), scheme_of(config), config)
     check_privacy(config)

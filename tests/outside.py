@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,23 @@ from oblivion.parts import REGISTRIES
 from oblivion.provenance import _package
 
 Install = Callable[..., Path]
+PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
+
+
+def example(name: str) -> str:
+    """The block of docs/extending.md that defines the class `name`, whole."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.S)
+    (code,) = [block for block in blocks if f"class {name}" in block]
+    return str(code)
+
+
+def install_example(install: Install, group: str, part: str, name: str) -> str:
+    """Install a package whose one part, called `part`, is the class `name` of docs/extending.md; return its code."""
+    code = example(name)
+    module = f"package_of_{part}"
+    install(part, "1", {group: {part: f"{module}:{name}"}}, {f"{module}.py": code})
+    return code
+
 
 RULE = '''
 """A rule of another package."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from oblivion.errors import PlanRefusedError, plural
+from oblivion.errors import InputError, PlanRefusedError, plural
 from oblivion.removal.checklist import ChecklistItem
 from oblivion.removal.context import PlanningContext, from_round
 from oblivion.removal.phases import Phase, starts
@@ -121,6 +121,8 @@ def plan_removal(
     ------
     PlanRefusedError
         If something is missing, or the federation cannot run one of the phases; or by the removal itself.
+    InputError
+        If the removal, which then comes from another package, makes something else than a plan.
     """
     name = name or method
     missing = sorted(removal.requires - context.available)
@@ -128,7 +130,10 @@ def plan_removal(
         raise PlanRefusedError(
             f"{name} requires {', '.join(missing)}, which this federation does not have for {request.client_id}"
         )
-    plan = replace(removal.plan(request, context), method=method, name=name, head=context.head)
+    made = removal.plan(request, context)
+    if not isinstance(made, RemovalPlan) or not all(isinstance(phase, Phase) for phase in made.phases):
+        raise InputError(f"removal '{method}' is not one: its plan is no RemovalPlan of phases (oblivion.removal.plan)")
+    plan = replace(made, method=method, name=name, head=context.head)
     placed = plan.placed
     for (phase, at), before in zip(placed[1:], placed, strict=False):
         if at != before[1] + before[0].rounds:

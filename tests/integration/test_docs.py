@@ -47,7 +47,7 @@ REGISTRIES = (aggregators, schemes, datasets, partitions, templates, metrics, su
 COMMANDS = typer.main.get_command(cli.app)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 FREE = ("federation.joins", "federation.ranks", "federation.parameters", "forget.methods", "data.columns")
-FREE += ("data.parameters", "data.partition-parameters", "evaluate.parameters")
+FREE += ("model.parameters", "data.parameters", "data.partition-parameters", "evaluate.parameters")
 """Settings that are tables of their own, in which any key may stand."""
 
 

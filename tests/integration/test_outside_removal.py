@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
 import torch
-from outside import Install
+from outside import Install, install_example
 from outside import install as install
 
 import oblivion as ob
 from oblivion.report import build_report
 from simulations import RunResult, simulate
 
-PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text("utf-8")
-(CODE,) = [code for code in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "class Fade" in code]
-
 
 def test_a_removal_of_another_package_is_run_with_its_parameters(
     install: Install, micro_scenario: Path, tmp_path: Path
 ) -> None:
-    install("fading", "1", {"removals": {"fade": "fading:Fade"}}, {"fading.py": CODE})
+    install_example(install, "removals", "fade", "Fade")
     soft_table = {"method": "fade", "times": 2, "factor": 0.5}
     settings = {"federation.rounds": 2, "forget.methods": [], "evaluate.oracle-seeds": 0}
     run = simulate(ob.load_config(micro_scenario, {**settings, "forget.methods.soft": soft_table}), tmp_path / "run")
@@ -42,13 +38,3 @@ def test_a_removal_of_another_package_is_run_with_its_parameters(
 
     with pytest.raises(ob.OblivionError, match=r"forget\.methods\.soft: 'fade' has no parameter 'time'"):
         simulate(ob.load_config(micro_scenario, {**settings, "forget.methods.soft": {"method": "fade", "time": 2}}))
-
-
-def test_what_is_no_removal_is_refused_with_what_it_lacks(
-    install: Install, micro_scenario: Path, tmp_path: Path
-) -> None:
-    text = "class Nothing:\n    requires = frozenset()\n"
-    install("lacking", "1", {"removals": {"nothing": "lacking:Nothing"}}, {"lacking.py": text})
-    with pytest.raises(ob.OblivionError, match="removal 'nothing' is not one: it has no plan"):
-        simulate(ob.load_config(micro_scenario, {"forget.methods": ["nothing"]}), tmp_path / "run")
-    assert not (tmp_path / "run").exists()

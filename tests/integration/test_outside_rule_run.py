@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 import torch
-from outside import Install
+from outside import Install, example, install_example
 from outside import install as install
 
 import oblivion as ob
 from oblivion.run.records import read_plan
 from simulations import RunResult, simulate
 
-PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text("utf-8")
-(CODE,) = [code for code in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "class Momentum" in code]
 PRIVATE = {"privacy.unit": "client", "privacy.noise-multiplier": 0.0, "privacy.clip-norm": 0.5}
 SHORT = {"federation.rounds": 2, "federation.joins": {}, "evaluate.oracle-seeds": 0, "evaluate.limit": 1}
 
@@ -23,7 +20,7 @@ SHORT = {"federation.rounds": 2, "federation.joins": {}, "evaluate.oracle-seeds"
 def test_a_rule_of_another_package_runs_with_client_privacy_and_its_own_parameter(
     install: Install, micro_scenario: Path, tmp_path: Path
 ) -> None:
-    install("heavy", "1", {"aggregators": {"momentum": "heavy:Momentum"}}, {"heavy.py": CODE})
+    install_example(install, "aggregators", "momentum", "Momentum")
 
     def run(name: str, rule: str, **more: object) -> RunResult:
         settings = {**SHORT, **PRIVATE, "forget.methods": ["exclude"], "federation.aggregator": rule, **more}
@@ -45,7 +42,7 @@ def test_a_rule_of_another_package_runs_with_client_privacy_and_its_own_paramete
 def test_what_the_rule_does_not_say_of_itself_is_refused(
     install: Install, micro_scenario: Path, tmp_path: Path
 ) -> None:
-    text = CODE.split("# By hand")[0].replace("    of_mean: ClassVar[bool] = True\n", "")
+    text = example("Momentum").split("# By hand")[0].replace("    of_mean: ClassVar[bool] = True\n", "")
     install("heavy", "1", {"aggregators": {"momentum": "heavy:Momentum"}}, {"heavy.py": text})
     for settings, message in (
         (PRIVATE, r"'momentum' is not a function of the mean alone; choose one of fedadagrad, "),

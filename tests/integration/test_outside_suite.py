@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
-from outside import Install
+from outside import Install, install_example
 from outside import install as install
 
 import oblivion as ob
 from oblivion.report import build_report
 from simulations import simulate
 
-PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text("utf-8")
-(CODE,) = [code for code in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "class Insisting" in code]
-
 
 def test_a_suite_of_another_package_is_run_with_its_parameter(
     install: Install, micro_model: Path, tmp_path: Path
 ) -> None:
-    install("insisting", "1", {"suites": {"insisting": "insisting:Insisting"}}, {"insisting.py": CODE})
+    install_example(install, "suites", "insisting", "Insisting")
     settings = {
         "engine": "inline",
         "model.name": str(micro_model),

@@ -16,7 +16,7 @@ from oblivion.aggregation.gate import GateState
 from oblivion.aggregation.round import RoundState, aggregate_round
 from oblivion.aggregation.rules import aggregators
 from oblivion.config import load_config
-from oblivion.errors import ConfigError
+from oblivion.errors import ConfigError, InputError
 from oblivion.federation.replay import replay_of
 from oblivion.ledger.memory import MemoryLedger
 from oblivion.ledger.rounds import Branch
@@ -117,7 +117,7 @@ def test_a_state_without_names_and_a_formula_for_plain_sgd_are_refused_where_the
 
 
 def test_a_rule_that_lacks_its_formula_is_refused_with_what_is_missing() -> None:
-    with pytest.raises(ConfigError, match=r"'unfinished'.*weights"):
+    with pytest.raises(InputError, match=r"aggregator 'unfinished' is not one: it has no weights$"):
         check("unfinished")
 
 

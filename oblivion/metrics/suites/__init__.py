@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from oblivion.config import EvaluateConfig
     from oblivion.metrics.engine.suite import Suite
 
-MERGEABLE = ("requires", "compute", "value_range", "over")
+METRIC = ("requires", "compute")
+"""What a metric must have."""
+MERGEABLE = (*METRIC, "value_range", "over")
 """What a metric that clients compute must have."""
 
 suites = Registry(
@@ -55,7 +57,14 @@ def make_suite(name: str, parameters: Mapping[str, Any] | None = None, key: str 
 
 
 def _check(name: str, suite: Suite) -> None:
-    """Refuse a suite whose clients' numbers cannot be merged, or whose headline names what it does not measure."""
+    """Refuse a suite that does not fit together.
+
+    Its metrics must be metrics, its clients' numbers must be mergeable, and its headline must name what it measures.
+    """
+    for result, measure in suite.metrics.items():
+        lacks = [attribute for attribute in METRIC if not hasattr(measure, attribute)]
+        if lacks:
+            raise InputError(f"suite '{name}': '{result}' is not a metric: it has no {', no '.join(lacks)}")
     for result, metric in suite.client_metrics.items():
         lacks = [attribute for attribute in MERGEABLE if not hasattr(metric, attribute)]
         if lacks:
