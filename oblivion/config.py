@@ -72,6 +72,10 @@ class ModelConfig(_Section):
     revision: str = ""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
+    def __hash__(self) -> int:
+        """Hash what is always hashable, so that a model in memory is found by its settings."""
+        return hash((self.name, self.revision, self.dtype))
+
 
 class LoraConfig(_Section):
     """Low-rank adapters (Hu et al., 2021): ``W + (alpha / rank) B A`` on the target layers."""

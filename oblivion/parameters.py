@@ -16,13 +16,13 @@ from oblivion.errors import ConfigError, InputError, nearest
 from oblivion.outside import check_numbers
 from oblivion.registry import Registry
 
-_KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "int": ((int,), "a whole number"),
     "float": ((int, float), "a number"),
     "bool": ((bool,), "true or false"),
     "str": ((str,), "text"),
 }
-"""What a parameter with this annotation takes; the annotations of this project are text."""
+"""What a parameter with this annotation takes."""
 
 
 class ParameterError(ValueError):
@@ -99,9 +99,9 @@ def _arguments(
     arguments = {parameter.replace("-", "_"): value for parameter, value in parameters.items()}
     try:
         own = list(inspect.signature(registry.get(name)).parameters.values())[0 if given is None else 1 :]
-        kinds = {one.name: one.annotation for one in own}
+        kinds = {one.name: _text(one.annotation) for one in own}
     except ValueError:  # it is written in C, and will say itself what it takes
-        kinds = dict.fromkeys((*arguments, *(given or ())))
+        kinds = dict.fromkeys((*arguments, *(given or ())), "")
     lacks = [parameter for parameter in given or () if parameter not in kinds]
     if lacks:
         raise InputError(f"{registry.kind} '{name}' is not one: it takes no {', no '.join(lacks)}")
@@ -117,6 +117,11 @@ def _arguments(
         if types and type(value) not in types:  # true is no 1
             raise ConfigError(f"{key}: '{name}' with {parameter} = {value!r:.60} is not allowed; it must be {what}")
     return arguments
+
+
+def _text(annotation: Any) -> str:
+    """Return an annotation as text, which it is already in a module that begins with ``from __future__``."""
+    return annotation if isinstance(annotation, str) else str(getattr(annotation, "__name__", ""))
 
 
 def check_finite(name: str, value: float) -> None:

@@ -13,7 +13,7 @@ from oblivion.errors import InputError
 from server.prepare import check, load
 
 EMPTY = "class Lacking:\n    def __init__(self, ranks=None):\n        pass\n"
-FEW = {"federation.clients": 2, "federation.clients-per-round": 2, "data.parameters.rows_per_client": 6}
+FEW = {"federation.clients": 2, "federation.clients-per-round": 2, "forget.client": "client-1"}
 SUITE = """
 from oblivion.metrics.suites.tofu import Tofu
 
@@ -80,7 +80,7 @@ KINDS = {
     "removal": ("removals", {"forget.methods": METHODS}, EMPTY, "removal 'lacking' is not one: it has no plan, no req"),
     "removal without a plan": (
         "removals",
-        {"forget.methods": METHODS, "forget.client": "client-1"},
+        {"forget.methods": METHODS},
         REMOVAL,
         "removal 'lacking' is not one: its plan is no RemovalPlan of phases",
     ),
@@ -104,7 +104,7 @@ KINDS = {
     ),
     "data set": (
         "datasets",
-        {"data.name": "lacking", "data.parameters": {}},
+        {"data.name": "lacking"},
         "def Lacking(data):\n    return None\n",
         "dataset 'lacking' is not one: it takes no clients, no seed$",
     ),
