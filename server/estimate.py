@@ -13,8 +13,8 @@ from oblivion.config import RunConfig
 from oblivion.data.corpus import FederatedData
 from oblivion.data.groups import asked_rows
 from oblivion.errors import OblivionError
-from oblivion.federation.fitting import unfit
 from oblivion.federation.planning import make_context, make_plan, make_request, usable, visits
+from oblivion.federation.too_long import unfit
 from oblivion.learners import learner_of
 from oblivion.objectives.terms import objective_from
 from oblivion.removal.plan import in_short

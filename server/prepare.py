@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from oblivion.aggregation import rule_of, scheme_of
-from oblivion.aggregation.fit import check_factors, check_number, check_scheme, check_training
+from oblivion.aggregation.compatibility import check_factors, check_number, check_scheme, check_training
 from oblivion.config import ForgetConfig, RunConfig
 from oblivion.data.corpus import FederatedData
 from oblivion.data.datasets import datasets, path_parameters
@@ -17,10 +17,10 @@ from oblivion.data.keyed_ids import key_files, keyed_data, new_keys, row_ids, ru
 from oblivion.data.requests import AUTHORS
 from oblivion.data.templates import templates
 from oblivion.errors import ConfigError, InputError, IntegrityError, nearest
-from oblivion.federation.fitting import check_fits, unfit_rows
 from oblivion.federation.planning import check_oracle, make_context, make_plan, make_request, oracle_seeds, present
 from oblivion.federation.resolving import with_dtype
 from oblivion.federation.spending import check_removals
+from oblivion.federation.too_long import check_fits, unfit_rows
 from oblivion.learners import learner_of, models_of
 from oblivion.learning import learning_from
 from oblivion.ledger.register import EXCLUSIONS, absences

@@ -7,7 +7,6 @@ host that sees a client's data gives the same answer, and a repeated message giv
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,16 +14,15 @@ from oblivion.aggregation import rule_of, scheme_of
 from oblivion.config import RunConfig, TrainConfig, config_from_mapping
 from oblivion.data.corpus import FederatedData
 from oblivion.data.federation import resolve
-from oblivion.data.keyed_ids import keyed_rows
 from oblivion.errors import InputError
+from oblivion.federation.client_rows import own_rows, portions_to_measure, rows_to_train
 from oblivion.federation.resolving import with_dtype
 from oblivion.learners import learner_of
 from oblivion.models.factors import Factor, start_of
-from oblivion.objectives.needs import Role, parse_needs
 from oblivion.objectives.terms import objective_from
 from oblivion.parts import run_fingerprint
 from oblivion.privacy.noise import KEY_BYTES, derive_key
-from oblivion.tasks.task import Learner, Row, Task
+from oblivion.tasks.task import Learner
 from oblivion.training.batches import Encoded, encode_rows
 from oblivion.training.cohort import reason, train_cohort
 from oblivion.training.local import LocalTask
@@ -35,7 +33,6 @@ from oblivion.types import (
     EvaluateRequest,
     HostReply,
     HostRequest,
-    Sample,
     StartRequest,
     TrainRequest,
     VisitRequest,
@@ -114,38 +111,24 @@ class Host:
         terms: _Terms,
     ) -> LocalTask:
         encoded = self._encoded(task, data, resident, config)
-        own, excluded = encoded.rows, set(task.excluded)
-        skipped = sum(1 for sample in encoded.skipped if sample not in excluded)
-        kept = [row for sample, row in own if sample not in excluded]
+        objective = objective_from(request.objective, request.parameters)
+        chosen = rows_to_train(request, task, encoded, data, resident.task, objective)
         own_rank = task.client_id in config.federation.ranks
         start = start_of(request.state.adapter, config.federation.ranks, task.client_id) if own_rank else None
-        if not isinstance(request, VisitRequest) or task.forget == ():
+        if chosen.learning:
             return LocalTask(
                 client_id=task.client_id,
-                rows={"retain": kept},
-                skipped=skipped,
+                rows=chosen.rows,
+                skipped=chosen.skipped,
                 proximal_mu=terms.proximal_mu,
                 correction=task.correction,
                 start=start,
                 factors=terms.factors,
                 noise_key=_noise_key(task),
             )
-        if task.forget is None:
-            forget = [(sample, row) for sample, row in own if sample not in excluded]
-            anchor = [row for _, row in encode_rows(resident.task, request.public).rows]
-        else:
-            asked = set(task.forget)
-            forget = [(sample, row) for sample, row in own if sample in asked]
-            same = {row for _, row in forget}  # rows under other ids; nobody unlearns and keeps one row at once
-            anchor = [row for sample, row in own if sample not in asked and sample not in excluded and row not in same]
-        objective = objective_from(request.objective, request.parameters)
-        rows: dict[Role, Sequence[Row]] = {"forget": [row for _, row in forget]}
-        if any(need.role == "alternate" for need in parse_needs(objective.needs)):
-            rows = _with_alternates(forget, _own_rows(task, data), resident.task)
-            skipped += len(forget) - len(rows["forget"])
-        if anchor and objective.accepts_retain:
-            rows["retain"] = anchor
-        return LocalTask(client_id=task.client_id, rows=rows, skipped=skipped, start=start, factors=terms.factors)
+        return LocalTask(
+            client_id=task.client_id, rows=chosen.rows, skipped=chosen.skipped, start=start, factors=terms.factors
+        )
 
     def _evaluate(self, request: EvaluateRequest, config: RunConfig) -> HostReply:
         from oblivion.metrics.engine.one_pass import evaluate_client
@@ -158,7 +141,7 @@ class Host:
         metrics: Metrics = {}
         with resident.over(request.state.residual), resident.merged() as model:
             for task in (task for cohort in request.cohorts for task in cohort):
-                for name, samples in _portions(task, data):
+                for name, samples in portions_to_measure(task, data):
                     metrics[name] = evaluate_client(model, resident.task, samples, suite=suite, **sizes)
         return HostReply(host=request.host, metrics=metrics)
 
@@ -180,7 +163,7 @@ class Host:
             str(config.seed),
         )
         if key not in self._rows:
-            self._rows[key] = encode_rows(resident.task, _own_rows(task, data))
+            self._rows[key] = encode_rows(resident.task, own_rows(task, data))
         return self._rows[key]
 
 
@@ -194,36 +177,6 @@ def _noise_key(task: ClientTask) -> bytes:
         return derive_key(own, task.noise_key)
     except (OSError, InputError):
         raise InputError(f"{NOISE_SECRET} = {path}: not a file of at least {KEY_BYTES} secret bytes") from None
-
-
-def _own_rows(task: ClientTask, data: FederatedData) -> Sequence[Sample]:
-    """A client's rows with the ids that the message goes by."""
-    rows = data.clients[task.client_id]
-    return keyed_rows(rows, bytes.fromhex(task.id_key)) if task.id_key else rows
-
-
-def _with_alternates(
-    forget: Sequence[tuple[str, Row]], samples: Sequence[Sample], modality: Task
-) -> dict[Role, Sequence[Row]]:
-    """The rows to forget, each with its alternate; a row whose alternate is too long is left out."""
-    by_id = {sample.id: sample for sample in samples}
-    pairs = [(row, modality.alternate(by_id[name])) for name, row in forget]
-    whole = [(row, other) for row, other in pairs if other is not None]
-    return {"forget": [row for row, _ in whole], "alternate": [other for _, other in whole]}
-
-
-def _portions(task: ClientTask, data: FederatedData) -> list[tuple[str, list[Sample]]]:
-    """A client's own rows, in two parts where only some of them are asked to be forgotten."""
-    gone = set(task.excluded)
-    rows = [row for row in _own_rows(task, data) if row.id not in gone]
-    if task.forget is None:
-        return [(task.client_id, rows)]
-    asked = set(task.forget)
-    portions = [
-        (f"{task.client_id} (forgotten)", [row for row in rows if row.id in asked]),
-        (f"{task.client_id} (kept)", [row for row in rows if row.id not in asked]),
-    ]
-    return [(name, own) for name, own in portions if own]
 
 
 def visit_settings(request: VisitRequest, config: RunConfig) -> TrainConfig:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from oblivion.config import RunConfig
 from oblivion.errors import InputError
-from oblivion.federation.fitting import beforehand
 from oblivion.federation.opened import OpenRun
 from oblivion.federation.phase_runner import PhaseRunner
 from oblivion.federation.results import Results
+from oblivion.federation.too_long import beforehand
 from oblivion.learning import learning_from
 from oblivion.ledger.register import MAIN
 from oblivion.ledger.rounds import Branch

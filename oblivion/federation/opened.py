@@ -8,11 +8,11 @@ from functools import cached_property
 from oblivion.config import RunConfig
 from oblivion.data.corpus import FederatedData
 from oblivion.data.keyed_ids import run_data
-from oblivion.federation.fitting import Unfit
 from oblivion.federation.hosts import Hosts
 from oblivion.federation.planning import present
 from oblivion.federation.replay import Replay, replay_of
 from oblivion.federation.rounds import Federation
+from oblivion.federation.too_long import Unfit
 from oblivion.learners import learner_of
 from oblivion.ledger.opening import open_ledger
 from oblivion.ledger.register import MAIN

@@ -7,10 +7,10 @@ from functools import cached_property
 
 from oblivion.federation.absence import never_took_part, refusal
 from oblivion.federation.accounting import rounded_otherwise
-from oblivion.federation.fitting import nothing_fits, unfit
 from oblivion.federation.opened import OpenRun
 from oblivion.federation.planning import check_oracle, make_context, make_plan
 from oblivion.federation.spending import check_removals
+from oblivion.federation.too_long import nothing_fits, unfit
 from oblivion.privacy.spending import spent
 from oblivion.removal.context import PlanningContext
 from oblivion.removal.plan import RemovalPlan

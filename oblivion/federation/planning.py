@@ -12,7 +12,7 @@ from oblivion.data.federation import without
 from oblivion.data.groups import asked_rows, shared_rows
 from oblivion.data.requests import select_samples
 from oblivion.errors import PlanRefusedError
-from oblivion.federation.fitting import Unfit
+from oblivion.federation.too_long import Unfit
 from oblivion.learning import learning_from
 from oblivion.ledger.rounds import Absence, RoundRecord
 from oblivion.privacy.budget import budget_of
@@ -116,7 +116,7 @@ def make_context(
     stored : mapping of int to frozenset of str, optional
         Round to the clients whose contribution is stored; before a run, those that it will have stored.
     unfit : mapping, optional
-        See `oblivion.federation.fitting.unfit`; None where that is not known yet, so that every row counts.
+        See `oblivion.federation.too_long.unfit`; None where that is not known yet, so that every row counts.
     rounding : str, default ""
         See `PlanningContext`.
 

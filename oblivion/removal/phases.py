@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
-from oblivion.aggregation.fit import short_round
+from oblivion.aggregation.compatibility import short_round
 from oblivion.aggregation.round import RoundState
 from oblivion.ledger.rounds import RoundRecord
 from oblivion.removal.combinations import Add, Combination

@@ -11,7 +11,7 @@ from outside import install as install
 from rule_rounds import update
 
 from oblivion.aggregation import rule_of, scheme_of
-from oblivion.aggregation.fit import check_scheme, check_training
+from oblivion.aggregation.compatibility import check_scheme, check_training
 from oblivion.aggregation.gate import GateState
 from oblivion.aggregation.round import RoundState, aggregate_round
 from oblivion.aggregation.rules import aggregators

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rule_rounds import SHAPES, check_purity, flat, info, one, random_round, start, update, value
 
 from oblivion.aggregation import rule_of
-from oblivion.aggregation.fit import check_number, check_training
+from oblivion.aggregation.compatibility import check_number, check_training
 from oblivion.aggregation.rules import aggregators
 from oblivion.aggregation.rules.control import ControlRule, kept, mean_kept
 from oblivion.aggregation.rules.fedavg import FedAvg

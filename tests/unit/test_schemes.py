@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rule_rounds import check_purity, info, update
 
 from oblivion.aggregation import rule_of, scheme_of
-from oblivion.aggregation.fit import check_factors, check_scheme
+from oblivion.aggregation.compatibility import check_factors, check_scheme
 from oblivion.aggregation.rules import aggregators
 from oblivion.aggregation.rules.fedadam import FedAdam
 from oblivion.aggregation.rules.fedavg import FedAvg
