@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from oblivion.types import ForgetRequest
 
 _OWN_OPTIONS = {"client": "--client", "samples": "--samples", "methods": "--method"}
-Asked = Annotated[str, typer.Argument(metavar="REQUEST", help="The id of a request; see `oblivion requests`.")]
+RequestId = Annotated[str, typer.Argument(metavar="REQUEST", help="The id of a request; see `oblivion requests`.")]
 
 
 def forget(
@@ -118,7 +118,7 @@ def commit(
 
 def refuse(
     run_directory: Run,
-    request: Asked,
+    request: RequestId,
     ground: Annotated[str, typer.Option(help="Why it is refused; the ledger keeps it.")],
     as_json: Json = False,
 ) -> None:
@@ -145,7 +145,7 @@ def requests(run_directory: Run, as_json: Json = False) -> None:
         say("nobody has asked to be forgotten")
 
 
-def evidence(run_directory: Run, request: Asked, as_json: Json = False) -> None:
+def evidence(run_directory: Run, request: RequestId, as_json: Json = False) -> None:
     """Check the evidence of a committed removal with the run's key, and say what it says (exit code 4 if it fails)."""
     from oblivion.errors import IntegrityError
     from oblivion.ledger.overview import evidence

@@ -17,7 +17,7 @@ from oblivion.selection import assign
 from oblivion.types import ClientTask, DescribeRequest, TrainRequest
 
 
-def described(
+def ask_for_clients(
     hosts: Hosts, settings: Mapping[str, Any], observer: Observer, known: Mapping[str, int] | None = None
 ) -> tuple[dict[str, int], dict[str, list[str]]]:
     """Ask every host which clients it serves.

@@ -14,7 +14,14 @@ from typing import Any
 
 from oblivion.aggregation.schemes.products import as_adapter
 from oblivion.errors import ConfigError, IntegrityError, OblivionError, PlanRefusedError, nearest
-from oblivion.federation.erasing import check_removable, erase_files, erase_numbers, files_to_erase, outside, stuck
+from oblivion.federation.erasing import (
+    check_removable,
+    erase_files,
+    erase_numbers,
+    files_to_erase,
+    leads_outside,
+    why_it_stays,
+)
 from oblivion.federation.opened import OpenRun
 from oblivion.federation.results import Results
 from oblivion.files import write_atomically
@@ -25,7 +32,7 @@ from oblivion.ledger.evidence import LIMITS, predicate, seal, statement
 from oblivion.ledger.merkle import inclusion_proof, leaf_hash
 from oblivion.ledger.opening import DATABASE
 from oblivion.ledger.reading import canonical
-from oblivion.ledger.register import Asked
+from oblivion.ledger.register import RequestStatus
 from oblivion.models.adapter_folder import CONFIG, WEIGHTS
 from oblivion.models.resident import weight_bytes
 from oblivion.outside import shown
@@ -108,7 +115,7 @@ def commit_trial(opened: OpenRun, trial: str, accept_no_guarantee: bool = False)
     return finish_commits(opened)[trial]
 
 
-def _find(opened: OpenRun, trial: str) -> tuple[Asked, RequestRecord]:
+def _find(opened: OpenRun, trial: str) -> tuple[RequestStatus, RequestRecord]:
     """The open request of a trial, and its entry in ``metrics.json``."""
     request_id, _, name = trial.partition("/")
     asked = opened.register.asked(request_id)
@@ -154,7 +161,7 @@ def _check_writable(opened: OpenRun, folder: Path) -> None:
     root = opened.run.root
     paths = [*(root / name for name in _REWRITTEN), folder / "evidence.json", *sorted(root.glob("ledger/*"))]
     for path in [*paths, *sorted(root.glob("keys/*")), *sorted(root.glob("forgets/*/*/metrics.json"))]:
-        reason = "it is a folder" if path.is_dir() and path.name in _REWRITTEN else stuck(path)
+        reason = "it is a folder" if path.is_dir() and path.name in _REWRITTEN else why_it_stays(path)
         if reason:
             raise OblivionError(f"{path} could not be written: {reason}; make it writable. Nothing was changed")
     needed = sum((root / name).stat().st_size for name in (*_REWRITTEN, DATABASE) if (root / name).is_file())
@@ -187,7 +194,7 @@ def finish_commits(opened: OpenRun) -> dict[str, str]:
         trial = str(removal.content["branch"])
         asked = opened.register.asked(removal.content["request"])
         problems: list[str] = []
-        if reason := outside(opened.run.root, f"forgets/{trial}/evidence.json"):
+        if reason := leads_outside(opened.run.root, f"forgets/{trial}/evidence.json"):
             done[trial] = f"no evidence can be written: {reason}"
             continue
         for step in (
@@ -218,7 +225,7 @@ def unfinished(opened: OpenRun, trial: str, problem: str) -> str:
 
 
 def _evidence_beforehand(
-    opened: OpenRun, asked: Asked, entry: RequestRecord, plan: PlanRecord, name: str, replayed: int
+    opened: OpenRun, asked: RequestStatus, entry: RequestRecord, plan: PlanRecord, name: str, replayed: int
 ) -> dict[str, Any]:
     """What evidence will say that is known before the commit, so that no file is needed for it afterwards."""
     request, manifest, models = asked.request, opened.run.read_json("manifest.json", {}), entry.models
@@ -254,7 +261,7 @@ def _evidence_beforehand(
     }
 
 
-def _rehearse(opened: OpenRun, asked: Asked, facts: Mapping[str, Any]) -> None:
+def _rehearse(opened: OpenRun, asked: RequestStatus, facts: Mapping[str, Any]) -> None:
     """Seal evidence as it will be, with a key and a log of its own, so that nothing can be wrong with it afterwards."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -310,7 +317,7 @@ def _log_proof(opened: OpenRun, removal: Record) -> dict[str, Any]:
     }
 
 
-def _key_id(opened: OpenRun, asked: Asked) -> str:
+def _key_id(opened: OpenRun, asked: RequestStatus) -> str:
     key = opened.register.public_key(asked.request.client_id)
     return hashlib.sha256(key.public_bytes_raw()).hexdigest() if key else ""
 

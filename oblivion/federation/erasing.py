@@ -20,7 +20,7 @@ from oblivion.federation.results import Results
 from oblivion.files import erase, rewrite
 from oblivion.ledger.book import Record
 from oblivion.ledger.erasure import void_requests
-from oblivion.ledger.register import Asked
+from oblivion.ledger.register import RequestStatus
 from oblivion.outside import parse_json, shown
 from oblivion.run.directory import RunDirectory, to_json
 from oblivion.run.events import round_entry
@@ -34,7 +34,7 @@ _OWN = ("adapters", "evaluations", "forgets")
 _NOT_TEXT = ("time", "event", "branch", "round", "rounds")
 
 
-def closed_requests(opened: OpenRun, asked: Asked) -> set[str]:
+def closed_requests(opened: OpenRun, asked: RequestStatus) -> set[str]:
     """The requests that are answered when `asked` is; what a client that leaves altogether still asked goes with it."""
     others = [other for other in opened.register.all_asked() if other.request.id != asked.request.id]
     void = void_requests(asked, others)
@@ -43,7 +43,7 @@ def closed_requests(opened: OpenRun, asked: Asked) -> set[str]:
     return {asked.request.id} | committed | refused
 
 
-def files_to_erase(opened: OpenRun, asked: Asked, trial: str) -> dict[str, list[str]]:
+def files_to_erase(opened: OpenRun, asked: RequestStatus, trial: str) -> dict[str, list[str]]:
     """What the run made and a commit erases, by its path in the run directory.
 
     Returns
@@ -69,7 +69,7 @@ def files_to_erase(opened: OpenRun, asked: Asked, trial: str) -> dict[str, list[
     }
 
 
-def outside(root: Path, name: str) -> str:
+def leads_outside(root: Path, name: str) -> str:
     """Say why a path cannot be a file of the run: its name has another form, or a link on the way leads elsewhere.
 
     The text is empty for a file of the run. Anybody may have made or edited a run, and what is erased is gone.
@@ -90,7 +90,7 @@ def check_removable(root: Path, names: Sequence[str]) -> None:
         Naming the file, and the way out.
     """
     for name in names:
-        if reason := outside(root, name):
+        if reason := leads_outside(root, name):
             raise OblivionError(
                 f"{root}/{shown(name)[1:-1]} cannot be erased: {reason}; put the folder itself there, then commit "
                 "again. Nothing was changed"
@@ -101,7 +101,7 @@ def check_removable(root: Path, names: Sequence[str]) -> None:
                     f"{path} is a link: what it leads to would stay. Put the file or folder itself in its place, or "
                     "remove both; then commit again. Nothing was changed"
                 )
-            if not path.is_symlink() and (reason := stuck(path)):
+            if not path.is_symlink() and (reason := why_it_stays(path)):
                 raise OblivionError(
                     f"{path} cannot be removed: {reason}. Make it and its folder writable (chmod u+w, chattr -i), then "
                     "commit again. Nothing was changed"
@@ -115,7 +115,7 @@ def _everything(path: Path) -> Iterator[Path]:
             yield from (Path(place, name) for name in sorted([*folders, *files]))
 
 
-def stuck(path: Path) -> str:
+def why_it_stays(path: Path) -> str:
     """Why a file or folder could not be replaced or removed, in words; empty where it could, or is not there."""
     for folder in (path.parent, *((path,) if path.is_dir() else ())):
         if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
@@ -144,7 +144,7 @@ def erase_files(opened: OpenRun, removal: Record) -> list[str]:
         trial = parts[0] == "forgets" and opened.has("/".join(parts[1:3]))
         if trial or name in adapters or (parts[0] == "evaluations" and parts[1] in again):
             continue
-        if reason := outside(root, name):
+        if reason := leads_outside(root, name):
             problems.append(f"{root}/{shown(name)[1:-1]} is not erased: {reason}")
             continue
         try:
@@ -161,7 +161,7 @@ def _open(opened: OpenRun, request: str) -> bool:
     return any(asked.open and asked.request.id == request for asked in opened.register.all_asked())
 
 
-def erase_numbers(opened: OpenRun, removal: Record, asked: Asked) -> None:
+def erase_numbers(opened: OpenRun, removal: Record, asked: RequestStatus) -> None:
     """Take out of metrics, events, settings and manifest what was computed from what is erased, and who is forgotten.
 
     Of metrics only what the ledger still knows of rounds stays, and what was measured of whole models; see
@@ -171,7 +171,7 @@ def erase_numbers(opened: OpenRun, removal: Record, asked: Asked) -> None:
     _metrics(opened, removal, asked)
     for path in sorted(opened.run.root.glob("forgets/*/*/metrics.json")):
         name = path.relative_to(opened.run.root).as_posix()
-        if outside(opened.run.root, name):
+        if leads_outside(opened.run.root, name):
             continue
         model = read_record(ModelRecord, path, "what the run measured of a trial")
         own = path.parent.parent.name == asked.request.id
@@ -188,7 +188,7 @@ def erase_numbers(opened: OpenRun, removal: Record, asked: Asked) -> None:
     opened.run.write_json("manifest.json", manifest)
 
 
-def _metrics(opened: OpenRun, removal: Record, asked: Asked) -> None:
+def _metrics(opened: OpenRun, removal: Record, asked: RequestStatus) -> None:
     results, request = Results(opened), asked.request
     record, head = results.record(), f"forgets/{opened.head}/adapters"
     requests, before = record.requests, record.request(request.id)
@@ -203,7 +203,9 @@ def _metrics(opened: OpenRun, removal: Record, asked: Asked) -> None:
     results.write(record)
 
 
-def _entry_left(opened: OpenRun, entry: RequestRecord, removal: Record, asked: Asked, head: str) -> RequestRecord:
+def _entry_left(
+    opened: OpenRun, entry: RequestRecord, removal: Record, asked: RequestStatus, head: str
+) -> RequestRecord:
     """What is left of the entry of a request when a removal was committed."""
     client = asked.request.client_id if asked.request.whole_client else None
     own, models, erased = entry.id == asked.request.id, entry.models, removal.content["erases"]["adapters"]

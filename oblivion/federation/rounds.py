@@ -19,7 +19,7 @@ from oblivion.config import RunConfig
 from oblivion.errors import FederationError, plural
 from oblivion.federation.absence import check_quorum, halved, missing, refused_again, told
 from oblivion.federation.accounting import cost_of, count, mean_loss
-from oblivion.federation.asking import described, dispatch
+from oblivion.federation.asking import ask_for_clients, dispatch
 from oblivion.federation.hosts import Hosts
 from oblivion.federation.replay import replay_of
 from oblivion.ledger.rounds import Branch, CohortOutcome, Ledger, RoundRecord, Selection
@@ -84,8 +84,8 @@ class Federation:
         return self.replay.aggregation.scheme
 
     def describe(self, known: Mapping[str, int] | None = None) -> None:
-        """Ask every host which clients it serves; see `described`."""
-        sizes, self.serves = described(self.hosts, self.config.to_json(), self.observer, known)
+        """Ask every host which clients it serves; see `ask_for_clients`."""
+        sizes, self.serves = ask_for_clients(self.hosts, self.config.to_json(), self.observer, known)
         self.sizes.update(sizes)  # the replay looks at the same mapping
 
     def begin(self, branch: Branch, start: Adapter | None = None) -> None:

@@ -17,7 +17,7 @@ from oblivion.federation.opened import OpenRun
 from oblivion.federation.planner import Planner
 from oblivion.federation.planning import oracle_seeds, request_entry
 from oblivion.federation.results import Results
-from oblivion.ledger.register import Asked
+from oblivion.ledger.register import RequestStatus
 from oblivion.ledger.requests import issue
 from oblivion.ledger.rounds import Branch
 from oblivion.removal.context import from_round
@@ -41,7 +41,7 @@ class Trials:
         self.opened = opened
         self.results = Results(opened)
 
-    def receive(self, wanted: ForgetRequest) -> Asked:
+    def receive(self, wanted: ForgetRequest) -> RequestStatus:
         """The open request for exactly this, or a new one: signed already, or by the simulated client's key."""
         register = self.opened.register
         if wanted.signature:
@@ -53,7 +53,7 @@ class Trials:
         now = self.opened.ledger.book.now()
         return register.receive(issue(wanted.client_id, wanted.sample_ids, key, register.federation, now))
 
-    def answer(self, asked: Asked, methods: Sequence[str]) -> dict[str, str]:
+    def answer(self, asked: RequestStatus, methods: Sequence[str]) -> dict[str, str]:
         """Try removals on a request and measure each beside the original and the oracle.
 
         Returns

@@ -15,14 +15,14 @@ from oblivion.data.keyed_ids import destroy_key
 from oblivion.errors import OblivionError
 from oblivion.ledger.book import Record, Writer, stamp
 from oblivion.ledger.contents import NAMING, unnamed, unnumbered
-from oblivion.ledger.register import EXCLUSIONS, NAMES, SIMULATED, Asked, Register, absences
+from oblivion.ledger.register import EXCLUSIONS, NAMES, SIMULATED, Register, RequestStatus, absences
 from oblivion.ledger.store import StoredLedger, key_name
 
 _ROUND_KINDS = ("selection", "cohort", "contribution", "state", "round")
 
 
 def commit_removal(
-    ledger: StoredLedger, register: Register, asked: Asked, branch: str, facts: Mapping[str, Any]
+    ledger: StoredLedger, register: Register, asked: RequestStatus, branch: str, facts: Mapping[str, Any]
 ) -> dict[str, int]:
     """Make a removal's branch the head of the run and erase what it invalidates.
 
@@ -30,7 +30,7 @@ def commit_removal(
     ----------
     ledger, register
         Open on the same book.
-    asked : Asked
+    asked : RequestStatus
         The request that the removal answers.
     branch : str
         The removal's branch, complete.
@@ -123,7 +123,7 @@ def _tainted(ledger: StoredLedger, facts: Mapping[str, Any]) -> list[int]:
     return [r.seq for r in ledger.book.find("round") if not exact and 0 < t_u <= r.round]
 
 
-def void_requests(asked: Asked, others: Iterable[Asked]) -> list[Asked]:
+def void_requests(asked: RequestStatus, others: Iterable[RequestStatus]) -> list[RequestStatus]:
     """The other requests that go with a request: those of its client, where that leaves altogether."""
     request = asked.request
     return [other for other in others if request.whole_client and other.request.client_id == request.client_id]
@@ -157,7 +157,7 @@ def _invalidated(ledger: StoredLedger, branch: str, facts: Mapping[str, Any]) ->
     return gone
 
 
-def _personal(register: Register, asked: Asked, void: list[Asked]) -> list[Record]:
+def _personal(register: Register, asked: RequestStatus, void: list[RequestStatus]) -> list[Record]:
     """What the register holds of a client that leaves altogether: its key, other requests, samples excluded before."""
     if not asked.request.whole_client:
         return []

@@ -11,7 +11,7 @@ from oblivion.errors import ConfigError, InputError, IntegrityError, nearest
 from oblivion.files import write_atomically
 from oblivion.ledger.opening import read_ledger
 from oblivion.ledger.public_key import read_public_key
-from oblivion.ledger.register import Asked
+from oblivion.ledger.register import RequestStatus
 from oblivion.ledger.verify_evidence import Check, UnreadableError, failed, in_words, verify
 from oblivion.outside import parse_json, read
 from oblivion.run_format import PUBLIC_KEY
@@ -75,7 +75,7 @@ def export(root: Path, log: Path | None, checkpoint: Path | None) -> dict[str, A
     return now
 
 
-def _request(asked: Asked) -> dict[str, Any]:
+def _request(asked: RequestStatus) -> dict[str, Any]:
     samples = asked.request.sample_ids
     return {
         "id": asked.request.id,

@@ -26,7 +26,7 @@ NAMES = "client-names.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class RequestStatus:
     """A request and where it stands; times are ISO 8601 in UTC."""
 
     request: ForgetRequest
@@ -206,7 +206,7 @@ class Register:
             return Ed25519PublicKey.from_public_bytes(bytes.fromhex(record.content["public_key"]))
         return None
 
-    def receive(self, request: ForgetRequest) -> Asked:
+    def receive(self, request: ForgetRequest) -> RequestStatus:
         """Take a request in; the same one again is the one that is there.
 
         Raises
@@ -238,11 +238,11 @@ class Register:
             writer.add("request.state", f"{request.id}/1", {"request": request.id, "state": "received", "ground": ""})
         return self.asked(request.id)
 
-    def all_asked(self) -> tuple[Asked, ...]:
+    def all_asked(self) -> tuple[RequestStatus, ...]:
         """Every request in the order of receipt."""
         return tuple(self._asked(record) for record in self.book.find("request"))
 
-    def asked(self, request_id: str) -> Asked:
+    def asked(self, request_id: str) -> RequestStatus:
         """Return the request with this id, and where it stands.
 
         Raises
@@ -255,7 +255,7 @@ class Register:
             raise ConfigError(f"there is no request '{request_id}'; {nearest(request_id, everything)}")
         return everything[request_id]
 
-    def open_request(self, client: str, samples: tuple[str, ...] | None) -> Asked | None:
+    def open_request(self, client: str, samples: tuple[str, ...] | None) -> RequestStatus | None:
         """The open request of a client for exactly this, if there is one."""
         wanted = None if samples is None else sorted(samples)
         for asked in self.all_asked():
@@ -264,13 +264,15 @@ class Register:
                 return asked
         return None
 
-    def _asked(self, record: Record) -> Asked:
+    def _asked(self, record: Record) -> RequestStatus:
         content = dict(record.content)
         received, due = content.pop("received_at"), content.pop("due_at")
         request = requests.from_json(content)
         moves = [move for move in self.book.find("request.state") if move.content["request"] == request.id]
         last = moves[-1].content
-        return Asked(request=request, state=last["state"], ground=last["ground"], received_at=received, due_at=due)
+        return RequestStatus(
+            request=request, state=last["state"], ground=last["ground"], received_at=received, due_at=due
+        )
 
     def move(self, request_id: str, state: State, ground: str = "") -> None:
         """Let a request go on to another state; nothing happens where it is there already."""

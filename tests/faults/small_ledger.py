@@ -18,7 +18,7 @@ from oblivion.config import LedgerConfig, RunConfig
 from oblivion.ledger.book import Record
 from oblivion.ledger.erasure import commit_removal
 from oblivion.ledger.opening import open_ledger
-from oblivion.ledger.register import Asked, Register
+from oblivion.ledger.register import Register, RequestStatus
 from oblivion.ledger.requests import issue
 from oblivion.ledger.rounds import Absence, Branch, CohortOutcome, RoundRecord, Selection
 from oblivion.ledger.store import StoredLedger
@@ -78,7 +78,7 @@ def run_round(ledger: StoredLedger, branch: str, round: int, clients: tuple[str,
     ledger.commit(record, state(branch, round, clients), keep=keep or round % SETTINGS.checkpoint_every == 0)
 
 
-def ask(register: Register, client: str, samples: tuple[str, ...] | None = None) -> Asked:
+def ask(register: Register, client: str, samples: tuple[str, ...] | None = None) -> RequestStatus:
     """A request that the client's simulated key signs."""
     key = register.simulated_key(client)
     return register.receive(issue(client, samples, key, register.federation, register.book.now()))
@@ -133,7 +133,7 @@ def begun(root: Path, now: Callable[[], datetime] | None = None) -> tuple[Stored
     return ledger, register
 
 
-def trial(ledger: StoredLedger, register: Register, asked: Asked, name: str, fork: int, last: int) -> str:
+def trial(ledger: StoredLedger, register: Register, asked: RequestStatus, name: str, fork: int, last: int) -> str:
     """A removal's branch: the rounds after `fork` without the client."""
     branch, request = f"{asked.request.id}/{name}", asked.request
     parent = register.head()
@@ -148,7 +148,7 @@ def trial(ledger: StoredLedger, register: Register, asked: Asked, name: str, for
 def commit(
     ledger: StoredLedger,
     register: Register,
-    asked: Asked,
+    asked: RequestStatus,
     branch: str,
     guarantee: str = "exact",
     after: bytes | None = None,

@@ -19,7 +19,7 @@ from oblivion.errors import ConfigError, IntegrityError
 from oblivion.files import remove
 from oblivion.ledger.erasure import commit_removal, finish_erasure
 from oblivion.ledger.opening import open_ledger
-from oblivion.ledger.register import EXCLUSIONS, MAIN, SIMULATED, Asked
+from oblivion.ledger.register import EXCLUSIONS, MAIN, SIMULATED, RequestStatus
 from oblivion.ledger.requests import issue
 from oblivion.ledger.rounds import Absence, Branch, CohortOutcome, RoundRecord, Selection
 from oblivion.ledger.store import StoredLedger
@@ -41,7 +41,7 @@ class Run:
         self.ledger, self.register = open_ledger(self.root, LedgerConfig())
         return self
 
-    def ask(self, client: str, samples: tuple[str, ...] | None = None) -> Asked:
+    def ask(self, client: str, samples: tuple[str, ...] | None = None) -> RequestStatus:
         key = self.register.simulated_key(client)
         now = self.ledger.book.now()
         return self.register.receive(issue(client, samples, key, self.register.federation, now))
@@ -78,7 +78,7 @@ def learn(run: Run) -> None:
     rounds(run.ledger, MAIN, 1, 4)
 
 
-def try_removal(run: Run, asked: Asked, name: str, fork: int, last: int) -> str:
+def try_removal(run: Run, asked: RequestStatus, name: str, fork: int, last: int) -> str:
     branch, client = f"{asked.request.id}/{name}", asked.request.client_id
     absent = (*run.register.exclusions(), asked.absence)
     run.ledger.open_branch(
@@ -88,7 +88,7 @@ def try_removal(run: Run, asked: Asked, name: str, fork: int, last: int) -> str:
     return branch
 
 
-def facts(asked: Asked, guarantee: str = "exact", from_round: int = 3) -> dict[str, Any]:
+def facts(asked: RequestStatus, guarantee: str = "exact", from_round: int = 3) -> dict[str, Any]:
     return {
         "trial": "x",
         "whole_client": asked.request.whole_client,
