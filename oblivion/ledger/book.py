@@ -137,7 +137,7 @@ class Book:
                 self._locks.callback(schema.Lock(place / "lock", wait, reading).release)
             here = None if reading else check_binding(keys, folder)
             if not self.path.exists():
-                keys.found()  # only here: new keys for a ledger that is there would hide that its own are missing
+                keys.create()  # only here: new keys for a ledger that is there would hide that its own are missing
                 schema.create(self.path)
             self._engine = (schema.connect_to_read if reading else schema.connect)(self.path)
             try:

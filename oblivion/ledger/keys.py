@@ -89,7 +89,7 @@ class Keys:
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.key"
 
-    def found(self) -> None:
+    def create(self) -> None:
         """Make the keys of a new ledger."""
         for name in ("signing", "log"):
             self.make(name)

@@ -57,7 +57,7 @@ def open_ledger(
         remove_partial(root, OWN_FOLDERS)
         store = StoredLedger(book, FolderBlobs(root / "ledger" / "blobs"), keys, settings.precision, settings.retention)
         register = Register(book)
-        register.found()
+        register.begin()
         register.check_exclusions()
         store.check_keys()
         register.forget_simulated_keys()

@@ -83,7 +83,7 @@ class Register:
         (record,) = self.book.find("federation")
         return record.key
 
-    def found(self) -> None:
+    def begin(self) -> None:
         """Give a new ledger its id."""
         import secrets
 

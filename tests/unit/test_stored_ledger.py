@@ -712,7 +712,7 @@ def test_a_key_is_made_once_and_destroyed_for_good(tmp_path: Path) -> None:
     assert len(first) == 32 and keys.make("states/1/0") == first == Keys(tmp_path / "keys").get("states/1/0")
     assert keys.make("states/1/1") != first
     keys.make("contributions/client-0/1")
-    keys.found()
+    keys.create()
     assert list(keys.names()) == ["contributions/client-0/1", "states/1/0", "states/1/1"]
     keys.destroy("states/1/0")
     keys.destroy("states/1/0")
