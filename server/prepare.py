@@ -22,7 +22,7 @@ from oblivion.federation.resolving import with_dtype
 from oblivion.federation.spending import check_removals
 from oblivion.federation.too_long import check_fits, unfit_rows
 from oblivion.learners import learner_of, models_of
-from oblivion.learning import learning_from
+from oblivion.learning import learning_phases
 from oblivion.ledger.register import EXCLUSIONS, absences
 from oblivion.ledger.rounds import Absence
 from oblivion.ledger.schema import refuse_network
@@ -59,7 +59,7 @@ def check_names(config: RunConfig) -> None:
         registry.check(name)
     build(templates, config.data.template, {}, "data.template")
     models_of(config.model)
-    learning_from(config.federation.learning)
+    learning_phases(config, replay=False)
     check_training(rule_of(config), config)
     check_scheme(rule_of(config), scheme_of(config), config)
     check_privacy(config)

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from oblivion.config import RunConfig
 from oblivion.errors import InputError
 from oblivion.federation.opened import OpenRun
 from oblivion.federation.phase_runner import PhaseRunner
 from oblivion.federation.results import Results
 from oblivion.federation.too_long import beforehand
-from oblivion.learning import learning_from
+from oblivion.learning import learning_phases
 from oblivion.ledger.register import MAIN
 from oblivion.ledger.rounds import Branch
-from oblivion.removal.phases import Phase, run_phases
+from oblivion.removal.phases import run_phases
 from oblivion.run_format import ORIGINAL
 from oblivion.training.fused import fusible
-
-
-def learning_phases(config: RunConfig, replay: bool) -> tuple[Phase, ...]:
-    """Return the phases of a whole training; with `replay`, of one that is run again without the forgotten data."""
-    return learning_from(config.federation.learning).phases(config.federation.rounds, replay)
 
 
 class Learning:

@@ -13,7 +13,7 @@ from oblivion.data.groups import asked_rows, shared_rows
 from oblivion.data.requests import select_samples
 from oblivion.errors import PlanRefusedError
 from oblivion.federation.too_long import Unfit
-from oblivion.learning import learning_from
+from oblivion.learning import learning_phases
 from oblivion.ledger.rounds import Absence, RoundRecord
 from oblivion.privacy.budget import budget_of
 from oblivion.removal.context import PlanningContext, first_asked, from_round
@@ -153,7 +153,7 @@ def make_context(
         batch_size=train.batch_size,
         local_epochs=train.local_epochs,
         learning_rate=train.learning_rate,
-        learning=learning_from(federation.learning).phases(federation.rounds, replay=True),
+        learning=learning_phases(config, replay=True),
         shared=shared,
         samples={client: rows for client, rows in sizes.items() if rows},
         budget=budget_of(config),

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from oblivion.federation.absence import refusal
 from oblivion.federation.accounting import in_units
 from oblivion.federation.carrying_out import carry_out, runner
-from oblivion.federation.learning import Learning, learning_phases
+from oblivion.federation.learning import Learning
 from oblivion.federation.measure import Trained
 from oblivion.federation.opened import OpenRun
 from oblivion.federation.planner import Planner
 from oblivion.federation.planning import oracle_seeds, request_entry
 from oblivion.federation.results import Results
+from oblivion.learning import learning_phases
 from oblivion.ledger.register import RequestStatus
 from oblivion.ledger.requests import issue
 from oblivion.ledger.rounds import Branch

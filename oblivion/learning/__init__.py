@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from oblivion.config import RunConfig
+from oblivion.errors import InputError
+from oblivion.parameters import build
 from oblivion.registry import Registry
 from oblivion.removal.phases import Phase
 
@@ -26,15 +29,19 @@ class Learning(Protocol):
         ...
 
 
-def learning_from(name: str) -> Learning:
-    """Make a registered way to learn.
+def learning_phases(config: RunConfig, replay: bool) -> tuple[Phase, ...]:
+    """Return the phases of a whole training; see `Learning.phases`.
 
     Raises
     ------
     ConfigError
-        If there is no such name.
+        If there is no such way to learn.
+    InputError
+        If it comes from another package and cannot be loaded, or does not return phases.
     """
-    from oblivion.parameters import build
-
-    learning: Learning = build(learnings, name, {}, "federation.learning")
-    return learning
+    federation = config.federation
+    learning: Learning = build(learnings, federation.learning, {}, "federation.learning")
+    phases = learning.phases(federation.rounds, replay)
+    if not isinstance(phases, tuple) or not all(isinstance(phase, Phase) for phase in phases):
+        raise InputError(f"learning '{federation.learning}' is not one: its phases are no tuple of phases")
+    return phases

@@ -150,6 +150,12 @@ KINDS = {
         EMPTY,
         "learning 'lacking' is not one: it has no phases$",
     ),
+    "way to learn without phases": (
+        "learnings",
+        {"federation.learning": "lacking"},
+        "class Lacking:\n    def phases(self, rounds, replay):\n        return [3]\n",
+        "learning 'lacking' is not one: its phases are no tuple of phases$",
+    ),
 }
 
 
