@@ -16,6 +16,8 @@ from oblivion.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from oblivion.named_statistics import Statistic
+
 Adapter: TypeAlias = "Mapping[str, Tensor]"
 """Trainable tensors keyed by PEFT name, in sorted order: fp32, on the CPU, never changed in place."""
 
@@ -120,6 +122,8 @@ class ClientUpdate:
         Digest of the code that made the update.
     norms : mapping of str to float
         L2 norm of each tensor of `delta`, as the gate measured it; empty before.
+    statistics : mapping of str to Tensor
+        What the objective of a visit declares beside the update; empty in learning.
     """
 
     client_id: str
@@ -130,6 +134,7 @@ class ClientUpdate:
     metrics: Mapping[str, float] = field(default_factory=dict)
     fingerprint: str = ""
     norms: Mapping[str, float] = field(default_factory=dict, compare=False)
+    statistics: Adapter = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,10 +249,14 @@ class EvaluateRequest(HostRequest):
     ----------
     state : GlobalState
         The model.
+    store, line
+        As in a `VisitRequest`.
     """
 
     kind: ClassVar[str] = "evaluate"
     state: GlobalState
+    store: str = ""
+    line: tuple[tuple[str, int, int], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,12 +294,21 @@ class VisitRequest(TrainRequest):
         The learning rate, in place of that of the config.
     public : tuple of Sample
         The server's public rows, for anchors.
+    statistics : mapping of str to Statistic
+        What each client sends beside its update.
+    store : str
+        The folder of the run with the clients' private states; empty for none.
+    line : tuple of (str, int, int)
+        The rounds that led here, as (branch, first, last) in order: of these a client's private state may be.
     """
 
     kind: ClassVar[str] = "train.visit"
     local_epochs: int
     learning_rate: float
     public: tuple[Sample, ...] = ()
+    statistics: Mapping[str, Statistic] = field(default_factory=dict)
+    store: str = ""
+    line: tuple[tuple[str, int, int], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

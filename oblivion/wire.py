@@ -18,6 +18,7 @@ from zipfile import BadZipFile
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from oblivion.errors import IntegrityError
+from oblivion.named_statistics import Statistic, check_schema
 from oblivion.outside import decode
 from oblivion.types import (
     CLIENT_ID,
@@ -125,6 +126,9 @@ def _pack_request(request: HostRequest, arrays: Arrays) -> RecordDict:
     if isinstance(request, VisitRequest):
         message["local_epochs"], message["learning_rate"] = request.local_epochs, request.learning_rate
         message["public"] = [dataclasses.asdict(sample) for sample in request.public]
+        message["statistics"] = {name: dataclasses.asdict(one) for name, one in request.statistics.items()}
+    if isinstance(request, VisitRequest | EvaluateRequest):
+        message["store"], message["line"] = request.store, request.line
     return _records(message, arrays)
 
 
@@ -151,6 +155,13 @@ def unpack_request(records: RecordDict) -> HostRequest:
             message["info"] = RoundInfo(**{**info, "population": tuple(info["population"])})
         if issubclass(kind, VisitRequest):
             message["public"] = tuple(_sample(sample) for sample in message["public"])
+            schema = {name: _statistic(values) for name, values in message["statistics"].items()}
+            message["statistics"] = check_schema(schema)
+        if issubclass(kind, VisitRequest | EvaluateRequest):
+            _of(str, message["store"])
+            message["line"] = tuple(
+                (_of(str, branch), _of(int, first), _of(int, last)) for branch, first, last in message["line"]
+            )
         return kind(**message)
     except MALFORMED as error:
         raise IntegrityError(
@@ -179,6 +190,10 @@ def _sample(values: Mapping[str, Any]) -> Sample:
     return Sample(**{**values, "wrong_answers": tuple(values["wrong_answers"]), "path": tuple(values["path"])})
 
 
+def _statistic(values: Mapping[str, Any]) -> Statistic:
+    return Statistic(**{**values, "shape": tuple(values["shape"])})
+
+
 def _number(value: float) -> float | str:
     """JSON has no number that is not finite: it travels as a text."""
     return value if math.isfinite(value) else _NAN
@@ -203,6 +218,7 @@ def pack_reply(reply: HostReply) -> RecordDict:
     updates = []
     for index, update in enumerate(reply.updates):
         _pack_adapter(f"{index}{_SEPARATOR}delta", update.delta, arrays)
+        _pack_adapter(f"{index}{_SEPARATOR}statistic", update.statistics, arrays)
         updates.append(
             {
                 "client_id": update.client_id,
@@ -238,8 +254,10 @@ def check_reply(records: RecordDict, request: HostRequest) -> None:
     """
     clients = sum(len(cohort) for cohort in request.cohorts)
     expected = list(request.state.adapter.values()) if isinstance(request, TrainRequest) else []
-    most = clients * len(expected)
-    size = clients * sum(tensor.numel() * tensor.element_size() + _HEADER for tensor in expected)
+    declared = list(request.statistics.values()) if isinstance(request, VisitRequest) else []
+    sizes = [tensor.numel() * tensor.element_size() for tensor in expected] + [one.size for one in declared]
+    most = clients * len(sizes)
+    size = clients * sum(own + _HEADER for own in sizes)
     known = set(records) == {_MESSAGE, _ARRAYS} and _MESSAGE in records.config_records
     if not known or _ARRAYS not in records.array_records or set(records.config_records[_MESSAGE]) != {"json"}:
         raise IntegrityError("a reply does not hold the two records that it should")
@@ -327,7 +345,8 @@ def _updates(values: Any, arrays: Mapping[str, Any]) -> tuple[tuple[ClientUpdate
 
 
 def _update(index: int, values: Mapping[str, Any], arrays: Mapping[str, Any]) -> ClientUpdate:
-    if set(values) != _UPDATE or any(not name.startswith(f"{index}{_SEPARATOR}delta{_SEPARATOR}") for name in arrays):
+    known = tuple(f"{index}{_SEPARATOR}{kind}{_SEPARATOR}" for kind in ("delta", "statistic"))
+    if set(values) != _UPDATE or any(not name.startswith(known) for name in arrays):
         raise ValueError("it has other parts than an update has")
     return ClientUpdate(
         client_id=values["client_id"],
@@ -337,4 +356,5 @@ def _update(index: int, values: Mapping[str, Any], arrays: Mapping[str, Any]) ->
         steps=values["steps"],
         metrics={name: _as_float(value) for name, value in values["metrics"].items()},
         fingerprint=values["fingerprint"],
+        statistics=_unpack_adapter(f"{index}{_SEPARATOR}statistic", arrays),
     )

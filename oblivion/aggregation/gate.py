@@ -15,11 +15,12 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from oblivion.errors import ConfigError
 from oblivion.models.factors import Factor, factor_of
+from oblivion.named_statistics import Statistic, refusal
 from oblivion.types import Adapter, ClientUpdate
 
 if TYPE_CHECKING:
@@ -154,6 +155,8 @@ class Gate:
         the parameters. It bounds updates from the first round on.
     tokens : callable
         The largest number of tokens that a visit with this many examples can forward.
+    statistics : mapping of str to Statistic
+        What an update must have beside its tensors, exactly; by default nothing.
     """
 
     reference: Adapter
@@ -162,6 +165,7 @@ class Gate:
     steps: Callable[[int], int] | None = None
     reach: Callable[[str, int], float] = lambda client, examples: math.inf
     tokens: Callable[[int], float] = lambda examples: LARGEST_METRIC
+    statistics: Mapping[str, Statistic] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if isinstance(self.max_norm, bool) or not 0 < self.max_norm < math.inf:
@@ -192,6 +196,7 @@ class Gate:
     ) -> tuple[str | None, dict[str, float]]:
         """Return the reason to refuse the update, if there is one, and the norms of its tensors if they are known."""
         reason = self._check_envelope(update, client, round, limit) or self._check_manifest(update.delta)
+        reason = reason or refusal(update.statistics, self.statistics)
         if reason is not None:
             return reason, {}
         norms = tensor_norms(update.delta)

@@ -38,7 +38,7 @@ def carry_out(
     state, cost = federation.head(branch).state, results.cost(branch, own=True)
     units = in_units(cost, entry.models["oracle"].cost if "oracle" in entry.models else None, plan.fraction)
     results.save_adapter(f"{where}/adapters", state)
-    trial = Trained(name=name, state=state, folder=f"{where}/adapters", cost=units, plan=plan)
+    trial = Trained(name=name, state=state, folder=f"{where}/adapters", cost=units, plan=plan, branch=branch)
     model = results.measured(trial, request, entry)
     run.write_json(f"{where}/metrics.json", model.to_json())
     federation.replay.check(branch)

@@ -20,6 +20,7 @@ from oblivion.federation.erasing import (
     erase_numbers,
     files_to_erase,
     leads_outside,
+    private_to_erase,
     why_it_stays,
 )
 from oblivion.federation.opened import OpenRun
@@ -94,7 +95,9 @@ def commit_trial(opened: OpenRun, trial: str, accept_no_guarantee: bool = False)
     settings = _digest(opened.run.root / opened.head_folder / CONFIG)
     learned = weight_bytes(as_adapter(replay.head(opened.head).state))
     before = {CONFIG: settings or _sha256(Results(opened).head_settings()), WEIGHTS: _sha256(learned)}
-    erases = _not_pending(opened, files_to_erase(opened, asked, trial))
+    found = files_to_erase(opened, asked, trial)
+    found["files"] += private_to_erase(opened, asked, trial, plan.from_round, plan.guarantee == "exact")
+    erases = _not_pending(opened, found)
     facts = {
         "trial": name,
         "whole_client": asked.request.whole_client,

@@ -10,17 +10,21 @@ import contextlib
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from oblivion.errors import InputError, OblivionError
+from oblivion.federation.client_store import FOLDER, ClientStore
 from oblivion.federation.opened import OpenRun
 from oblivion.federation.results import Results
 from oblivion.files import erase, rewrite
 from oblivion.ledger.book import Record
 from oblivion.ledger.erasure import void_requests
 from oblivion.ledger.register import RequestStatus
+from oblivion.ledger.rounds import Branch
+from oblivion.ledger.rounds import line as line_of
 from oblivion.outside import parse_json, shown
 from oblivion.run.directory import RunDirectory, to_json
 from oblivion.run.events import round_entry
@@ -29,7 +33,7 @@ from oblivion.run.records import ModelRecord, RequestRecord, read_record
 from oblivion.run_format import ORIGINAL
 
 EVENTS = "events.jsonl"
-_OWN = ("adapters", "evaluations", "forgets")
+_OWN = ("adapters", "evaluations", "forgets", FOLDER)
 """The folders that hold what a commit erases."""
 _NOT_TEXT = ("time", "event", "branch", "round", "rounds")
 
@@ -67,6 +71,35 @@ def files_to_erase(opened: OpenRun, asked: RequestStatus, trial: str) -> dict[st
     return {
         kind: [p.relative_to(root).as_posix() for p in paths if os.path.lexists(p)] for kind, paths in found.items()
     }
+
+
+def private_to_erase(opened: OpenRun, asked: RequestStatus, trial: str, from_round: int, exact: bool) -> list[str]:
+    """What clients kept for themselves and a commit erases, by its path in the run directory.
+
+    All of a client that leaves goes. Of the others stays what the rounds of the new head made; what an approximate
+    removal left behind from `from_round` on was made with models that had seen the data, so of it only the newest of
+    each client stays, and of a client whose samples are forgotten only what the removal itself made.
+    """
+    root, request = opened.run.root, asked.request
+    pieces = {name: (first, last) for name, first, last in line_of(_branches(opened), trial, sys.maxsize)}
+    kept = ClientStore(root / FOLDER).kept()
+    on_line = {
+        one for one in kept if one.branch in pieces and pieces[one.branch][0] <= one.round <= pieces[one.branch][1]
+    }
+    newest = {one.client: one for one in sorted(on_line, key=lambda one: one.round)}
+    gone = [root / FOLDER / request.client_id] if request.whole_client else []
+    for one in kept:
+        tainted = not exact and 0 < from_round <= one.round
+        own = one.client == request.client_id and one.branch != trial
+        if one.client == request.client_id and request.whole_client:
+            continue
+        if one not in on_line or (tainted and (own or one != newest[one.client])):
+            gone.append(one.path)
+    return [path.relative_to(root).as_posix() for path in gone if os.path.lexists(path)]
+
+
+def _branches(opened: OpenRun) -> dict[str, Branch]:
+    return {branch.name: branch for branch in opened.ledger.branches()}
 
 
 def leads_outside(root: Path, name: str) -> str:

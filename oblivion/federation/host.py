@@ -16,10 +16,11 @@ from oblivion.data.corpus import FederatedData
 from oblivion.data.federation import resolve
 from oblivion.errors import InputError
 from oblivion.federation.client_rows import own_rows, portions_to_measure, rows_to_train
+from oblivion.federation.client_store import ClientStore, personal
 from oblivion.federation.resolving import with_dtype
 from oblivion.learners import learner_of
 from oblivion.models.factors import Factor, start_of
-from oblivion.objectives.terms import objective_from
+from oblivion.objectives.terms import FinishesVisit, objective_from
 from oblivion.parts import run_fingerprint
 from oblivion.privacy.noise import KEY_BYTES, derive_key
 from oblivion.tasks.task import Learner
@@ -27,6 +28,7 @@ from oblivion.training.batches import Encoded, encode_rows
 from oblivion.training.cohort import reason, train_cohort
 from oblivion.training.local import LocalTask
 from oblivion.types import (
+    Adapter,
     ClientTask,
     ClientUpdate,
     DescribeRequest,
@@ -91,14 +93,21 @@ class Host:
                 tasks = []
                 for task in cohort:
                     try:
-                        tasks.append(self._local_task(request, task, data, resident, config, terms))
+                        local = self._local_task(request, task, data, resident, config, terms)
+                        tasks.append(_with_private(request, local))
                     except Exception as error:  # rows that cannot be read or tokenised cost their client alone
                         failures[task.client_id] = reason(error)
                 done, failed = train_cohort(
                     resident, request.state.adapter, tasks, objective, settings, request.info, private
                 )
-                updates += [replace(update, fingerprint=fingerprint) for update in done]
                 failures |= failed
+                starts = {task.client_id: task.start or request.state.adapter for task in tasks}
+                for update in done:
+                    try:
+                        ended = _finished(request, update, starts[update.client_id])
+                        updates.append(replace(ended, fingerprint=fingerprint))
+                    except Exception as error:  # what an objective makes of a visit costs its client alone
+                        failures[update.client_id] = reason(error)
         return HostReply(host=request.host, updates=tuple(updates), failures=failures)
 
     def _local_task(
@@ -137,12 +146,18 @@ class Host:
         data, resident = resolve(config), self._resident(config)
         suite = suite_of(config.evaluate)
         sizes = {"max_new_tokens": config.evaluate.max_new_tokens, "batch_size": config.evaluate.batch_size}
-        resident.write(request.state.adapter)
+        shared, own = request.state.adapter, [task for cohort in request.cohorts for task in cohort]
+        adapters = {task.client_id: personal(shared, _private(request, task.client_id)) for task in own}
+        alike = [task for task in own if adapters[task.client_id] is shared]
+        passes = [(shared, alike)] if alike else []
+        passes += [(adapters[t.client_id], [t]) for t in own if adapters[t.client_id] is not shared]
         metrics: Metrics = {}
-        with resident.over(request.state.residual), resident.merged() as model:
-            for task in (task for cohort in request.cohorts for task in cohort):
-                for name, samples in portions_to_measure(task, data):
-                    metrics[name] = evaluate_client(model, resident.task, samples, suite=suite, **sizes)
+        with resident.over(request.state.residual):
+            for adapter, tasks in passes:
+                resident.write(adapter)
+                with resident.merged() as model:
+                    for name, samples in (part for task in tasks for part in portions_to_measure(task, data)):
+                        metrics[name] = evaluate_client(model, resident.task, samples, suite=suite, **sizes)
         return HostReply(host=request.host, metrics=metrics)
 
     def _resident(self, config: RunConfig) -> Learner:
@@ -177,6 +192,32 @@ def _noise_key(task: ClientTask) -> bytes:
         return derive_key(own, task.noise_key)
     except (OSError, InputError):
         raise InputError(f"{NOISE_SECRET} = {path}: not a file of at least {KEY_BYTES} secret bytes") from None
+
+
+def _private(request: TrainRequest | EvaluateRequest, client: str) -> Adapter:
+    """What a client kept in the rounds that led here; nothing where the message names no store."""
+    if not isinstance(request, VisitRequest | EvaluateRequest) or not request.store:
+        return {}
+    return ClientStore.of_message(request.store).newest(client, request.line)
+
+
+def _with_private(request: TrainRequest, task: LocalTask) -> LocalTask:
+    """The task of a client, which begins with its own tensors where it has any."""
+    shared = task.start or request.state.adapter
+    own = personal(shared, _private(request, task.client_id))
+    return task if own is shared else replace(task, start=own)
+
+
+def _finished(request: TrainRequest, update: ClientUpdate, before: Adapter) -> ClientUpdate:
+    """What a client sends of a visit; what it keeps for itself is on the disk then."""
+    objective = objective_from(request.objective, request.parameters)
+    if not isinstance(request, VisitRequest) or not isinstance(objective, FinishesVisit):
+        return update
+    client, info = update.client_id, request.info
+    outcome = objective.finish(before, update.delta, _private(request, client))
+    if outcome.private:
+        ClientStore.of_message(request.store).write(client, info.branch, info.round, outcome.private)
+    return replace(update, delta=outcome.delta, statistics=outcome.statistics)
 
 
 def visit_settings(request: VisitRequest, config: RunConfig) -> TrainConfig:

@@ -42,6 +42,8 @@ class Trained:
         What it took, and the same in units of retraining; see `oblivion.federation.accounting.in_units`.
     plan : RemovalPlan or None
         For a trial, what was carried out.
+    branch : str
+        The branch whose rounds made it: clients measure with what they kept for themselves in these.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Trained:
     folder: str
     cost: CostRecord
     plan: RemovalPlan | None = None
+    branch: str = ""
 
 
 def measure_model(
@@ -105,7 +108,7 @@ def measure_model(
         guarantee=model.plan.guarantee if model.plan else None,
         adapter=model.folder,
         central=summary(evaluation),
-        clients=measure_clients(model.state, federation, tasks, resident.max_length),
+        clients=measure_clients(model.state, federation, tasks, resident.max_length, model.branch),
         cost=model.cost,
         checklist=tuple(ChecklistEntry(**asdict(item)) for item in checklist),
     )
@@ -168,11 +171,11 @@ def client_tasks(data: FederatedData, request: ForgetRequest | None, exclusions:
 
 
 def measure_clients(
-    state: GlobalState, federation: Federation, tasks: Sequence[ClientTask], max_length: int
+    state: GlobalState, federation: Federation, tasks: Sequence[ClientTask], max_length: int, branch: str = ""
 ) -> dict[str, dict[str, Measure]]:
     """Ask the clients to measure a model on their own rows; only numbers that can be true are kept.
 
-    `max_length` is the number of tokens that a row can have.
+    `max_length` is the number of tokens that a row can have, and `branch` the one whose rounds made the model.
 
     Returns
     -------
@@ -182,12 +185,15 @@ def measure_clients(
     by_client = {task.client_id: task for task in tasks}
     given = assign([(client,) for client in by_client], federation.sizes, federation.serves)
     config, bounds = federation.config.to_json(), suite_of(federation.config.evaluate).client_bounds()
+    store, line = federation.private_store(branch) if branch else ("", ())
     requests = [
         EvaluateRequest(
             host=host,
             config=config,
             state=state,
             cohorts=tuple((by_client[client],) for (client,) in mine),
+            store=store,
+            line=line,
         )
         for host, mine in given.items()
     ]

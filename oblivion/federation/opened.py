@@ -8,6 +8,7 @@ from functools import cached_property
 from oblivion.config import RunConfig
 from oblivion.data.corpus import FederatedData
 from oblivion.data.keyed_ids import run_data
+from oblivion.federation.client_store import FOLDER, ClientStore
 from oblivion.federation.hosts import Hosts
 from oblivion.federation.planning import present
 from oblivion.federation.replay import Replay, replay_of
@@ -88,6 +89,7 @@ class OpenRun:
         whole = self._whole
         federation = Federation(self.config, self.hosts, self.ledger, self.initial, self.observer)
         federation.id_keys = whole.keys
+        federation.store = ClientStore(self.run.root / FOLDER)
         federation.context = self.resident.max_length
         federation.describe({client: len(rows) for client, rows in whole.clients.items()})
         # As they were at the beginning, so that cohorts are what they were: forgotten rows may be gone since.

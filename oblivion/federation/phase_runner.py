@@ -16,7 +16,8 @@ from oblivion.federation.history import History
 from oblivion.federation.rounds import Federation
 from oblivion.ledger.rounds import Branch, CohortOutcome, RoundRecord
 from oblivion.models.factors import only
-from oblivion.objectives.terms import objective_from
+from oblivion.named_statistics import Statistic, check_schema
+from oblivion.objectives.terms import FinishesVisit, objective_from
 from oblivion.removal.history import LedgerReader
 from oblivion.removal.phases import ServerStep, Visit
 from oblivion.selection import form_cohorts
@@ -84,6 +85,13 @@ class PhaseRunner:
         found, head = federation.ledger.branch(branch), federation.head(branch)
         number = head.round + 1
         info = dataclasses.replace(federation.replay.info(branch, number), population=visit.clients, rounds=number)
+        objective = objective_from(visit.objective, visit.parameters)
+        statistics: dict[str, Statistic] = {}
+        if isinstance(objective, FinishesVisit):
+            statistics = check_schema(objective.schema(head.state.adapter))
+            if federation.store is not None:
+                federation.store.prepare()
+        store, line = federation.private_store(branch)
         common = VisitRequest(
             config=federation.config.to_json(),
             info=info,
@@ -93,6 +101,9 @@ class PhaseRunner:
             local_epochs=visit.local_epochs,
             learning_rate=visit.learning_rate,
             public=tuple(self.public) if visit.anchor == "public" else (),
+            statistics=statistics,
+            store=store,
+            line=line,
         )
         count = len(visit.clients)
         federation.observer.event("round_started", branch=branch, round=number, rounds=found.rounds, clients=count)
@@ -156,7 +167,7 @@ class PhaseRunner:
         most = {c: federation.rows(c, set(forget)) if forget else federation.left(branch, c) for c in visit.clients}
         cohorts = form_cohorts(visit.clients, federation.sizes, federation.config.train.cohort_size)
         waiting = {index: tuple(tasks[client] for client in cohort) for index, cohort in enumerate(cohorts)}
-        gate, done = self._gate(visit, info.round), dict[int, CohortOutcome]()
+        gate, done = self._gate(visit, info.round, common.statistics), dict[int, CohortOutcome]()
         for _ in range(2):
             answers = dispatch(federation.hosts, common, waiting, gate, federation.sizes, federation.serves, most)
             done |= {outcome.cohort: outcome for outcome in answers}
@@ -174,7 +185,7 @@ class PhaseRunner:
             raise FederationError(f"{client} could not {verb}: {why}")
         return [outcome for _, outcome in sorted(done.items())]
 
-    def _gate(self, visit: Visit, number: int) -> Gate:
+    def _gate(self, visit: Visit, number: int, statistics: Mapping[str, Statistic]) -> Gate:
         """Return the gate of a visit. History gives no bound: an unlearning update goes another way than learning."""
         federation = self.federation
         batch, epochs = federation.config.train.batch_size, visit.local_epochs
@@ -185,6 +196,7 @@ class PhaseRunner:
             reference=only(federation.gate.reference, federation.scheme.trained(number)),
             steps=lambda examples: steps_per_visit(examples, batch, epochs),
             tokens=lambda examples: passes * steps_per_visit(examples, batch, epochs) * batch * federation.context,
+            statistics=statistics,
         )
 
     def _check(self, before: RoundState, after: RoundState, what: str) -> None:

@@ -98,7 +98,8 @@ class Results:
         """The model of the run's head, as it is before a request is answered."""
         head = self.opened.head
         state = self.opened.federation.head(head).state
-        return Trained(name="original", state=state, folder=self.opened.head_folder, cost=in_units(self.cost(head)))
+        cost, folder = in_units(self.cost(head)), self.opened.head_folder
+        return Trained(name="original", state=state, folder=folder, cost=cost, branch=head)
 
     def cost(self, branch: str, own: bool = False) -> Cost:
         """What the rounds of a branch cost; with `own`, only those that it does not share with its parent."""

@@ -20,9 +20,10 @@ from oblivion.errors import FederationError, plural
 from oblivion.federation.absence import check_quorum, halved, missing, refused_again, told
 from oblivion.federation.accounting import cost_of, count, mean_loss
 from oblivion.federation.asking import ask_for_clients, dispatch
+from oblivion.federation.client_store import ClientStore
 from oblivion.federation.hosts import Hosts
 from oblivion.federation.replay import replay_of
-from oblivion.ledger.rounds import Branch, CohortOutcome, Ledger, RoundRecord, Selection
+from oblivion.ledger.rounds import Branch, CohortOutcome, Ledger, RoundRecord, Selection, line
 from oblivion.models.factors import only
 from oblivion.parts import run_fingerprint
 from oblivion.privacy.budget import charge
@@ -59,6 +60,7 @@ class Federation:
         self.sizes: dict[str, int] = {}
         self.id_keys: Mapping[str, bytes] = {}
         self.copies: dict[str, Mapping[str, int]] = {}  # client id to sample id to its number of rows; unnamed, 1
+        self.store: ClientStore | None = None  # what clients keep for themselves, where hosts can reach it
         self.context = math.inf  # tokens that a row can have, where that is known
         train = config.train
         self.gate = Gate(
@@ -108,11 +110,23 @@ class Federation:
     def forget_branch(self, name: str) -> None:
         """Remove a branch that nothing will go on from."""
         self.ledger.drop(name)
+        if self.store is not None:
+            self.store.forget_branch(name)
         self._heads.pop(name, None)
 
     def forget_heads(self) -> None:
         """Hold no state in memory; what was erased must not stay there."""
         self._heads.clear()
+
+    def private_store(self, branch: str) -> tuple[str, tuple[tuple[str, int, int], ...]]:
+        """Return where clients keep what is theirs, and the rounds of a branch so far; nothing where they keep nothing.
+
+        These are `VisitRequest.store` and `VisitRequest.line`.
+        """
+        if self.store is None or not self.store.folder.is_dir():
+            return "", ()
+        branches = {known.name: known for known in self.ledger.branches()}
+        return str(self.store.folder.absolute()), tuple(line(branches, branch, self.head(branch).round))
 
     def head(self, name: str) -> RoundState:
         """Return the state after the branch's last committed round; see `Replay.head`."""

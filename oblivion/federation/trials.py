@@ -124,7 +124,7 @@ class Trials:
                 units = in_units(cost, cost)
                 folder = f"adapters/{name}-{request.id}"
                 self.results.save_adapter(folder, state)
-                model = Trained(name=name, state=state, folder=folder, cost=units)
+                model = Trained(name=name, state=state, folder=folder, cost=units, branch=branch)
                 entry = self.results.measure(model, request, entry)
             if run.has(branch):
                 federation.forget_branch(branch)

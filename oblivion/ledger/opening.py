@@ -19,7 +19,7 @@ from oblivion.ledger.store import StoredLedger
 from oblivion.run_format import check_format, open_run
 
 DATABASE = "ledger/ledger.db"
-OWN_FOLDERS = ("adapters", "evaluations", "forgets", "keys", "ledger")
+OWN_FOLDERS = ("adapters", "client-store", "evaluations", "forgets", "keys", "ledger")
 """The folders of a run directory that the program makes and writes to."""
 
 

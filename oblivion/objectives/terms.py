@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from oblivion.errors import InputError
+from oblivion.named_statistics import Statistic
 from oblivion.objectives.needs import Role, parse_needs
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from oblivion.types import Adapter
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,51 @@ class CombinesGradients(Protocol):
         """Return the gradient of a step from those of the two terms with their weights, each (clients, values).
 
         A row must depend on the same row of the arguments alone.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a visit comes to.
+
+    Attributes
+    ----------
+    delta : Adapter
+        What is sent as the client's update; the names and shapes of what was trained, in fp32.
+    statistics : mapping of str to Tensor
+        What is sent beside it: exactly what the schema declares.
+    private : Adapter
+        What the client keeps for itself at its host, in fp32; nothing is written where it is empty.
+    """
+
+    delta: Adapter
+    statistics: Adapter = field(default_factory=dict)
+    private: Adapter = field(default_factory=dict)
+
+
+@runtime_checkable
+class FinishesVisit(Protocol):
+    """An objective that says what a visit sends beside the update, and what the client keeps for itself.
+
+    It matters in visits alone: a round of learning sends updates and nothing else.
+    """
+
+    def schema(self, adapter: Adapter) -> Mapping[str, Statistic]:
+        """Return what every client sends, given the global adapter; it must depend on names and shapes alone."""
+        ...
+
+    def finish(self, before: Adapter, delta: Adapter, private: Adapter) -> Outcome:
+        """Return what a visit comes to, a pure function of its arguments.
+
+        Parameters
+        ----------
+        before : Adapter
+            What the client began from: the global adapter, with its own tensors in the place of those of their name.
+        delta : Adapter
+            What training changed.
+        private : Adapter
+            What the client kept at its last visit; empty at the first.
         """
         ...
 
