@@ -87,7 +87,8 @@ class ClientStore:
         own = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
         if not all(tensor.dtype is torch.float32 and bool(tensor.isfinite().all()) for tensor in own.values()):
             raise InputError(f"what {client} keeps is not finite numbers in fp32; smaller settings may help")
-        make_folder(path.parent, 0o700)
+        for folder in list(path.relative_to(self.folder).parents)[-2::-1]:  # one by one: each is its owner's alone
+            make_folder(self.folder / folder, 0o700)
         write_atomically(path, save(own), 0o600)
 
     def newest(self, client: str, line: Line) -> Adapter:
