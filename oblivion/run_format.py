@@ -13,6 +13,8 @@ FORMAT = 3
 FILE = "format"
 PUBLIC_KEY = "public-key.pem"
 """The file of a run directory that holds the key with which its evidence is checked."""
+CLIENT_STORE = "client-store"
+"""The folder of a run with what its clients keep for themselves."""
 ORIGINAL = "adapters/original"
 """The folder of a run directory that holds the adapter that was learned."""
 _LONGEST = 64

@@ -9,13 +9,17 @@ from typing import Any, TypeVar
 
 from oblivion.config import ForgetConfig, RunConfig, config_from_mapping
 from oblivion.errors import ConfigError, InputError
+from oblivion.federation.client_store import ClientStore, personal
 from oblivion.federation.hosts import Hosts
+from oblivion.federation.opened import OpenRun
 from oblivion.learners import models_of
 from oblivion.ledger.opening import check_ledger_exists, wait_until_free
+from oblivion.ledger.rounds import line
 from oblivion.run.directory import RunDirectory
 from oblivion.run.events import Observer, Sink
 from oblivion.run.records import RunRecord, read_run_record
 from oblivion.run.scenarios import free_directory
+from oblivion.run_format import CLIENT_STORE
 from oblivion.types import Adapter, ForgetRequest
 from server.main import BUSY_SECONDS, check_plans, run_commit, run_forget, run_plan, run_refuse, run_scenario
 from server.prepare import begin_run, check, check_again, check_data, forgotten_by
@@ -92,6 +96,26 @@ class RunResult:
     def adapter(self) -> Adapter:
         """The model's adapter."""
         return models_of(self.config.model).read_adapter(self.adapter_folder)
+
+    def adapter_of(self, client: str) -> Adapter:
+        """The model's adapter as a client uses it: with the tensors that it keeps for itself, if there are any.
+
+        Raises
+        ------
+        InputError
+            If the model was erased.
+        """
+        run, config = RunDirectory.open(self.directory)
+        shared, store = self.adapter, ClientStore(run.root / CLIENT_STORE)
+        opened = OpenRun(check_data(run, config), None, run, Observer(run.log), BUSY_SECONDS)
+        try:
+            branches = {branch.name: branch for branch in opened.ledger.branches()}
+            branch = opened.head if self.model == "original" else self.model
+        finally:
+            opened.close()
+        if branch not in branches:
+            return shared
+        return personal(shared, store.newest(client, line(branches, branch, branches[branch].rounds)))
 
     def forget(
         self,

@@ -17,9 +17,9 @@ from typing import TypeAlias
 
 from oblivion.errors import InputError, IntegrityError
 from oblivion.files import erase, make_folder, write_atomically
+from oblivion.run_format import CLIENT_STORE
 from oblivion.types import Adapter, check_client_id
 
-FOLDER = "client-store"
 Line: TypeAlias = Sequence[tuple[str, int, int]]
 """The rounds that led somewhere, in order: (branch, first round, last round)."""
 _BRANCH = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}(/[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127})?")
@@ -58,10 +58,10 @@ class ClientStore:
             If it is not the store of a run on this machine.
         """
         folder = Path(store)
-        usable = folder.is_absolute() and folder.name == FOLDER and folder.is_dir() and not folder.is_symlink()
+        usable = folder.is_absolute() and folder.name == CLIENT_STORE and folder.is_dir() and not folder.is_symlink()
         if not usable or folder.stat().st_uid != os.geteuid():
             raise InputError(
-                f"this host has no {FOLDER}/ of the run, so its clients can keep nothing; use a host on the machine "
+                f"this host has no {CLIENT_STORE}/ of the run, so its clients can keep nothing; use a host on the machine "
                 "that has the run"
             )
         return cls(folder)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from oblivion.errors import InputError, OblivionError
-from oblivion.federation.client_store import FOLDER, ClientStore
+from oblivion.federation.client_store import ClientStore
 from oblivion.federation.opened import OpenRun
 from oblivion.federation.results import Results
 from oblivion.files import erase, rewrite
@@ -30,10 +30,10 @@ from oblivion.run.directory import RunDirectory, to_json
 from oblivion.run.events import round_entry
 from oblivion.run.manifest import describe_clients
 from oblivion.run.records import ModelRecord, RequestRecord, read_record
-from oblivion.run_format import ORIGINAL
+from oblivion.run_format import CLIENT_STORE, ORIGINAL
 
 EVENTS = "events.jsonl"
-_OWN = ("adapters", "evaluations", "forgets", FOLDER)
+_OWN = ("adapters", "evaluations", "forgets", CLIENT_STORE)
 """The folders that hold what a commit erases."""
 _NOT_TEXT = ("time", "event", "branch", "round", "rounds")
 
@@ -82,12 +82,12 @@ def private_to_erase(opened: OpenRun, asked: RequestStatus, trial: str, from_rou
     """
     root, request = opened.run.root, asked.request
     pieces = {name: (first, last) for name, first, last in line_of(_branches(opened), trial, sys.maxsize)}
-    kept = ClientStore(root / FOLDER).kept()
+    kept = ClientStore(root / CLIENT_STORE).kept()
     on_line = {
         one for one in kept if one.branch in pieces and pieces[one.branch][0] <= one.round <= pieces[one.branch][1]
     }
     newest = {one.client: one for one in sorted(on_line, key=lambda one: one.round)}
-    gone = [root / FOLDER / request.client_id] if request.whole_client else []
+    gone = [root / CLIENT_STORE / request.client_id] if request.whole_client else []
     for one in kept:
         tainted = not exact and 0 < from_round <= one.round
         own = one.client == request.client_id and one.branch != trial

@@ -8,7 +8,7 @@ from functools import cached_property
 from oblivion.config import RunConfig
 from oblivion.data.corpus import FederatedData
 from oblivion.data.keyed_ids import run_data
-from oblivion.federation.client_store import FOLDER, ClientStore
+from oblivion.federation.client_store import ClientStore
 from oblivion.federation.hosts import Hosts
 from oblivion.federation.planning import present
 from oblivion.federation.replay import Replay, replay_of
@@ -21,7 +21,7 @@ from oblivion.ledger.rounds import Absence, Branch
 from oblivion.run.directory import RunDirectory
 from oblivion.run.events import Observer
 from oblivion.run.records import read_manifest
-from oblivion.run_format import ORIGINAL
+from oblivion.run_format import CLIENT_STORE, ORIGINAL
 from oblivion.tasks.task import Learner
 from oblivion.types import Adapter, ForgetRequest
 
@@ -89,7 +89,7 @@ class OpenRun:
         whole = self._whole
         federation = Federation(self.config, self.hosts, self.ledger, self.initial, self.observer)
         federation.id_keys = whole.keys
-        federation.store = ClientStore(self.run.root / FOLDER)
+        federation.store = ClientStore(self.run.root / CLIENT_STORE)
         federation.context = self.resident.max_length
         federation.describe({client: len(rows) for client, rows in whole.clients.items()})
         # As they were at the beginning, so that cohorts are what they were: forgotten rows may be gone since.

@@ -16,10 +16,10 @@ from oblivion.ledger.keys import Keys
 from oblivion.ledger.register import Register
 from oblivion.ledger.schema import Lock
 from oblivion.ledger.store import StoredLedger
-from oblivion.run_format import check_format, open_run
+from oblivion.run_format import CLIENT_STORE, check_format, open_run
 
 DATABASE = "ledger/ledger.db"
-OWN_FOLDERS = ("adapters", "client-store", "evaluations", "forgets", "keys", "ledger")
+OWN_FOLDERS = ("adapters", CLIENT_STORE, "evaluations", "forgets", "keys", "ledger")
 """The folders of a run directory that the program makes and writes to."""
 
 

@@ -33,7 +33,7 @@ from oblivion.ledger.public_key import read_public_key
 from oblivion.ledger.reading import authenticate
 from oblivion.ledger.register import EXCLUSIONS, NAMES, SIMULATED, absences
 from oblivion.ledger.store import blob_context, key_name_of
-from oblivion.run_format import ORIGINAL, PUBLIC_KEY, check_format
+from oblivion.run_format import CLIENT_STORE, ORIGINAL, PUBLIC_KEY, check_format
 
 _OWNED = ("contribution", "client")
 """Kinds of records that are about one client."""
@@ -226,6 +226,8 @@ def _check_forgotten(keys: Keys, rows: list[Mapping[str, Any]], done: Verificati
             done.find(f"keys/contributions/{client}", "is a key of a client that was forgotten")
         if os.path.lexists(keys.folder.parent / FOLDER / f"{client}.key"):
             done.find(f"{FOLDER}/{client}.key", "is a key of a client that was forgotten")
+        if os.path.lexists(keys.folder.parent / CLIENT_STORE / client):
+            done.find(f"{CLIENT_STORE}/{client}", "is what a client kept that was forgotten")
         if client in (keys.read_json(SIMULATED) or {}):
             done.find(f"keys/{SIMULATED}", f"has the key of '{client}', which was forgotten")
         if client in (keys.read_json(NAMES) or {}):

@@ -15,9 +15,10 @@ from outside import install as install
 from safetensors.torch import load_file
 
 import oblivion as ob
-from oblivion.federation.client_store import FOLDER
 from oblivion.federation.host import Host
 from oblivion.federation.rounds import Federation
+from oblivion.ledger.verify import verify_ledger
+from oblivion.run_format import CLIENT_STORE
 from oblivion.types import EvaluateRequest, HostReply, HostRequest, VisitRequest
 from simulations import RunResult, simulate
 
@@ -27,7 +28,7 @@ STAY = ["client-0", "client-1", "client-3"]
 
 
 def kept(run: RunResult) -> dict[str, bytes]:
-    folder = run.directory / FOLDER
+    folder = run.directory / CLIENT_STORE
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
@@ -42,7 +43,7 @@ def test_private_state_lives_beside_the_keys_and_goes_with_its_client(
     install("starting", "1", parts, {"starting.py": CODE})
     settings = {"federation.rounds": 2, "forget.methods": [], "evaluate.oracle-seeds": 0}
     run = simulate(ob.load_config(micro_scenario, settings), tmp_path / "run")
-    assert not (run.directory / FOLDER).exists(), "a run that keeps nothing has no folder for it"
+    assert not (run.directory / CLIENT_STORE).exists(), "a run that keeps nothing has no folder for it"
 
     asked: list[HostRequest] = []
     replies: list[HostReply] = []
@@ -76,9 +77,9 @@ def test_private_state_lives_beside_the_keys_and_goes_with_its_client(
 
     where = trial.model
     assert sorted(before) == [f"{client}/{where}/{round}.safetensors" for client in STAY for round in (1, 2)]
-    for path in [run.directory / FOLDER, *(run.directory / FOLDER).rglob("*")]:
+    for path in [run.directory / CLIENT_STORE, *(run.directory / CLIENT_STORE).rglob("*")]:
         assert path.stat().st_mode & 0o077 == 0, f"{path} is its owner's alone"
-    first, second = (load_file(run.directory / FOLDER / f"client-0/{where}/{n}.safetensors") for n in (1, 2))
+    first, second = (load_file(run.directory / CLIENT_STORE / f"client-0/{where}/{n}.safetensors") for n in (1, 2))
     assert first and all(".lora_A." in name for name in first)
     assert any(not torch.equal(first[name], second[name]) for name in first), "the second visit went on from the first"
     sent = [update for reply in replies for update in reply.updates]
@@ -91,6 +92,11 @@ def test_private_state_lives_beside_the_keys_and_goes_with_its_client(
     own = answer(Host(), measuring)
     assert all(own.metrics[client] != alone.metrics[client] for client in own.metrics if client in STAY)
 
+    for model in (run, trial):
+        own_adapter = model.adapter_of("client-0")
+        assert all(torch.equal(own_adapter[name], second[name]) for name in second) is (model is trial)
+    assert all(torch.equal(own_adapter[name], trial.adapter[name]) for name in own_adapter.keys() - second.keys())
+
     committed = trial.commit()
     assert kept(committed) == before, "all of it is the new head's"
     evidence = json.loads((trial.directory / "forgets" / where / "evidence.json").read_text())
@@ -99,5 +105,9 @@ def test_private_state_lives_beside_the_keys_and_goes_with_its_client(
     # The next to leave takes its own along; of the others only what the new head made stays.
     again = committed.forget("client-0", method="start_over")
     again.commit()
-    assert not (run.directory / FOLDER / "client-0").exists()
+    assert not (run.directory / CLIENT_STORE / "client-0").exists() and not verify_ledger(run.directory).findings
+    (run.directory / CLIENT_STORE / "client-0").mkdir()
+    (finding,) = verify_ledger(run.directory).findings
+    assert finding.where == "client-store/client-0"
+    (run.directory / CLIENT_STORE / "client-0").rmdir()
     assert sorted(kept(again)) == [f"{client}/{again.model}/2.safetensors" for client in STAY[1:]]

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from oblivion.errors import IntegrityError, OblivionError
-from oblivion.federation.client_store import FOLDER, ClientStore, personal
+from oblivion.federation.client_store import ClientStore, personal
 from oblivion.federation.erasing import private_to_erase
 from oblivion.files import watch_steps
 from oblivion.ledger.rounds import Branch
+from oblivion.run_format import CLIENT_STORE
 from oblivion.types import ForgetRequest
 
 A = {"x": torch.tensor([1.0, 2.0])}
@@ -22,7 +23,7 @@ B = {"x": torch.tensor([3.0, 4.0]), "a.b": torch.ones(2, 2)}
 
 @pytest.fixture
 def store(tmp_path: Path) -> ClientStore:
-    made = ClientStore(tmp_path / "run" / FOLDER)
+    made = ClientStore(tmp_path / "run" / CLIENT_STORE)
     made.prepare()
     return made
 
@@ -92,8 +93,14 @@ def test_a_message_names_only_the_store_of_a_run(store: ClientStore, tmp_path: P
     assert ClientStore.of_message(str(store.folder)).folder == store.folder
     (tmp_path / "other").mkdir()
     (tmp_path / "linked").mkdir()
-    (tmp_path / "linked" / FOLDER).symlink_to(tmp_path / "other")
-    for place in ("", FOLDER, str(tmp_path / "other"), str(tmp_path / "linked" / FOLDER), f"/nowhere/{FOLDER}"):
+    (tmp_path / "linked" / CLIENT_STORE).symlink_to(tmp_path / "other")
+    for place in (
+        "",
+        CLIENT_STORE,
+        str(tmp_path / "other"),
+        str(tmp_path / "linked" / CLIENT_STORE),
+        f"/nowhere/{CLIENT_STORE}",
+    ):
         with pytest.raises(OblivionError, match="its clients can keep nothing"):
             ClientStore.of_message(place)
 
@@ -114,7 +121,7 @@ def erased(store: ClientStore, samples: tuple[str, ...] | None, exact: bool) -> 
     )
     asked: Any = SimpleNamespace(request=ForgetRequest(id="req-1", client_id="a", sample_ids=samples))
     found = private_to_erase(opened, asked, "req-1/t", 2, exact)
-    return [name.removeprefix(f"{FOLDER}/").removesuffix(".safetensors") for name in found]
+    return [name.removeprefix(f"{CLIENT_STORE}/").removesuffix(".safetensors") for name in found]
 
 
 def test_a_client_that_leaves_goes_whole(store: ClientStore) -> None:
