@@ -61,8 +61,8 @@ class ClientStore:
         usable = folder.is_absolute() and folder.name == CLIENT_STORE and folder.is_dir() and not folder.is_symlink()
         if not usable or folder.stat().st_uid != os.geteuid():
             raise InputError(
-                f"this host has no {CLIENT_STORE}/ of the run, so its clients can keep nothing; use a host on the machine "
-                "that has the run"
+                f"this host has no {CLIENT_STORE}/ of the run, so its clients can keep nothing; use a host on the "
+                "machine that has the run"
             )
         return cls(folder)
 
