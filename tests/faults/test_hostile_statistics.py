@@ -5,18 +5,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from fake_hosts import INITIAL as SMALL
 from flwr.app import Array, ConfigRecord, RecordDict
+from mortal import TRIAL, learned, run
 from test_bad_updates import BAD, CLIENTS, INITIAL, visit
 
 from oblivion.aggregation.gate import Gate
-from oblivion.errors import IntegrityError
+from oblivion.errors import FederationError, IntegrityError
+from oblivion.federation import phase_runner
 from oblivion.named_statistics import Statistic, check_schema, refusal
+from oblivion.objectives.lm import LanguageModel
+from oblivion.objectives.terms import Outcome
 from oblivion.provenance import code_fingerprint
+from oblivion.removal.combinations import moved
+from oblivion.removal.phases import Visit
 from oblivion.types import ClientTask, ClientUpdate, GlobalState, HostReply, RoundInfo, VisitRequest
 from oblivion.wire import check_reply, pack_reply, pack_requests, unpack_reply, unpack_request
 
@@ -156,3 +163,49 @@ def test_a_schema_that_nothing_can_fulfil_is_refused_when_it_is_made() -> None:
     with pytest.raises(ValueError, match="no name"):
         check_schema({"a b": SCHEMA["score"]})
     assert refusal(GOOD, SCHEMA) is None
+
+
+class Telling(LanguageModel):
+    """An objective with statistics."""
+
+    def schema(self, adapter: Any) -> dict[str, Statistic]:
+        return SCHEMA
+
+    def finish(self, before: Any, delta: Any, private: Any) -> Outcome:
+        raise NotImplementedError("the hosts of this test are plain functions")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Move every tensor by the sum of the clients' scores."""
+
+    name: ClassVar[str] = "scores"
+
+    def combine(self, before: Any, updates: Any, history: Any) -> Any:
+        total = sum(int(one.statistics["score"]) for one in updates)
+        return moved(before, {name: torch.full(t.shape, float(total)).double() for name, t in SMALL.items()})
+
+
+def test_a_combination_gets_statistics_and_a_wrong_one_stops_the_visit_before_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(phase_runner, "objective_from", lambda name, parameters: Telling())
+    visit = Visit(clients=("a", "b"), rows="own", objective="lm", local_epochs=1, learning_rate=1e-3, combine=Scores())
+
+    def told(statistics: Any) -> Any:
+        return lambda one: dataclasses.replace(one, statistics=statistics)
+
+    made = learned()
+    before = made.head("main").state.adapter
+    made.hosts.changes = {"a": told(GOOD), "b": told({**GOOD, "score": torch.tensor(-1)})}
+    run(made, (visit,))
+    after = made.head(TRIAL).state.adapter
+    for name in SMALL:
+        torch.testing.assert_close(after[name], before[name] + 2, msg="3 and -1")
+
+    for wrong in ({}, {**GOOD, "score": torch.tensor(4)}):
+        made = learned()
+        made.hosts.changes = {"a": told(GOOD), "b": told(wrong)}
+        with pytest.raises(FederationError, match=r"b could not train: .*statistic"):
+            run(made, (visit,))
+        assert all(record.branch == "main" for record in made.ledger.records(TRIAL)), "nothing was committed"

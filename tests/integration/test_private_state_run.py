@@ -20,6 +20,7 @@ from oblivion.federation.rounds import Federation
 from oblivion.ledger.verify import verify_ledger
 from oblivion.run_format import CLIENT_STORE
 from oblivion.types import EvaluateRequest, HostReply, HostRequest, VisitRequest
+from oblivion.wire import check_reply, pack_reply, pack_requests, unpack_reply, unpack_request
 from simulations import RunResult, simulate
 
 PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text("utf-8")
@@ -30,6 +31,17 @@ STAY = ["client-0", "client-1", "client-3"]
 def kept(run: RunResult) -> dict[str, bytes]:
     folder = run.directory / CLIENT_STORE
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+ANSWER = Host.answer
+
+
+def over_the_wire(host: Host, request: HostRequest) -> HostReply:
+    """Answer as on the other engines."""
+    (packed,) = pack_requests([request])
+    said = pack_reply(ANSWER(host, unpack_request(packed)))
+    check_reply(said, request)
+    return unpack_reply(said)
 
 
 class KilledError(Exception):
@@ -47,10 +59,9 @@ def test_private_state_lives_beside_the_keys_and_goes_with_its_client(
 
     asked: list[HostRequest] = []
     replies: list[HostReply] = []
-    answer = Host.answer
 
     def heard(host: Host, request: HostRequest) -> HostReply:
-        reply = answer(host, request)
+        reply = over_the_wire(host, request)
         asked.append(request)
         replies.append(reply)
         if isinstance(request, VisitRequest):  # durable before the reply
@@ -87,9 +98,8 @@ def test_private_state_lives_beside_the_keys_and_goes_with_its_client(
     moved = {name for update in sent for name, step in update.delta.items() if step.any()}
     assert moved and all(".lora_B." in name for name in moved), "no A was sent"
     measuring = [request for request in asked if isinstance(request, EvaluateRequest)][-1]
-    (host,) = {request.host for request in asked if request is measuring}
-    alone = answer(Host(), dataclasses.replace(measuring, host=host, store="", line=()))
-    own = answer(Host(), measuring)
+    alone = ANSWER(Host(), dataclasses.replace(measuring, store="", line=()))
+    own = ANSWER(Host(), measuring)
     assert all(own.metrics[client] != alone.metrics[client] for client in own.metrics if client in STAY)
 
     for model in (run, trial):
