@@ -147,18 +147,27 @@ class Host:
         suite = suite_of(config.evaluate)
         sizes = {"max_new_tokens": config.evaluate.max_new_tokens, "batch_size": config.evaluate.batch_size}
         shared, own = request.state.adapter, [task for cohort in request.cohorts for task in cohort]
-        adapters = {task.client_id: personal(shared, _private(request, task.client_id)) for task in own}
-        alike = [task for task in own if adapters[task.client_id] is shared]
-        passes = [(shared, alike)] if alike else []
-        passes += [(adapters[t.client_id], [t]) for t in own if adapters[t.client_id] is not shared]
+        alike: list[ClientTask] = []
+        passes = [(shared, alike)]
+        failures: dict[str, str] = {}
+        for task in own:
+            try:
+                adapter = personal(shared, _private(request, task.client_id))
+            except Exception as error:  # what a client kept and cannot be read costs it alone
+                failures[task.client_id] = reason(error)
+                continue
+            if adapter is shared:
+                alike.append(task)
+            else:
+                passes.append((adapter, [task]))
         metrics: Metrics = {}
         with resident.over(request.state.residual):
-            for adapter, tasks in passes:
+            for adapter, tasks in (one for one in passes if one[1]):
                 resident.write(adapter)
                 with resident.merged() as model:
                     for name, samples in (part for task in tasks for part in portions_to_measure(task, data)):
                         metrics[name] = evaluate_client(model, resident.task, samples, suite=suite, **sizes)
-        return HostReply(host=request.host, metrics=metrics)
+        return HostReply(host=request.host, metrics=metrics, failures=failures)
 
     def _resident(self, config: RunConfig) -> Learner:
         import torch

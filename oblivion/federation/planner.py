@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
 
 from oblivion.federation.absence import never_took_part, refusal
 from oblivion.federation.accounting import rounded_otherwise
+from oblivion.federation.client_store import ClientStore
 from oblivion.federation.opened import OpenRun
 from oblivion.federation.planning import check_oracle, make_context, make_plan
 from oblivion.federation.spending import check_removals
 from oblivion.federation.too_long import nothing_fits, unfit
+from oblivion.ledger.rounds import line
 from oblivion.privacy.spending import spent
 from oblivion.removal.context import PlanningContext
 from oblivion.removal.plan import RemovalPlan
+from oblivion.run_format import CLIENT_STORE
 from oblivion.types import ForgetRequest
 
 
@@ -47,7 +51,15 @@ class Planner:
         rounding = rounded_otherwise(run.repeats_bits, records)
         rows = unfit(run.config, run.data, self.request.client_id, run.unfit_rows)
         stored = run.ledger.stored(run.head)
-        return make_context(run.config, run.data, self.request, records, restorable, stored, rows, rounding)
+        context = make_context(run.config, run.data, self.request, records, restorable, stored, rows, rounding)
+        return dataclasses.replace(context, private=self._private())
+
+    def _private(self) -> bool:
+        """Whether clients kept something in the rounds of the head: what a trial makes does not change its own plan."""
+        run = self.opened
+        branches = {branch.name: branch for branch in run.ledger.branches()}
+        there = {name for name, _, _ in line(branches, run.head, branches[run.head].rounds)}
+        return any(kept.branch in there for kept in ClientStore(run.run.root / CLIENT_STORE).kept())
 
     def check_learned(self) -> None:
         """Raise `PlanRefusedError` where nothing of the data is in the model."""

@@ -62,6 +62,8 @@ class PlanningContext:
         The empty privacy budget of the run; None without privacy.
     rounding : str
         Why the same rounds, run again, may be rounded differently; empty where they give the same bits.
+    private : bool
+        Whether clients kept something for themselves in the rounds that led there.
     """
 
     rounds: int
@@ -86,6 +88,7 @@ class PlanningContext:
     samples: Mapping[str, int] = field(default_factory=dict)
     budget: Budget | None = None
     rounding: str = ""
+    private: bool = False
 
     def rounds_cost(self, first: int, last: int) -> int:
         """Return the client-steps of rounds `first` to `last` without the data to be forgotten."""

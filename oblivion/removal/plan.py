@@ -145,6 +145,8 @@ def plan_removal(
     charges = tuple(charge for phase, at in placed for charge in phase.charge(context, at))
     first = from_round(request, context)
     items = (*plan.checklist, *_shared_item(request, context), _budget_item(charges, context))
+    if context.private:
+        items += (_private_item(plan),)
     if context.rounding and plan.guarantee == "exact":
         items += (ChecklistItem("rounding", "unaffected", f"exact up to rounding: {context.rounding}"),)
     return replace(
@@ -187,6 +189,14 @@ def _shared_item(request: ForgetRequest, context: PlanningContext) -> tuple[Chec
         return ()
     why = f"also learned from rows that stay, so no removal of {request.client_id} forgets them; measured separately"
     return (ChecklistItem("rows that others hold, too", "unaffected", f"{in_short(context.shared)}, {why}"),)
+
+
+def _private_item(plan: RemovalPlan) -> ChecklistItem:
+    """Say what becomes of what clients kept for themselves; there is no line if they kept nothing."""
+    item, own = "what clients keep for themselves", "what the client made with the data goes"
+    if plan.guarantee == "exact":
+        return ChecklistItem(item, "cleaned", f"{own}, and what others made in rounds that are replaced")
+    return ChecklistItem(item, "not covered", f"{own}; what others made last stays, with models that had the data")
 
 
 def in_short(ids: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import re
@@ -97,10 +98,10 @@ def test_private_state_lives_beside_the_keys_and_goes_with_its_client(
     assert sent and all(list(update.statistics) == ["distance"] for update in sent)
     moved = {name for update in sent for name, step in update.delta.items() if step.any()}
     assert moved and all(".lora_B." in name for name in moved), "no A was sent"
-    measuring = [request for request in asked if isinstance(request, EvaluateRequest)][-1]
-    alone = ANSWER(Host(), dataclasses.replace(measuring, store="", line=()))
-    own = ANSWER(Host(), measuring)
-    assert all(own.metrics[client] != alone.metrics[client] for client in own.metrics if client in STAY)
+    of_it = [
+        request for request in asked if isinstance(request, EvaluateRequest) and "client-0" in str(request.cohorts)
+    ]
+    _check_measuring(run.directory / CLIENT_STORE / "client-0" / where / "2.safetensors", of_it[-1])
 
     for model in (run, trial):
         own_adapter = model.adapter_of("client-0")
@@ -109,15 +110,37 @@ def test_private_state_lives_beside_the_keys_and_goes_with_its_client(
 
     committed = trial.commit()
     assert kept(committed) == before, "all of it is the new head's"
-    evidence = json.loads((trial.directory / "forgets" / where / "evidence.json").read_text())
-    assert evidence
+    _check_the_next_to_leave(committed, where)
 
-    # The next to leave takes its own along; of the others only what the new head made stays.
+
+def _check_measuring(file: Path, request: EvaluateRequest) -> None:
+    """A client measures with what it kept; where that cannot be read, it alone cannot be measured."""
+    alone = ANSWER(Host(), dataclasses.replace(request, store="", line=()))
+    own = ANSWER(Host(), request)
+    assert "client-0" in own.metrics and own.metrics.keys() == alone.metrics.keys() and not own.failures
+    assert all(own.metrics[client] != alone.metrics[client] for client in own.metrics if client in STAY)
+    content = file.read_bytes()
+    file.write_bytes(b"no safetensors")
+    damaged = ANSWER(Host(), request)
+    assert list(damaged.failures) == ["client-0"] and damaged.metrics.keys() == own.metrics.keys() - {"client-0"}
+    file.write_bytes(content)
+
+
+def _check_the_next_to_leave(committed: RunResult, where: str) -> None:
+    """It takes its own along; of the others only what the new head made stays."""
     again = committed.forget("client-0", method="start_over")
+    plans = [committed.directory / "forgets" / model / "plan.json" for model in (where, again.model)]
+    items = [json.loads(plan.read_text())["checklist"] for plan in plans]
+    said = [[one["status"] for one in of if one["item"] == "what clients keep for themselves"] for of in items]
+    assert said == [[], ["not covered"]]
     again.commit()
-    assert not (run.directory / CLIENT_STORE / "client-0").exists() and not verify_ledger(run.directory).findings
-    (run.directory / CLIENT_STORE / "client-0").mkdir()
-    (finding,) = verify_ledger(run.directory).findings
+    evidence = json.loads((plans[1].parent / "evidence.json").read_text())
+    erased = json.loads(base64.b64decode(evidence["payload"]))["predicate"]["erased"]
+    assert erased["files"] >= 7, "the folder of client-0, and three states of each of the two others"
+    assert not (committed.directory / CLIENT_STORE / "client-0").exists()
+    assert not verify_ledger(committed.directory).findings
+    (committed.directory / CLIENT_STORE / "client-0").mkdir()
+    (finding,) = verify_ledger(committed.directory).findings
     assert finding.where == "client-store/client-0"
-    (run.directory / CLIENT_STORE / "client-0").rmdir()
+    (committed.directory / CLIENT_STORE / "client-0").rmdir()
     assert sorted(kept(again)) == [f"{client}/{again.model}/2.safetensors" for client in STAY[1:]]
