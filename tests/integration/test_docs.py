@@ -248,9 +248,8 @@ def test_the_checklist_is_described() -> None:
     from oblivion.aggregation.rules.fedavg import FedAvg
     from oblivion.aggregation.schemes.fedit import FedIT
 
-    context = PlanningContext(
-        rounds=1, head=1, aggregator=FedAvg(), scheme=FedIT(), seed=0, clients_per_round=1, shared=("row",)
-    )
+    parts = {"aggregator": FedAvg(), "scheme": FedIT()}
+    context = PlanningContext(rounds=1, head=1, seed=0, clients_per_round=1, shared=("row",), private=True, **parts)
     plan = plan_removal(Retrain(), "retrain", ForgetRequest(id="r", client_id="c"), context)
     items = {row[0] for row in table("forgetting.md", "item")}
     assert items == {one.item for one in plan.checklist}
