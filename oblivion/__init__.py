@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # The same names for type checkers and for the API pages, whi
     from oblivion.data.partitions import partitions
     from oblivion.data.templates import templates
     from oblivion.errors import OblivionError
+    from oblivion.evaluation import evaluate
     from oblivion.learning import learnings
     from oblivion.metrics import metrics
     from oblivion.metrics.suites import suites
@@ -24,7 +25,6 @@ if TYPE_CHECKING:  # The same names for type checkers and for the API pages, whi
     from oblivion.removal import removals
     from oblivion.run.records import RunRecord
     from oblivion.run.scenarios import load_config
-    from oblivion.target import evaluate
     from oblivion.tasks import tasks
     from oblivion.types import Adapter, ClientUpdate, ForgetRequest, GlobalState, RoundInfo, Sample
     from simulations.simulate import RunResult, open_run, resume, simulate
@@ -45,7 +45,7 @@ _LAZY = {
     "removals": "oblivion.removal",
     "RunRecord": "oblivion.run.records",
     "load_config": "oblivion.run.scenarios",
-    "evaluate": "oblivion.target",
+    "evaluate": "oblivion.evaluation",
     "Adapter": "oblivion.types",
     "ClientUpdate": "oblivion.types",
     "ForgetRequest": "oblivion.types",

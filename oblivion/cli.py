@@ -119,9 +119,9 @@ def evaluate(
     """Measure any model, adapter or run."""
     quiet_libraries()
     from oblivion.errors import ConfigError
+    from oblivion.evaluation import evaluate as measure
     from oblivion.metrics.engine.table import table
     from oblivion.metrics.suites import make_suite
-    from oblivion.target import evaluate as measure
 
     if out is not None and out.is_dir():
         raise ConfigError(f"--out {out} is a folder; give the name of a file")
@@ -196,7 +196,7 @@ def doctor(as_json: Json = False) -> None:
 
 
 def _end(error: OblivionError) -> NoReturn:
-    from oblivion.outside import printable
+    from oblivion.untrusted import printable
 
     sys.stderr.write(f"error: {printable(str(error))}\n")
     raise SystemExit(error.exit_code)

@@ -54,7 +54,7 @@ def verify(
     from oblivion.errors import InputError, IntegrityError
     from oblivion.ledger.checkpoint import Checkpoint
     from oblivion.ledger.verify import verify_ledger
-    from oblivion.outside import read_json
+    from oblivion.untrusted import read_json
 
     seen = None
     if checkpoint is not None:

@@ -56,7 +56,7 @@ def forget(
 
 def _read_request(path: Path) -> ForgetRequest:
     from oblivion.ledger.requests import from_json
-    from oblivion.outside import read_json
+    from oblivion.untrusted import read_json
 
     return from_json(read_json(path, "a request as its client signed it"))
 

@@ -19,7 +19,7 @@ Engine = Annotated[str | None, typer.Option(help="ray or inline.")]
 
 def say(text: str) -> None:
     """Print a line of results."""
-    from oblivion.outside import printable
+    from oblivion.untrusted import printable
 
     sys.stdout.write(printable(text) + "\n")
 

@@ -24,7 +24,7 @@ from pydantic import (
 from oblivion.client_names import client_id_of
 from oblivion.errors import ConfigError, nearest
 from oblivion.method_tables import METHODS, check_method_names, method_tables, set_over
-from oblivion.outside import LARGEST_TOML, as_text, check_numbers, parse_toml, read, shown
+from oblivion.untrusted import LARGEST_TOML, as_text, check_numbers, parse_toml, read, shown
 from oblivion.validation import faults
 
 

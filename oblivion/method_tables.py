@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from oblivion.outside import shown
+from oblivion.untrusted import shown
 
 METHODS = "forget.methods"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")

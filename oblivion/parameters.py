@@ -13,8 +13,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from oblivion.errors import ConfigError, InputError, nearest
-from oblivion.outside import check_numbers
 from oblivion.registry import Registry
+from oblivion.untrusted import check_numbers
 
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "int": ((int,), "a whole number"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from oblivion.config import RunConfig, config_from_mapping
 from oblivion.errors import InputError
-from oblivion.outside import read, read_toml, shown
+from oblivion.untrusted import read, read_toml, shown
 
 FORMAT = 3
 """Of what this version writes and reads. Runs of format 1 have no such file."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from oblivion.outside import shown
+from oblivion.untrusted import shown
 
 _BARE = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "nothing"}
 

@@ -19,7 +19,6 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from oblivion.errors import IntegrityError
 from oblivion.named_statistics import Statistic, check_schema
-from oblivion.outside import decode
 from oblivion.types import (
     CLIENT_ID,
     Adapter,
@@ -36,6 +35,7 @@ from oblivion.types import (
     TrainRequest,
     VisitRequest,
 )
+from oblivion.untrusted import decode
 
 _MESSAGE = "message"
 _ARRAYS = "arrays"

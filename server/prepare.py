@@ -32,8 +32,8 @@ from oblivion.models.loading import gpu_count
 from oblivion.objectives.terms import objective_from
 from oblivion.parameters import build
 from oblivion.parts import parts_of
+from oblivion.privacy.budget_checks import check_learning
 from oblivion.privacy.settings import check_privacy
-from oblivion.privacy.spending import check_learning
 from oblivion.removal.settings import check_methods, removal_from
 from oblivion.run.directory import RunDirectory
 from oblivion.run.manifest import make_manifest

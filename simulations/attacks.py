@@ -30,9 +30,9 @@ from typing import Any, TypeAlias
 from oblivion.aggregation.gate import update_norm
 from oblivion.config import RunConfig, load_config
 from oblivion.files import write_atomically
-from oblivion.outside import parse_json, read_text
 from oblivion.seeding import torch_generator
 from oblivion.types import ClientUpdate, HostReply, HostRequest
+from oblivion.untrusted import parse_json, read_text
 
 CLIENTS, HOSTILE, ROUNDS = 20, 4, 6
 ATTACKS = ("none", "sign flip", "scaling", "noise", "little is enough")

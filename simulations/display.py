@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import Any
 
 from oblivion.errors import plural
-from oblivion.outside import printable
 from oblivion.run.events import Event
+from oblivion.untrusted import printable
 
 
 class Display:

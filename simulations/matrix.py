@@ -21,8 +21,8 @@ from oblivion.errors import ConfigError, InputError, PlanRefusedError
 from oblivion.files import write_atomically
 from oblivion.metrics.engine.suite import Number
 from oblivion.metrics.suites import suite_of
-from oblivion.outside import read_json, read_toml
 from oblivion.types import Adapter
+from oblivion.untrusted import read_json, read_toml
 from server.prepare import check, check_names
 from simulations.simulate import RunResult, resume, simulate
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from oblivion.data.rows import Row
 from oblivion.errors import InputError
-from oblivion.outside import shown
+from oblivion.untrusted import shown
 
 MAGIC = b"PAR1"
 _MOST, _MOST_ROWS, _BATCH = 2**30, 10**7, 1024

@@ -15,7 +15,7 @@ from oblivion.data.columns import USUAL
 from oblivion.data.json_rows import SHAPES, json_rows
 from oblivion.data.rows import MOST_VALUES, Faults, Row, RowFile
 from oblivion.errors import InputError
-from oblivion.outside import read
+from oblivion.untrusted import read
 
 EXPECTED = "JSON, CSV, TSV or Parquet"
 JSON_ENDINGS = (".json", ".jsonl", ".ndjson")

@@ -36,11 +36,11 @@ from oblivion.ledger.reading import canonical
 from oblivion.ledger.register import RequestStatus
 from oblivion.models.adapter_folder import CONFIG, WEIGHTS
 from oblivion.models.resident import weight_bytes
-from oblivion.outside import shown
 from oblivion.report import write_report
 from oblivion.report.page import build_report
 from oblivion.run.records import Measure, PlanRecord, RequestRecord, read_plan
 from oblivion.run_format import PUBLIC_KEY
+from oblivion.untrusted import shown
 
 _CODE = ("versions", "commit", "code_fingerprint", "packages", "packages_added")
 _ENVIRONMENT = (*_CODE, "model", "model_digest", "seed", "engine", "machine")

@@ -25,12 +25,12 @@ from oblivion.ledger.erasure import void_requests
 from oblivion.ledger.register import RequestStatus
 from oblivion.ledger.rounds import Branch
 from oblivion.ledger.rounds import line as line_of
-from oblivion.outside import parse_json, shown
 from oblivion.run.directory import RunDirectory, to_json
 from oblivion.run.events import round_entry
 from oblivion.run.manifest import describe_clients
 from oblivion.run.records import ModelRecord, RequestRecord, read_record
 from oblivion.run_format import CLIENT_STORE, ORIGINAL
+from oblivion.untrusted import parse_json, shown
 
 EVENTS = "events.jsonl"
 _OWN = ("adapters", "evaluations", "forgets", CLIENT_STORE)

@@ -12,7 +12,7 @@ from oblivion.types import ClientUpdate
 
 
 class History:
-    """The committed rounds that led to the head of a branch; an `oblivion.removal.history.LedgerReader`.
+    """The committed rounds that led to the head of a branch; an `oblivion.removal.ledger_reader.LedgerReader`.
 
     Parameters
     ----------

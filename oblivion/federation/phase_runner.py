@@ -18,13 +18,13 @@ from oblivion.ledger.rounds import Branch, CohortOutcome, RoundRecord
 from oblivion.models.factors import only
 from oblivion.named_statistics import Statistic, check_schema
 from oblivion.objectives.terms import FinishesVisit, objective_from
-from oblivion.removal.history import LedgerReader
+from oblivion.removal.ledger_reader import LedgerReader
 from oblivion.removal.phases import ServerStep, Visit
 from oblivion.selection import form_cohorts
 from oblivion.training.batches import NO_ROWS
 from oblivion.training.outputs import Wanted
 from oblivion.types import Adapter, ForgetRequest, Sample, VisitRequest
-from oblivion.visits import steps_per_visit
+from oblivion.visit_steps import steps_per_visit
 
 
 class PhaseRunner:

@@ -14,7 +14,7 @@ from oblivion.federation.planning import check_oracle, make_context, make_plan
 from oblivion.federation.spending import check_removals
 from oblivion.federation.too_long import nothing_fits, unfit
 from oblivion.ledger.rounds import line
-from oblivion.privacy.spending import spent
+from oblivion.privacy.budget_checks import spent
 from oblivion.removal.context import PlanningContext
 from oblivion.removal.plan import RemovalPlan
 from oblivion.run_format import CLIENT_STORE

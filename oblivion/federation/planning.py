@@ -24,7 +24,7 @@ from oblivion.run.records import RequestRecord
 from oblivion.seeding import derive_seed
 from oblivion.selection import population, select_clients
 from oblivion.types import ForgetRequest
-from oblivion.visits import steps_per_visit
+from oblivion.visit_steps import steps_per_visit
 
 
 def oracle_seeds(config: RunConfig) -> dict[str, int]:

@@ -14,7 +14,6 @@ from oblivion.ledger.adapters import note_adapter
 from oblivion.ledger.requests import ID
 from oblivion.models.adapter_folder import CONFIG
 from oblivion.models.resident import weight_bytes
-from oblivion.outside import shown
 from oblivion.run.events import round_entry
 from oblivion.run.records import (
     METRICS,
@@ -26,6 +25,7 @@ from oblivion.run.records import (
     read_run_record,
 )
 from oblivion.types import Cost, ForgetRequest, GlobalState
+from oblivion.untrusted import shown
 
 
 class Results:

@@ -32,7 +32,7 @@ from oblivion.run.events import Observer
 from oblivion.selection import form_cohorts, select_clients, servable, without
 from oblivion.training.reach import reach
 from oblivion.types import Adapter, ClientTask, ClientUpdate, GlobalState, RoundInfo, TrainRequest
-from oblivion.visits import steps_per_visit
+from oblivion.visit_steps import steps_per_visit
 
 
 class Federation:

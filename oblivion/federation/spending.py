@@ -8,7 +8,7 @@ from oblivion.config import RunConfig
 from oblivion.federation.planning import oracle_seeds
 from oblivion.ledger.store import StoredLedger
 from oblivion.privacy.budget import Budget, expected_rounds, statement
-from oblivion.privacy.spending import check_rounds
+from oblivion.privacy.budget_checks import check_rounds
 from oblivion.removal.plan import RemovalPlan
 from oblivion.run.records import PrivacyRecord
 

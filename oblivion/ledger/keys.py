@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from oblivion.errors import IntegrityError, OblivionError
 from oblivion.files import erase, make_folder, rewrite, write_atomically
-from oblivion.outside import read_json
 from oblivion.types import CLIENT_ID
+from oblivion.untrusted import read_json
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

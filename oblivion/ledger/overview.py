@@ -13,8 +13,8 @@ from oblivion.ledger.opening import read_ledger
 from oblivion.ledger.public_key import read_public_key
 from oblivion.ledger.register import RequestStatus
 from oblivion.ledger.verify_evidence import Check, UnreadableError, failed, in_words, verify
-from oblivion.outside import parse_json, read
 from oblivion.run_format import PUBLIC_KEY
+from oblivion.untrusted import parse_json, read
 
 
 def overview(root: Path) -> dict[str, Any]:

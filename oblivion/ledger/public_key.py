@@ -7,7 +7,7 @@ from pathlib import Path
 
 from oblivion.errors import InputError
 from oblivion.ledger.curve import KEY_BYTES
-from oblivion.outside import read
+from oblivion.untrusted import read
 
 _EXPECTED = f"an Ed25519 public key: {KEY_BYTES} bytes, {2 * KEY_BYTES} hexadecimal digits, or PEM"
 _LARGEST = 4096

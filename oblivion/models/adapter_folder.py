@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from oblivion.errors import InputError
 from oblivion.models.model_folder import check_memory
 from oblivion.models.name_patterns import is_plain, matcher
-from oblivion.outside import read_json, shown
 from oblivion.types import Adapter
+from oblivion.untrusted import read_json, shown
 from oblivion.validation import faults
 
 if TYPE_CHECKING:

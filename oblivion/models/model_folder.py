@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from oblivion.errors import InputError
-from oblivion.outside import read_json, shown
+from oblivion.untrusted import read_json, shown
 
 INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"

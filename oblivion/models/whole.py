@@ -18,9 +18,9 @@ from oblivion.errors import ConfigError, InputError
 from oblivion.files import write_folder
 from oblivion.models.adapter_folder import CONFIG, WEIGHTS
 from oblivion.models.resident import check_adapter, weight_bytes
-from oblivion.outside import read
 from oblivion.tasks.task import Learner, Task
 from oblivion.types import Adapter
+from oblivion.untrusted import read
 
 _LARGEST = 2**30
 """Bytes of a file of parameters: more than the largest vectors with the most classes take."""

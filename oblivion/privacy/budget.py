@@ -25,7 +25,7 @@ from oblivion.config import PrivacyConfig, RunConfig, TrainConfig
 from oblivion.ledger.rounds import Charge, Charged
 from oblivion.privacy.accountant import LEAST_NOISE, epsilon_of_rdp, gaussian_epsilon, group, sampled_gaussian_rdp
 from oblivion.selection import population, select_clients
-from oblivion.visits import sampling_rate, steps_per_visit
+from oblivion.visit_steps import sampling_rate, steps_per_visit
 
 if TYPE_CHECKING:
     import numpy as np

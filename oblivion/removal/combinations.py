@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from oblivion.aggregation.gate import update_norm
 from oblivion.aggregation.round import RoundState
-from oblivion.removal.history import LedgerReader
+from oblivion.removal.ledger_reader import LedgerReader
 from oblivion.types import ClientUpdate
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from oblivion.ledger.rounds import RoundRecord, first_selected
 from oblivion.privacy.budget import Budget, expected_rounds
 from oblivion.selection import client_steps, population, select_clients
 from oblivion.types import ForgetRequest
-from oblivion.visits import steps_per_visit
+from oblivion.visit_steps import steps_per_visit
 
 if TYPE_CHECKING:
     from oblivion.removal.phases import Phase

@@ -28,7 +28,7 @@ from oblivion.errors import PlanRefusedError, plural
 from oblivion.parameters import check_count, check_positive
 from oblivion.removal.checklist import ADAPTER, CONTROL, RESIDUAL, RULE_STATE, UPDATES, Verdict, checklist
 from oblivion.removal.context import PlanningContext, from_round
-from oblivion.removal.history import LedgerReader
+from oblivion.removal.ledger_reader import LedgerReader
 from oblivion.removal.phases import Phase, Restore, Rounds, ServerStep, Visit
 from oblivion.removal.plan import RemovalPlan
 from oblivion.removal.stored_updates import check_stored_updates

@@ -23,7 +23,7 @@ from oblivion.parameters import check_at_least_zero, check_count, check_positive
 from oblivion.removal.checklist import checklist
 from oblivion.removal.combinations import mean_of, moved
 from oblivion.removal.context import PlanningContext
-from oblivion.removal.history import LedgerReader
+from oblivion.removal.ledger_reader import LedgerReader
 from oblivion.removal.phases import Phase, Rounds, ServerStep
 from oblivion.removal.plan import RemovalPlan
 from oblivion.removal.stored_updates import check_stored_updates, moved_by_the_server

@@ -17,7 +17,7 @@ from oblivion.aggregation.round import RoundState
 from oblivion.ledger.rounds import RoundRecord
 from oblivion.removal.combinations import Add, Combination
 from oblivion.removal.context import PlanningContext
-from oblivion.removal.history import LedgerReader
+from oblivion.removal.ledger_reader import LedgerReader
 from oblivion.types import ForgetRequest
 
 

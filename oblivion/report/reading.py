@@ -15,9 +15,9 @@ from oblivion.config import EvaluateConfig
 from oblivion.errors import InputError
 from oblivion.metrics.engine.suite import Suite
 from oblivion.metrics.suites import suite_of
-from oblivion.outside import parse_json, read, read_json, read_toml
 from oblivion.run.records import RunRecord, clean, read_run_record
 from oblivion.run_format import check_format
+from oblivion.untrusted import parse_json, read, read_json, read_toml
 from oblivion.validation import faults
 
 _MOST_EVENTS, _LONGEST_EVENT = 2**30, 2**20

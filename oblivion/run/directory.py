@@ -11,8 +11,8 @@ from typing import Any
 from oblivion.config import RunConfig
 from oblivion.errors import ConfigError, InputError, OblivionError
 from oblivion.files import write_atomically, write_folder
-from oblivion.outside import read_json, shown
 from oblivion.run_format import FILE, format_file, open_run
+from oblivion.untrusted import read_json, shown
 
 
 def to_json(value: Any) -> bytes:

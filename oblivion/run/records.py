@@ -16,9 +16,9 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StrictFloat, StrictInt, ValidationError
 
 from oblivion.errors import InputError
-from oblivion.outside import read_json
 from oblivion.provenance import Package
 from oblivion.run_format import ORIGINAL
+from oblivion.untrusted import read_json
 from oblivion.validation import faults
 
 VERSION = 1

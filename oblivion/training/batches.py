@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from oblivion.tasks.task import Row, Task
 from oblivion.types import Sample
-from oblivion.visits import WINDOW
+from oblivion.visit_steps import WINDOW
 
 if TYPE_CHECKING:
     import numpy as np

@@ -30,7 +30,7 @@ from oblivion.tasks.task import Learner, Row
 from oblivion.training.fused import fusible
 from oblivion.training.local import LocalTask, LocalVisit
 from oblivion.types import Adapter, ClientUpdate, RoundInfo
-from oblivion.visits import sampling_rate, steps_per_visit
+from oblivion.visit_steps import sampling_rate, steps_per_visit
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,7 +17,7 @@ import math
 from functools import cache
 
 from oblivion.config import PrivacyConfig, TrainConfig
-from oblivion.visits import sampling_rate, steps_per_visit
+from oblivion.visit_steps import sampling_rate, steps_per_visit
 
 _BETA1, _BETA2 = 0.9, 0.999  # of every visit's AdamW
 _ROUNDING = 2.0**-22  # relative, of fp32, per step: the parameters are rounded, and so is their change

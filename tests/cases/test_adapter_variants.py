@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM
 
 from oblivion.config import LoraConfig, ModelConfig
 from oblivion.errors import InputError
+from oblivion.evaluation import _opened, find_target
 from oblivion.models.adapter_folder import CONFIG, WEIGHTS, read_adapter_folder
 from oblivion.models.loading import load_base
 from oblivion.models.resident import ResidentModel
-from oblivion.target import _opened, find_target
 
 IDS = torch.tensor([[1, 10, 20, 30, 40, 50, 60, 70]])
 MEASURED: dict[str, dict[str, Any]] = {

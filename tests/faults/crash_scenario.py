@@ -43,7 +43,7 @@ from oblivion.types import (
     TrainRequest,
     VisitRequest,
 )
-from oblivion.visits import steps_per_visit
+from oblivion.visit_steps import steps_per_visit
 from simulations.simulate import commit_in_run, forget_in_run, resume, simulate
 
 SETTINGS = {

@@ -25,7 +25,7 @@ from oblivion.provenance import code_fingerprint
 from oblivion.run.events import Observer
 from oblivion.seeding import torch_generator
 from oblivion.types import ClientTask, ClientUpdate, HostReply, HostRequest, RoundInfo, TrainRequest
-from oblivion.visits import steps_per_visit
+from oblivion.visit_steps import steps_per_visit
 from oblivion.wire import check_reply, pack_reply, unpack_reply
 
 CLIENTS = {f"client-{k}": 6 + k for k in range(5)}

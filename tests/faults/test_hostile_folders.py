@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from oblivion.config import LoraConfig, ModelConfig
 from oblivion.errors import ConfigError, InputError
+from oblivion.evaluation import _opened, find_target
 from oblivion.models.adapter_folder import CONFIG, WEIGHTS, read_adapter_folder
 from oblivion.models.loading import TINY, load_base, load_tokenizer, locate
 from oblivion.models.name_patterns import matcher
 from oblivion.models.resident import ResidentModel
-from oblivion.target import _opened, find_target
 
 EVIL = "from pathlib import Path\nPath({marker!r}).touch()\nclass C: pass\nM = T = generate = C\n"
 

@@ -14,13 +14,13 @@ from oblivion import run_format
 from oblivion.config import RunConfig
 from oblivion.data.row_files import read_row_file
 from oblivion.errors import InputError, IntegrityError
+from oblivion.evaluation import find_target
 from oblivion.ledger.keys import Keys
 from oblivion.metrics.engine.layout import read_reference
 from oblivion.metrics.suites import make_suite
-from oblivion.outside import DEEPEST, parse_json, parse_toml, read
 from oblivion.report.reading import read_run
 from oblivion.run.directory import RunDirectory
-from oblivion.target import find_target
+from oblivion.untrusted import DEEPEST, parse_json, parse_toml, read
 
 WHAT = "a thing"
 HOSTILE: dict[str, bytes] = {

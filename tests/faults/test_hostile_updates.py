@@ -24,7 +24,7 @@ from oblivion.run.events import Observer
 from oblivion.seeding import torch_generator
 from oblivion.training.reach import reach
 from oblivion.types import ClientUpdate, HostReply, HostRequest, RoundInfo, TrainRequest
-from oblivion.visits import steps_per_visit
+from oblivion.visit_steps import steps_per_visit
 
 ROWS = 40
 SHAPES = {"x.lora_A.weight": (2, 3), "x.lora_B.weight": (3, 2)}

@@ -12,11 +12,11 @@ import pytest
 
 from oblivion.config import RunConfig
 from oblivion.errors import InputError
+from oblivion.evaluation import find_target
 from oblivion.ledger.opening import open_ledger
 from oblivion.report.reading import read_run
 from oblivion.run.directory import RunDirectory
 from oblivion.run_format import FORMAT, check_format, format_file, open_run
-from oblivion.target import find_target
 
 PRIVATE = 0o077
 

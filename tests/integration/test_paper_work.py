@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from oblivion.config import load_config
-from oblivion.outside import read_json
+from oblivion.untrusted import read_json
 from simulations import RunResult, simulate
 
 SETTINGS: dict[str, Any] = {

@@ -12,7 +12,7 @@ from oblivion.data.tokens import TokenRow
 from oblivion.seeding import numpy_generator
 from oblivion.tasks.causal_lm import collate
 from oblivion.training.batches import epochs
-from oblivion.visits import steps_per_visit
+from oblivion.visit_steps import steps_per_visit
 
 lengths = st.lists(st.integers(2, 12), min_size=1, max_size=60)
 

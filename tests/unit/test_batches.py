@@ -15,7 +15,7 @@ from oblivion.seeding import numpy_generator
 from oblivion.tasks.causal_lm import CausalLM, collate
 from oblivion.training.batches import encode_rows, epochs
 from oblivion.types import Sample
-from oblivion.visits import steps_per_visit
+from oblivion.visit_steps import steps_per_visit
 
 
 def row(index: int, length: int = 3) -> TokenRow:

@@ -27,7 +27,7 @@ from oblivion.training.cohort import train_cohort
 from oblivion.training.dp_sgd import clipped_sum, poisson_batches, train_client_privately
 from oblivion.training.local import LocalTask, train_client
 from oblivion.types import ClientUpdate, RoundInfo
-from oblivion.visits import sampling_rate
+from oblivion.visit_steps import sampling_rate
 
 INFO = RoundInfo(branch="main", round=3, rounds=5, population=("client-0", "client-1"), seed=7)
 SGD = TrainConfig(batch_size=3, local_epochs=2, learning_rate=0.1, optimizer="sgd", clip_norm=1e9)

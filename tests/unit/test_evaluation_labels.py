@@ -13,6 +13,7 @@ import torch
 
 from oblivion.config import load_config
 from oblivion.errors import ConfigError
+from oblivion.evaluation import evaluate
 from oblivion.metrics.engine.one_pass import evaluate_client, evaluate_model
 from oblivion.metrics.engine.suite import Column, Headline, Suite
 from oblivion.metrics.exact_memorization import ExactMemorization
@@ -22,7 +23,6 @@ from oblivion.metrics.probability import Probability
 from oblivion.metrics.rouge import Rouge
 from oblivion.metrics.suites.own_rows import OWN_PROBABILITY, OWN_ROWS
 from oblivion.objectives.terms import Answers
-from oblivion.target import evaluate
 from oblivion.types import Sample
 from simulations import simulate
 

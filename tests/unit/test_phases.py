@@ -19,7 +19,7 @@ from oblivion.ledger.rounds import RoundRecord
 from oblivion.removal.checklist import ChecklistItem, checklist
 from oblivion.removal.combinations import moved
 from oblivion.removal.context import PlanningContext
-from oblivion.removal.history import LedgerReader
+from oblivion.removal.ledger_reader import LedgerReader
 from oblivion.removal.phases import Phase, Restore, Rounds, ServerStep, Until, Visit, starts
 from oblivion.removal.plan import RemovalPlan, plan_removal, plan_values
 from oblivion.types import ForgetRequest

@@ -33,7 +33,7 @@ FORBIDDEN = {
 RUN_BY_OTHERS = {"oblivion.ledger.migrations.env"}
 # Text from outside is read by one reader. These read their own text, or say here why not.
 PARSERS = {
-    "oblivion/outside.py": "the reader",
+    "oblivion/untrusted.py": "the reader",
     "oblivion/data/chat_rendering.py": "a line that its own other half wrote",
     "oblivion/data/json_rows.py": "rows: numbers stay as they are written, and files may be large",
     "oblivion/data/rows.py": "a list inside a row, as above",
@@ -218,7 +218,7 @@ TEXT_ROOMS = ("data", "metrics", "models", "objectives", "tasks")
 KNOW_TEXT = {
     "oblivion/config.py": "the settings of all tasks in one tree",
     "oblivion/learners.py": "the table of tasks, and the models of one of them",
-    "oblivion/target.py": "language models that no run made",
+    "oblivion/evaluation.py": "language models that no run made",
     "oblivion/training/fused.py": "cohorts in one pass through LoRA layers",
     "oblivion/run/manifest.py": "versions of packages",
     "server/doctor.py": "versions of packages",

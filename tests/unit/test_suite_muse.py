@@ -14,6 +14,7 @@ from oblivion.config import DataConfig, load_config
 from oblivion.data.datasets.muse import evaluation_groups, load
 from oblivion.data.federation import resolve
 from oblivion.errors import ConfigError, InputError
+from oblivion.evaluation import evaluate
 from oblivion.metrics.engine.context import EvaluationContext
 from oblivion.metrics.engine.generation import _cut
 from oblivion.metrics.engine.one_pass import evaluate_model
@@ -24,7 +25,6 @@ from oblivion.metrics.suites import make_suite
 from oblivion.models.loading import load_base
 from oblivion.parameters import ParameterError
 from oblivion.report import build_report
-from oblivion.target import evaluate
 from oblivion.tasks.causal_lm import CausalLM
 from oblivion.types import ForgetRequest
 from simulations import RunResult, simulate

@@ -28,7 +28,7 @@ from oblivion.run.records import RequestRecord
 ROOT = Path(__file__).parents[2]
 BLIND = (
     *("oblivion/report", "oblivion/federation", "oblivion/run", "oblivion/removal", "oblivion/metrics/engine"),
-    *("oblivion/target.py", "oblivion/replies.py", "oblivion/cli.py", "oblivion/data/keyed_ids.py"),
+    *("oblivion/evaluation.py", "oblivion/replies.py", "oblivion/cli.py", "oblivion/data/keyed_ids.py"),
     *("simulations", "server", "clients"),
 )
 """Code that may know no metric and no data set."""

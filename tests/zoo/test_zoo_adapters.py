@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import CONTEXT, build
 
 from oblivion.errors import InputError
-from oblivion.target import _opened, find_target
+from oblivion.evaluation import _opened, find_target
 
 
 @dataclass(frozen=True)

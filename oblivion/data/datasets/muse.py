@@ -23,9 +23,9 @@ from oblivion.data.datasets import benchmark
 from oblivion.data.row_files import read_row_file
 from oblivion.data.rows import digest_of_texts, text_of
 from oblivion.errors import ConfigError, InputError, nearest
-from oblivion.outside import read_json, read_text
 from oblivion.parameters import check_count
 from oblivion.types import Sample
+from oblivion.untrusted import read_json, read_text
 
 CORPORA = ("news", "books")
 LEAVES = "forget"

@@ -9,8 +9,8 @@ from typing import Any
 from oblivion.errors import InputError
 from oblivion.metrics.engine.context import ANY, DetailedResult
 from oblivion.metrics.engine.suite import Suite
-from oblivion.outside import read_json
 from oblivion.types import MetricResult
+from oblivion.untrusted import read_json
 
 MANIFEST = "manifest"
 TEXTS = ("input", "ground_truth", "generation")

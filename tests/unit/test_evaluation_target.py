@@ -14,10 +14,10 @@ from command_line import oblivion
 from oblivion.config import ModelConfig, load_config
 from oblivion.data.federation import resolve
 from oblivion.errors import ConfigError, InputError
+from oblivion.evaluation import evaluate, find_target
 from oblivion.metrics.engine.table import table
 from oblivion.metrics.suites import make_suite
 from oblivion.models.loading import locate
-from oblivion.target import evaluate, find_target
 from simulations import RunResult, simulate
 
 MICRO = """

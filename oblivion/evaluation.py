@@ -25,7 +25,6 @@ from oblivion.metrics.suites import entries_of, make_suite
 from oblivion.models.adapter_folder import CONFIG, StoredAdapter, read_adapter_folder
 from oblivion.models.loading import load_base, locate
 from oblivion.models.resident import ResidentModel, load_resident
-from oblivion.outside import read_json
 from oblivion.parameters import build
 from oblivion.provenance import code_fingerprint, packages_of
 from oblivion.run.records import METRICS, RunRecord, read_run_record
@@ -34,6 +33,7 @@ from oblivion.tasks import tasks
 from oblivion.tasks.causal_lm import CausalLM
 from oblivion.tasks.task import Task
 from oblivion.types import Adapter, ForgetRequest
+from oblivion.untrusted import read_json
 
 _WRITTEN = "the file that the run wrote: restore it"
 _PINNED = "give its commit with --revision"
