@@ -1,4 +1,4 @@
-"""The command line. The only module of the library that imports the packages above it, and only inside functions."""
+"""The command line. It alone imports the packages above the library, and it does so inside functions only."""
 
 from __future__ import annotations
 
@@ -97,9 +97,9 @@ def _resume(out: Path | None, as_json: bool, others: dict[str, Any]) -> None:
 @app.command()
 def evaluate(
     target: Annotated[str, typer.Argument(help="A run, an adapter folder, a model folder, or a hub id.")],
-    suite: Annotated[str, typer.Option(help="Which metrics [default: the run's, else that of a new run].")] = "",
+    suite: Annotated[str, typer.Option(help="The suite of metrics [default: the run's, else that of a new run].")] = "",
     data: Annotated[str, typer.Option(help="A folder with the suite's files.")] = "",
-    split: Annotated[str, typer.Option(help="Its split [default: the suite's choice].")] = "",
+    split: Annotated[str, typer.Option(help="The split of that folder [default: the suite's choice].")] = "",
     forget: Annotated[str, typer.Option(help="A file with rows to be forgotten, in place of --data.")] = "",
     retain: Annotated[str, typer.Option(help="A file with rows that stay.")] = "",
     holdout: Annotated[str, typer.Option(help="A file with rows that nobody trained on.")] = "",
@@ -108,10 +108,14 @@ def evaluate(
     ] = None,
     base: Annotated[str, typer.Option(help="The base model of an adapter folder.")] = "",
     revision: Annotated[str, typer.Option(help="The pinned revision of a hub id.")] = "",
-    template: Annotated[str, typer.Option(help="How a question and an answer become text [default: plain].")] = "",
-    limit: Annotated[int, typer.Option(min=0, max=10**9, help="At most so many rows of each group; 0 for all.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, max=65_536, help="How far to generate.")] = 200,
-    batch_size: Annotated[int, typer.Option(min=1, max=65_536, help="Rows generated together.")] = 32,
+    template: Annotated[
+        str, typer.Option(help="The template that makes text of a question and an answer [default: plain].")
+    ] = "",
+    limit: Annotated[int, typer.Option(min=0, max=10**9, help="The most rows of each group; 0 takes all.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=65_536, help="The most tokens that are generated.")] = 200,
+    batch_size: Annotated[
+        int, typer.Option(min=1, max=65_536, help="The number of rows that are generated together.")
+    ] = 32,
     out: Annotated[Path | None, typer.Option(help="Write OpenUnlearning's JSON layout here.")] = None,
     text: Annotated[bool, typer.Option("--text", help="Keep questions, answers and generations in it.")] = False,
     as_json: Json = False,
@@ -144,7 +148,7 @@ def evaluate(
     )
     written = json.dumps(result, indent=1, allow_nan=False)
     shown = written if as_json else table(result, make_suite(result["manifest"]["suite"]))
-    say(shown)  # first: a disk that cannot be written loses no result
+    say(shown)  # printed first, so that a full disk loses no result
     if out is not None:
         from oblivion.files import write_atomically
 
@@ -169,7 +173,7 @@ def list_parts(
     kind: Annotated[str, typer.Argument(help="aggregators, objectives, removals, metrics, datasets, ...")],
     as_json: Json = False,
 ) -> None:
-    """List the parts of one kind, with what each is."""
+    """List the parts of one kind, and say what each is."""
     from oblivion.errors import ConfigError, nearest
     from oblivion.parts import REGISTRIES
     from oblivion.run.scenarios import describe_scenarios
@@ -203,18 +207,18 @@ def _end(error: OblivionError) -> NoReturn:
 
 
 def _at_home(word: str) -> str:
-    """A word with its ``~`` as a folder: a shell expands it at the beginning of a word, and not after ``--out=``."""
+    """Return a word with its ``~`` as a folder: a shell expands it at the start of a word, and not after ``--out=``."""
     return re.sub(r"^(--[\w-]+=)?~(?=/|$)", lambda found: (found[1] or "") + str(Path.home()), word)
 
 
 @contextmanager
 def _like_ctrl_c() -> Iterator[None]:
-    """Have SIGTERM and SIGHUP end a command as Ctrl-C does; one that is ignored from outside, as by nohup, stays so."""
+    """Let SIGTERM and SIGHUP end a command as Ctrl-C does; a signal that nohup or a parent ignores stays ignored."""
     before: dict[int, Any] = {}
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         for other in before:
-            signal.signal(other, signal.SIG_IGN)  # once is enough, and must not disturb the way out
+            signal.signal(other, signal.SIG_IGN)  # one signal is enough, and another must not disturb the way out
         raise KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():
@@ -236,7 +240,7 @@ def main() -> None:
     except KeyboardInterrupt:
         _interrupted()
     except SystemExit as ended:
-        if ended.code == _INTERRUPTED:  # so typer passes on a KeyboardInterrupt
+        if ended.code == _INTERRUPTED:  # this is how typer passes on a KeyboardInterrupt
             _interrupted()
         raise
     except OblivionError as error:

@@ -24,7 +24,7 @@ def request_line(asked: dict[str, Any]) -> str:
 
 @app.command("show")
 def show(run_directory: Run, as_json: Json = False) -> None:
-    """Say which branches, requests and exclusions it holds."""
+    """Say which branches, requests and exclusions the ledger holds."""
     from oblivion.ledger.overview import overview
 
     held = overview(run_directory)
@@ -126,10 +126,12 @@ def clock(
 def enrol(
     run_directory: Run,
     client: Annotated[str, typer.Option(help="The client's id.")],
-    key: Annotated[Path, typer.Option(help="Its Ed25519 public key: 32 bytes, as they are, in hex, or as PEM.")],
+    key: Annotated[
+        Path, typer.Option(help="The client's Ed25519 public key: 32 bytes, either raw, in hex, or as PEM.")
+    ],
     as_json: Json = False,
 ) -> None:
-    """Take in a client's own public key, so that only the client can ask to be forgotten."""
+    """Register a client's own public key, so that only the client can ask to be forgotten."""
     from oblivion.ledger.opening import open_run_ledger
     from oblivion.ledger.public_key import read_public_key
 

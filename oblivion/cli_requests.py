@@ -100,7 +100,7 @@ def commit(
     run_directory: Run,
     trial: Annotated[str, typer.Argument(metavar="REQUEST/TRIAL", help="The trial that becomes the run's model.")],
     accept: Annotated[
-        bool, typer.Option("--accept-no-guarantee", help="Take also a trial whose guarantee is none.")
+        bool, typer.Option("--accept-no-guarantee", help="Accept a trial whose guarantee is none, too.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -119,7 +119,7 @@ def commit(
 def refuse(
     run_directory: Run,
     request: RequestId,
-    ground: Annotated[str, typer.Option(help="Why it is refused; the ledger keeps it.")],
+    ground: Annotated[str, typer.Option(help="Why the request is refused; the ledger keeps the ground.")],
     as_json: Json = False,
 ) -> None:
     """Refuse an open request to forget."""
@@ -165,7 +165,7 @@ def evidence(run_directory: Run, request: RequestId, as_json: Json = False) -> N
 
 def ids(
     run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run.")],
-    client: Annotated[str, typer.Option(help="Whose rows, by id or name.")],
+    client: Annotated[str, typer.Option(help="The client whose rows are shown, by id or name.")],
     as_json: Json = False,
 ) -> None:
     """Show a client's rows: their number, their id in the data, and the keyed id that requests and the ledger hold."""

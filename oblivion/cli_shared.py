@@ -1,4 +1,4 @@
-"""What all commands of the command line share: common arguments and options, and how they print."""
+"""The arguments and options that commands share, and how commands print."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the name of an owner, in any script, to a client id; the same name always gives the same id."""
+"""Make a client id from the name of an owner, in any script; the same name always gives the same id."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _UNSEEN = re.compile("[\u00ad\u034f\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u
 
 
 def canonical_name(name: str) -> str:
-    """The name as a reader sees it: composed (NFC), every blank a space, nothing invisible, no blanks around it.
+    """Return the name as a reader sees it: composed (NFC), every blank a space, and nothing invisible.
 
-    Two names that differ in nothing else are one owner.
+    Blanks around the name are dropped. Two names that differ in nothing else are one owner.
 
     Parameters
     ----------
@@ -42,13 +42,13 @@ def canonical_name(name: str) -> str:
 
 
 def folded_name(name: str) -> str:
-    """The name without capitals, wide letters and repeated spaces: two owners rarely differ in these alone."""
+    """Return the name without capitals, wide letters and repeated spaces: owners rarely differ in these alone."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", canonical_name(name)).casefold())
     return " ".join(re.sub(f"[{_JOINERS}]", "", folded).split())
 
 
 def client_id_of(name: str) -> str:
-    """The client id of an owner.
+    """Return the client id of an owner.
 
     It depends on nobody else, so it stays when another owner goes.
 
@@ -80,7 +80,7 @@ def client_id_of(name: str) -> str:
 
 
 def client_named(name: str) -> str:
-    """The id of a client that a command names by its id, or by its name in the data.
+    """Return the id of a client that a command names by its id, or by its name in the data.
 
     Raises
     ------

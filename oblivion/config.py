@@ -1,4 +1,4 @@
-"""The one tree of settings: read from TOML and ``--set``, validated, written back out.
+"""The one tree of settings, which is read from TOML and ``--set``, validated, and written back out.
 
 Keys are kebab-case and dotted (``train.batch-size``). This module is the only source of defaults.
 """
@@ -33,7 +33,7 @@ def _kebab(name: str) -> str:
 
 
 def _client(name: str) -> str:
-    """The id of a client that is named as in the data; the name itself, which may be a person's, is not kept."""
+    """Return the id of a client that is named as in the data; the name, which may be a person's, is not kept."""
     try:
         return client_id_of(name)
     except ValueError as error:
@@ -49,7 +49,7 @@ def _bounded(values: dict[str, Any]) -> dict[str, Any]:
 Parameters = Annotated[dict[str, Any], AfterValidator(_bounded)]
 """Keyword arguments of a registered part, which checks them itself; numbers beyond all use are refused for it."""
 Methods = Annotated[dict[str, Parameters], BeforeValidator(method_tables), AfterValidator(check_method_names)]
-"""Settings of removals, by a name for each."""
+"""The settings of each removal that is tried, by the name that a scenario gives them."""
 _SCENARIO = "a scenario in TOML"
 MOST_ROUNDS = 10_000
 MOST_CLIENTS = 100_000
@@ -88,7 +88,7 @@ class LoraConfig(_Section):
 
 
 class DataConfig(_Section):
-    """Training data, who owns it, and the server's own rows."""
+    """The training data, its owners, and the server's own rows."""
 
     name: str = "authors"
     path: str = ""
@@ -101,7 +101,7 @@ class DataConfig(_Section):
 
 
 class FederationConfig(_Section):
-    """Clients, rounds, the aggregation rule and the gate."""
+    """The clients, the rounds, the aggregation rule and the gate."""
 
     clients: int = Field(8, ge=1, le=MOST_CLIENTS, strict=True)
     rounds: int = Field(10, ge=1, le=MOST_ROUNDS, strict=True)
@@ -149,7 +149,7 @@ class TrainConfig(_Section):
 
 
 class PrivacyConfig(_Section):
-    """Differential privacy: whose, how much noise, and how much may be spent."""
+    """Differential privacy: what it protects, how much noise is added, and how much may be spent."""
 
     unit: Literal["none", "sample", "client"] = "none"
     noise_multiplier: float = Field(1.0, ge=0, le=1e6, strict=True)
@@ -172,7 +172,7 @@ class ForgetConfig(_Section):
 
 
 class EvaluateConfig(_Section):
-    """What is measured, on how many rows, and how many oracles say what is noise."""
+    """What is measured, on how many rows, and with how many oracles, whose spread shows what is noise."""
 
     suite: str = "tofu"
     parameters: Parameters = {}
@@ -183,7 +183,7 @@ class EvaluateConfig(_Section):
 
 
 class LedgerConfig(_Section):
-    """What is kept of every round: how exactly, for how long, and how often the whole state."""
+    """What is kept of every round: at which precision, for how long, and how often the whole state is kept."""
 
     checkpoint_every: int = Field(5, ge=1, le=MOST_ROUNDS, strict=True)
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -191,7 +191,7 @@ class LedgerConfig(_Section):
 
 
 class SimulationConfig(_Section):
-    """The simulated hosts: how many, and how long one message may take."""
+    """The number of simulated hosts, and how long one message may take."""
 
     hosts: Annotated[int, Field(ge=1, le=1024, strict=True)] | Literal["auto"] = "auto"
     deadline: float = Field(1800.0, gt=0, le=1e7, strict=True)
@@ -245,11 +245,11 @@ class RunConfig(_Section):
         return self
 
     def to_json(self) -> dict[str, Any]:
-        """The config as plain JSON values with the keys of the TOML file."""
+        """Return the config as plain JSON values with the keys of the TOML file."""
         return self.model_dump(mode="json", by_alias=True)
 
     def to_toml(self) -> str:
-        """The config as TOML text that `load_config` reads back to an equal config."""
+        """Return the config as TOML text that `load_config` reads back to an equal config."""
         return tomli_w.dumps(self.to_json())
 
 

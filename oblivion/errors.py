@@ -1,4 +1,4 @@
-"""Errors that a user can act on, each with the exit code of the command line."""
+"""The errors that a user can act on, each with its exit code on the command line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class OblivionError(Exception):
-    """Base of every error that this project raises on purpose.
+    """The base of every error that this project raises on purpose.
 
     The message says what is wrong, where, and what to do; `exit_code` is what the command line ends with.
     """
@@ -44,7 +44,7 @@ class FederationError(OblivionError):
 
 
 def plural(number: int, noun: str) -> str:
-    """``1 client``, ``8 clients``."""
+    """Write a number with its noun: ``1 client``, ``8 clients``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 

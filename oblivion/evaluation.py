@@ -41,13 +41,13 @@ _PINNED = "give its commit with --revision"
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What is evaluated: a base model, its adapter if there is one, and the run that it comes from if there is one."""
+    """What is evaluated: a base model, and its adapter and the run that it comes from, where there are any."""
 
     name: str
     model: ModelConfig
     adapter: StoredAdapter | None = None
     parameters: Adapter | None = None
-    """What a run of another task than language models keeps in place of an adapter on a base model."""
+    """The parameters of a run whose task is no language model: they take the place of an adapter."""
     run: RunConfig | None = None
     folder: Path = Path()
     """The directory of that run."""

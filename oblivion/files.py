@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, made of durable steps that a test can stop at.
+"""Write files that are there whole or not at all, in durable steps at which a test can stop.
 
 Everything that a run must not lose is written here or by the ledger's database. Each step of it (write, fsync, rename,
 unlink, commit, checkpoint) is announced to `watch_steps`, so that a test can kill the process before and after it.
@@ -23,7 +23,7 @@ Step: TypeAlias = Literal["write", "fsync", "rename", "unlink", "commit", "check
 Watch: TypeAlias = Callable[[Literal["before", "after"], Step], None]
 
 PARTIAL = "oblivion-partial"
-"""What a name ends with while its content is being written; see `staging_path`."""
+"""The end of a file's name while its content is being written; see `staging_path`."""
 _PARTIAL_NAME = re.compile(rf"\..+\.[0-9a-f]{{16}}\.{PARTIAL}(-journal|-wal|-shm)?", re.DOTALL)
 _CHUNK = 1 << 20
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
@@ -31,7 +31,7 @@ _watch: Watch | None = None
 
 
 def watch_steps(watch: Watch | None) -> None:
-    """Let `watch` be called before and after every durable step of this process; None for nobody."""
+    """Have `watch` called before and after every durable step of this process; None calls nobody."""
     global _watch
     _watch = watch
 
@@ -47,7 +47,7 @@ def durable_step(step: Step) -> Iterator[None]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable: a renamed or removed file is, only after this."""
+    """Make the names in a folder durable: only then does a renaming or a removal survive a crash."""
     with durable_step("fsync"):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -66,12 +66,12 @@ def make_folder(folder: Path, mode: int = 0o777) -> None:
 
 
 def staging_path(path: Path) -> Path:
-    """Where the content of `path` is written first: a hidden name beside it, used once and like no other file's."""
+    """Return where the content of `path` is written first: a hidden name beside it, which is used only once."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.{PARTIAL}")
 
 
 def is_partial(name: str) -> bool:
-    """Whether a name is one that `staging_path` makes, or a file that SQLite keeps beside such a one."""
+    """Return whether `staging_path` makes such a name, or SQLite keeps a file of this name beside such a one."""
     return _PARTIAL_NAME.fullmatch(name) is not None
 
 
@@ -133,7 +133,7 @@ def rewrite(path: Path, data: bytes, mode: int = 0o666) -> None:
     except OblivionError:
         with contextlib.suppress(OSError):
             if old.samefile(path):
-                old.unlink()  # else it was replaced, and what it held is overwritten when the run is opened next
+                old.unlink()  # otherwise its content is overwritten when the run is opened next
         raise
     erase(old)
 
@@ -244,7 +244,7 @@ def _remove_abandoned(folder: Path) -> None:
             with contextlib.suppress(BlockingIOError, NotADirectoryError, FileNotFoundError):
                 handle = _hold(path)
                 try:
-                    if path.is_dir():  # else it was finished meanwhile
+                    if path.is_dir():  # otherwise another process has finished it
                         remove(path)
                 finally:
                     os.close(handle)
@@ -269,7 +269,7 @@ def remove_partial(root: Path, folders: Iterable[str]) -> None:
                 found += [Path(place, one) for one in (*inside, *files) if is_partial(one)]
                 inside[:] = [one for one in inside if not is_partial(one)]
     for path in sorted(found):
-        if path.is_symlink():  # no write makes one
+        if path.is_symlink():  # no write of ours makes a link
             continue
         if path.is_file() and path.stat().st_nlink == 1:
             erase(path)  # it may be what a file held before `rewrite`

@@ -1,4 +1,4 @@
-"""Which task a run is about, and its model: found from ``model.name``, before and after anything is loaded."""
+"""Find the task of a run, and its model, from ``model.name``, before and after anything is loaded."""
 
 from __future__ import annotations
 

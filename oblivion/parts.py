@@ -61,7 +61,7 @@ def _parts_of_method(name: str, settings: Mapping[str, Any]) -> list[tuple[str, 
 
 
 def outside_packages(config: RunConfig) -> tuple[Package, ...]:
-    """The other distributions that a run takes parts from: what its settings name, and the metrics of its suite.
+    """Return the other distributions that a run takes parts from, by its settings and by its suite's metrics.
 
     Raises
     ------
@@ -76,5 +76,5 @@ def outside_packages(config: RunConfig) -> tuple[Package, ...]:
 
 
 def run_fingerprint(config: RunConfig) -> str:
-    """The fingerprint of all code that a run is made with."""
+    """Return the fingerprint of all code that a run is made with."""
     return code_fingerprint(outside_packages(config))

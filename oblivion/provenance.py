@@ -16,7 +16,7 @@ from importlib.metadata import Distribution, EntryPoint
 from pathlib import Path
 
 OWN = ("clients", "oblivion", "server", "strategies")
-"""The packages that decide what a client trains on and what becomes of it. (`simulations` starts them, and no more.)"""
+"""The packages that decide what a client trains on and what becomes of it. (`simulations` only starts them.)"""
 _CODE = (".py", ".so", ".pyd")
 
 
@@ -38,7 +38,7 @@ class Package:
 
 
 def code_fingerprint(packages: Sequence[Package] = ()) -> str:
-    """SHA-256 over the code of a run, first 16 hex digits.
+    """Return the first 16 hex digits of SHA-256 over the code of a run.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def code_fingerprint(packages: Sequence[Package] = ()) -> str:
 def _own_digest() -> str:
     files: dict[str, Path] = {}
     for package in OWN:
-        # As they are imported: in a Flower app three of them come from its bundle, not from what is installed.
+        # The packages are taken as they are imported: in a Flower app, three of them come from its bundle.
         spec = importlib.util.find_spec(package)
         for folder in (spec.submodule_search_locations or ()) if spec else ():
             files |= _code_in(Path(folder), package)
@@ -63,7 +63,7 @@ def _own_digest() -> str:
 
 
 def _code_in(folder: Path, name: str) -> dict[str, Path]:
-    """The code files of a package's folder under their names in the package."""
+    """Return the code files of a package's folder under their names in the package."""
     return {
         f"{name}/{path.relative_to(folder).as_posix()}": path
         for path in folder.rglob("*")
@@ -74,14 +74,14 @@ def _code_in(folder: Path, name: str) -> dict[str, Path]:
 def _digest_of(files: Mapping[str, Path]) -> str:
     digest = hashlib.sha256()
     for name, path in sorted(files.items()):
-        # Python reads both ends of line as one, and a checkout elsewhere may have the other.
+        # Python reads both kinds of line ends alike, and a checkout elsewhere may have the other kind.
         content = path.read_bytes().replace(b"\r\n", b"\n") if path.suffix == ".py" else path.read_bytes()
         digest.update(name.encode() + b"\0" + hashlib.sha256(content).digest())
     return digest.hexdigest()
 
 
 def packages_of(entries: Iterable[EntryPoint]) -> tuple[Package, ...]:
-    """The distributions that bring these parts, each once, sorted by name. The parts must have been loaded."""
+    """Return the distributions that bring these parts, sorted by name. The parts must have been loaded."""
     return tuple(sorted({_package(entry.module, entry.dist) for entry in entries}))
 
 
@@ -98,15 +98,15 @@ def _package(module: str, distribution: Distribution | None) -> Package:
 
 
 def _files_of(distribution: Distribution) -> dict[str, Path]:
-    """The code that a distribution says it installed, without scripts outside the folder of packages."""
-    if distribution.read_text("RECORD") is None:  # not installed: sources with a note of what they are called
+    """Return the code that a distribution says it installed, without scripts outside the folder of packages."""
+    if distribution.read_text("RECORD") is None:  # it is not installed: these are sources with a note of their name
         return {}
     listed = ((str(path), path) for path in distribution.files or () if path.suffix in _CODE and ".." not in path.parts)
     return {name: found for name, path in listed if (found := Path(str(path.locate()))).is_file()}
 
 
 def _files_beside(module: str, source: str | None) -> dict[str, Path]:
-    """The code of the top package that `module` was imported from, or the one file of a module without a package."""
+    """Return the code of the top package of `module`, or the one file of a module without a package."""
     top, _, inner = module.partition(".")
     if source is None:
         return {}

@@ -1,4 +1,4 @@
-"""Tables of named parts: a name, where its implementation lives, and how outside packages add theirs.
+"""Tables of named parts, which say where each implementation lives, and to which other packages add theirs.
 
 Names travel over the network, import paths never do. An implementation is imported only when it is asked for,
 so that listing names costs nothing.
@@ -46,22 +46,22 @@ class Registry:
 
     @cached_property
     def _outside(self) -> Mapping[str, list[EntryPoint]]:
-        """Installed packages are looked through once: parts are asked for in every message."""
+        """Return the entry points of other packages, looked up once, because every message asks for parts."""
         found: dict[str, list[EntryPoint]] = {}
         for entry in entry_points(group=f"oblivion.{self.kind}s"):
             found.setdefault(entry.name, []).append(entry)
         return found
 
     def names(self) -> list[str]:
-        """All known names, sorted."""
+        """Return all known names, sorted."""
         return sorted({*self._builtin, *self._outside})
 
     def outside(self) -> list[EntryPoint]:
-        """Every part that another package brings, sorted by name."""
+        """Return every part that another package brings, sorted by name."""
         return [entry for _, entries in sorted(self._outside.items()) for entry in entries]
 
     def entries(self, name: str) -> list[EntryPoint]:
-        """The entry points of other packages for the part called `name`; none where it is built in."""
+        """Return the entry points of other packages for the part called `name`; a built-in part has none."""
         return list(self._outside.get(name, ()))
 
     def check(self, name: str) -> None:
@@ -82,7 +82,7 @@ class Registry:
         self._check_name(name, entries)
         try:
             part = entries[0].load()
-        except (Exception, SystemExit) as error:  # whatever the code of another package does when it is imported
+        except (Exception, SystemExit) as error:  # the code of another package may raise anything
             raise InputError(
                 f"{self.kind} '{name}' cannot be loaded: {_one_line(error)}, from {package_of(entries[0])}"
             ) from error
@@ -113,7 +113,7 @@ class Registry:
         InputError
             Naming the part and every attribute that is missing.
         """
-        known = set(dir(made))  # whether there is a property is asked without computing it
+        known = set(dir(made))  # `hasattr` would compute properties
         lacks = [attribute for attribute in needs if attribute not in known and not hasattr(made, attribute)]
         if lacks:
             raise InputError(f"{self.kind} '{name}' is not one: it has no {', no '.join(lacks)}")
@@ -142,7 +142,7 @@ class Registry:
             )
 
     def describe(self) -> dict[str, str]:
-        """Name to the first line of the part's docstring, for ``oblivion list``, or why the part cannot be used."""
+        """Return what ``oblivion list`` says of each name: its docstring's first line, or why it cannot be used."""
         described = {}
         for name in self.names():
             try:
@@ -157,7 +157,7 @@ class Registry:
 
 
 def package_of(entry: EntryPoint) -> str:
-    """The distribution that brings an entry point, with its version, for messages."""
+    """Return the distribution that brings an entry point, with its version, for messages."""
     if entry.dist is None:
         return _printable(f"an unnamed package with {entry.value}")
     return _printable(f"package {entry.dist.name} {entry.dist.version}")
@@ -172,5 +172,5 @@ def _first_line(text: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """Text of another package as a terminal may show it."""
+    """Return the text of another package as a terminal may show it."""
     return _CONTROL.sub("\ufffd", text)

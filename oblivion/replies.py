@@ -19,15 +19,15 @@ from typing import Any, Literal
 from oblivion.types import CLIENT_ID, ClientUpdate, HostReply, HostRequest
 
 LONGEST_REASON = 300
-"""Characters of a failure's reason: a line or two of a terminal."""
+"""The most characters of a failure's reason: a line or two of a terminal."""
 MOST_CLIENTS = 100_000
-"""Clients that one host may name; where the run's own data is known, no more than that has."""
+"""The most clients that one host may name; where the run's own data is known, no more than that has."""
 MOST_ROWS = 10**9
-"""Rows that a client may say it has: more than any file that is read can hold."""
+"""The most rows that a client may say it has: more than any file that is read can hold."""
 OTHERS = "(others)"
-"""Under this key stand failures of whoever the host was not asked about."""
+"""The key for the failures of clients about which the host was not asked."""
 SKIPPED = "skipped"
-"""Name under which a client counts the rows that entered nothing, whatever the suite."""
+"""The name under which a client counts the rows that were left out of every metric, whatever the suite."""
 _ROUNDING = 1e-6
 """By how much a mean of fp32 values may pass the end of its range."""
 
@@ -52,7 +52,7 @@ def one_line(text: Any, most: int = LONGEST_REASON) -> str:
     """
     if not isinstance(text, str):
         return "(no text)"
-    spaced = " ".join(text[: 4 * most].split())  # cut first: it may be millions long
+    spaced = " ".join(text[: 4 * most].split())  # it is cut first, because it may be millions long
     seen = "".join("?" if unicodedata.category(c)[0] in "CZ" and c != " " else c for c in spaced)
     cut = len(seen) > most or len(text) > 4 * most
     return seen[: most - 3] + "..." if cut else seen

@@ -1,4 +1,4 @@
-"""The version of a run directory's layout: one number, in one file, checked by whatever opens a run."""
+"""The version of a run directory's layout: one number in one file, which is checked whenever a run is opened."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from oblivion.errors import InputError
 from oblivion.untrusted import read, read_toml, shown
 
 FORMAT = 3
-"""Of what this version writes and reads. Runs of format 1 have no such file."""
+"""The format that this version writes and reads. Runs of format 1 have no such file."""
 FILE = "format"
 PUBLIC_KEY = "public-key.pem"
 """The file of a run directory that holds the key with which its evidence is checked."""
@@ -26,7 +26,7 @@ _OLDER = (
 
 
 def format_file() -> bytes:
-    """What stands in the file."""
+    """Return the content of the file."""
     return f"{FORMAT}\n".encode()
 
 
@@ -62,7 +62,7 @@ def check_format(root: Path) -> None:
 
 
 def open_run(root: Path) -> RunConfig:
-    """The resolved config of a run, once its layout is known to be this version's.
+    """Return the resolved config of a run, once its layout is known to be this version's.
 
     Raises
     ------

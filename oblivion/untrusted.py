@@ -1,4 +1,4 @@
-"""Files and JSON that anybody may have written: read within limits, or refused in one line.
+"""Read files and JSON that anybody may have written, within limits, or refuse them in one line.
 
 Nothing here trusts a file: it must be a regular one of a bounded size (a pipe would hang, a device never ends), its
 JSON bounded in depth and digits, with every key once and every number finite. What is wrong is said in our own words,
@@ -20,24 +20,24 @@ from typing import Any
 from oblivion.errors import InputError, OblivionError
 
 LARGEST = 2**26
-"""Bytes of a file that is read as one document (64 MiB)."""
+"""The most bytes of a file that is read as one document (64 MiB)."""
 LARGEST_TOML = 2**20
-"""Bytes of a file of settings: its reader takes time that grows faster than the text."""
+"""The most bytes of a file of settings: the time that its reader takes grows faster than the text."""
 DEEPEST = 64
-"""How many objects and lists may stand in one another."""
+"""The most objects and lists that may be nested in one another."""
 _ACTING = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-"""Characters that act on a terminal (control, direction of writing) or that it cannot write."""
+"""The characters that act on a terminal (control, direction of writing) or that it cannot write."""
 _TOO_DEEP = f"is nested more than {DEEPEST} deep"
 _DIGITS = 20
-"""Of a whole number: those of 2**64."""
+"""The most digits of a whole number: as many as 2**64 has."""
 LARGEST_NUMBER = 10**12
-"""Of the numbers that a part takes as its parameters."""
+"""The largest number that a part takes as a parameter."""
 _LONGEST_REASON = 300
-"""Characters: the names on the way to a place may be many."""
+"""The most characters of a reason: the path to a place in a file may have many names."""
 _FLOAT_LENGTH = 400
-"""Characters of a number with a point or an exponent: more than any float is written with."""
+"""The most characters of a number with a point or an exponent: more than any float needs."""
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -69,14 +69,14 @@ def read(path: Path, expected: str, *, most: int = LARGEST, error: type[Oblivion
         Of the type `error`: if it cannot be read, is no regular file, or is too large.
     """
     try:
-        _check_regular(path, os.stat(path), expected, error)  # before it is opened: opening a device can act on it
+        _check_regular(path, os.stat(path), expected, error)  # checked before opening: opening a device can act on it
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(handle, "rb") as file:
             _check_regular(path, os.fstat(handle), expected, error)
             data = file.read(most + 1)
     except OSError as failure:
         raise error(f"{path}: cannot be read ({failure.strerror}); expected {expected}") from None
-    except ValueError:  # a NUL in its name
+    except ValueError:  # its name holds a NUL
         raise error(f"{str(path)!r}: cannot be the name of a file; expected {expected}") from None
     if len(data) > most:
         raise error(f"{path}: is larger than {_size(most)}, more than is read; expected {expected}")
@@ -168,7 +168,7 @@ def parse_json(data: bytes | str, where: str, expected: str, *, error: type[Obli
 
 
 def shown(value: Any, length: int = 60) -> str:
-    """A value from outside for a message: short, in printable ASCII."""
+    """Write a value from outside for a message: short, in printable ASCII."""
     if isinstance(value, int) and abs(value) >= 10**_DIGITS:
         return f"a whole number of more than {_DIGITS} digits"
     try:
@@ -179,17 +179,17 @@ def shown(value: Any, length: int = 60) -> str:
 
 
 def printable(text: str) -> str:
-    """A text of several lines for a terminal, on which nothing in it acts: names of files come from anybody."""
+    """Return a text without characters that act on a terminal: anybody may have chosen a file's name."""
     return _ACTING.sub("?", text)
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these pairs; for the decoders of JSON.
+    """Make an object of its pairs; JSON decoders call this.
 
     Raises
     ------
     ValueError
-        If a key stands in it twice: two readers would see two different objects.
+        If it has a key twice: two readers would see two different objects.
     """
     values = dict(pairs)
     if len(values) < len(pairs):
@@ -220,7 +220,7 @@ def check_numbers(key: str, value: Any) -> None:
 
 
 class _NoNumber:
-    """Stands where a number was refused, so that its place can be told."""
+    """The mark left where a number was refused, so that its place can be told."""
 
     def __init__(self, said: str) -> None:
         self.said = said
@@ -245,7 +245,7 @@ _DECODER = json.JSONDecoder(parse_int=_whole, parse_float=_finite, parse_constan
 
 
 def decode(text: str) -> Any:
-    """One JSON value, for callers with an error of their own; see `parse_json`.
+    """Read one JSON value, for callers with an error of their own; see `parse_json`.
 
     Raises
     ------
@@ -286,7 +286,7 @@ def parse_toml(text: str, where: str, expected: str, *, error: type[OblivionErro
         reason = f"not a TOML file: {failure}"
     except RecursionError:
         reason = _TOO_DEEP
-    except ValueError:  # Python's own limit
+    except ValueError:  # Python itself limits the digits of a number
         reason = "holds a whole number of thousands of digits"
     else:
         return values

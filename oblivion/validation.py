@@ -1,4 +1,4 @@
-"""What pydantic found wrong, in this project's own words: the key, the value, and what is accepted there."""
+"""Say in this project's own words what pydantic found wrong: the key, the value, and what is accepted there."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def faults(model: type[BaseModel], error: ValidationError) -> Iterator[tuple[str
 
 
 def _find(model: type[BaseModel], path: tuple[int | str, ...]) -> tuple[tuple[str, ...], Any]:
-    """The place of a fault without the names of a union's members, and the type that is expected there."""
+    """Return the place of a fault, without the names of a union's members, and the type expected there."""
     annotation: Any = model
     place: list[str] = []
     for part in path:
@@ -66,7 +66,7 @@ def _plain(annotation: Any) -> Any:
 
 
 def bounds(annotation: Any) -> dict[str, float]:
-    """The limits of a number's type: ``ge`` (at least), ``gt`` (above), ``le`` (at most) and ``lt`` (below)."""
+    """Return a number's limits: ``ge`` (at least), ``gt`` (above), ``le`` (at most) and ``lt`` (below)."""
     found: dict[str, float] = {}
     while get_origin(annotation) is Annotated:
         annotation, *metadata = get_args(annotation)
@@ -77,7 +77,7 @@ def bounds(annotation: Any) -> dict[str, float]:
 
 
 def accepted(annotation: Any) -> str:
-    """What a type accepts, in words: ``a whole number from 1 to 512, or 'auto'``."""
+    """Say what a type accepts: ``a whole number from 1 to 512, or 'auto'``."""
     plain = _plain(annotation)
     if get_origin(plain) in (Union, types.UnionType):
         members = get_args(plain)

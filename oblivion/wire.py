@@ -1,4 +1,4 @@
-"""Messages to and from Flower records. The only module of the library that knows Flower.
+"""Turn messages into Flower records and back. No other module of the library knows Flower.
 
 A message is one ConfigRecord with JSON and one ArrayRecord with fp32 arrays. No pickle: Flower stores arrays in
 NumPy's own format with pickling switched off.
@@ -195,7 +195,7 @@ def _statistic(values: Mapping[str, Any]) -> Statistic:
 
 
 def _number(value: float) -> float | str:
-    """JSON has no number that is not finite: it travels as a text."""
+    """Write a number for JSON, in which one that is not finite travels as a text."""
     return value if math.isfinite(value) else _NAN
 
 
@@ -206,7 +206,7 @@ def _as_float(value: Any) -> float:
 
 
 def _of(kind: type[T], value: Any) -> T:
-    """The value, if it is of exactly this type: True is no number, and "5" is none."""
+    """Return the value if it has exactly this type: neither True nor "5" is a number."""
     if type(value) is not kind:
         raise TypeError(f"it is no {kind.__name__}")
     return value
@@ -274,7 +274,7 @@ def check_reply(records: RecordDict, request: HostRequest) -> None:
 
 
 def _read_array(array: Array) -> Any:
-    """An array, if its header says what its bytes are; nothing is allocated beyond them."""
+    """Return an array if its header describes its bytes; nothing is allocated beyond them."""
     from numpy.lib import format as npy
 
     data = array.data
@@ -284,10 +284,10 @@ def _read_array(array: Array) -> Any:
         raise ValueError("its format is not version 1.0")
     try:
         shape, _, dtype = npy.read_array_header_1_0(stream, max_header_size=_HEADER)
-    except (TokenError, SyntaxError):  # NumPy reads a header that is no literal once more, as tokens of Python 2
+    except (TokenError, SyntaxError):  # NumPy reads a header that is no literal again, as Python 2
         raise ValueError("its header cannot be read") from None
     length = math.prod(shape) * dtype.itemsize
-    if not dtype.itemsize:  # any number of values has no bytes then, and copying them takes as long as there are many
+    if not dtype.itemsize:  # values without bytes can be any number, and take as long to copy
         raise ValueError("its values have no size")
     if dtype.hasobject or stream.tell() + length != len(data):
         raise ValueError("its bytes are not what its header says")
