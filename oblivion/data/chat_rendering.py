@@ -1,4 +1,4 @@
-"""Render chat formats in a process of its own: a format comes with a model's folder, and may loop or grow without end.
+"""Render chat formats in a separate process: a format comes with a model's folder, and may loop or grow for ever.
 
 Transformers renders it in a sandbox, which keeps it from the program, not from time and memory. So that is done in a
 child, which has a limit of memory, and of processor time for every text. It ends with the process that started it.
@@ -15,16 +15,16 @@ import threading
 from typing import IO, Any
 
 SECONDS = 2
-"""Processor time for one text; a real format takes a thousandth of a second."""
+"""The processor time for one text; a real format takes a thousandth of a second."""
 MEMORY = 1 << 28
-"""Bytes that rendering may take beyond what the libraries take."""
+"""The most bytes that rendering may take beyond what the libraries take."""
 LONGEST = 1 << 24
-"""Characters of one text."""
+"""The most characters of one text."""
 _END = "\n"
 
 
 class RenderError(Exception):
-    """Why a format gives no text; the message holds nothing of the format or of the turns."""
+    """The reason why a format gives no text; the message holds nothing of the format or of the turns."""
 
 
 class Renderer:
@@ -71,9 +71,10 @@ class Renderer:
 
     def _started(self) -> subprocess.Popen[str]:
         if self._child is not None and self._pid != os.getpid():
-            self._child = None  # a fork has the parent's
+            self._child = None  # a forked process has only its parent's child
         if self._child is None or self._child.poll() is not None:
-            # By its path: a format needs no package of ours. -P: this folder has names that other packages have, too.
+            # The child is started by its path, because it needs no package of ours, and with -P, because other packages
+            # have modules of the same names as those in this folder.
             self._child = subprocess.Popen(
                 [sys.executable, "-P", __file__],
                 stdin=subprocess.PIPE,
@@ -89,7 +90,7 @@ class Renderer:
         if self._child is not None:
             self._child.kill()
             with contextlib.suppress(BrokenPipeError), self._child:
-                pass  # closes its pipes and waits
+                pass  # leaving the context closes the pipes and waits
             self._child = None
 
 
@@ -100,17 +101,17 @@ def _answer(line: str) -> dict[str, str]:
     chat_template, turns, values = json.loads(line)
     try:
         rendered, _ = render_jinja_template(conversations=[turns], chat_template=chat_template, **values)
-    except TemplateError:  # its text is the format's, which may repeat a turn
+    except TemplateError:  # its message is the format's, which may repeat a turn
         return {"error": "refuses the turns"}
     except MemoryError:
         return {"error": f"takes more than {MEMORY >> 20} MiB for one text"}
-    except Exception as error:  # a format can end in any error, and the child serves others, too
+    except Exception as error:  # a format can end in any error, and the child must serve other texts
         return {"error": f"ends in an error ({type(error).__name__})"}
     if len(rendered[0]) > LONGEST:
         return {"error": f"makes a text of more than {LONGEST} characters"}
     try:
         rendered[0].encode()
-    except UnicodeEncodeError:  # no tokenizer takes it
+    except UnicodeEncodeError:  # no tokenizer takes half of a surrogate pair
         return {"error": "makes half of a surrogate pair"}
     return {"text": rendered[0]}
 
@@ -118,7 +119,7 @@ def _answer(line: str) -> dict[str, str]:
 def _limit_memory() -> None:
     import resource
 
-    with contextlib.suppress(OSError, ValueError):  # there is no such file, or no such limit, on every system
+    with contextlib.suppress(OSError, ValueError):  # not every system has this file or this limit
         with open("/proc/self/statm", encoding="ascii") as file:
             used = int(file.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))

@@ -13,7 +13,7 @@ _NAMES = (("role", "content"), ("from", "value"))
 
 
 def is_chat(value: Any) -> bool:
-    """Whether a value is a list of turns."""
+    """Return whether a value is a list of turns."""
     return isinstance(value, list) and bool(value) and all(map(_is_turn, value))
 
 
@@ -22,7 +22,7 @@ def _is_turn(value: Any) -> bool:
 
 
 def unfold(row: Row, questions: tuple[str, ...], answers: tuple[str, ...]) -> Row:
-    """The row with the question and answer of its conversation as columns; without a conversation, the row itself.
+    """Return the row with its conversation's question and answer as columns; without one, the row itself.
 
     Parameters
     ----------
@@ -68,10 +68,10 @@ def _wanted() -> str:
 
 
 def _turn(turn: dict[str, Any], where: str) -> tuple[str, str]:
-    """Who speaks, and the text."""
+    """Return who speaks, and the text."""
     role_name, text_name = next(names for names in _NAMES if set(names) <= turn.keys())
     role, content = str(turn[role_name]), turn[text_name]
-    if isinstance(content, list):  # parts, as of a message that could also hold a picture
+    if isinstance(content, list):  # the content has parts, one of which could be a picture
         content = "".join(_part(part, where) for part in content)
     if not isinstance(content, str):
         raise InputError(f"{where}: '{text_name}' is {kind_of(content)}; expected text")

@@ -1,4 +1,4 @@
-"""Which column of a file means what: the scenario's column map, with defaults for the usual layouts."""
+"""Find out which column of a file means what: by the scenario's column map, with defaults for the usual layouts."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ QUESTIONS = ("question", "prompt", "instruction", "query")
 ANSWERS = ("answer", "response", "completion", "output")
 INSTRUCTION_CONTEXTS = ("context", "input")
 USUAL = (*QUESTIONS, *ANSWERS, *CHATS)
-"""Columns that are found without a map."""
+"""The columns that are found without a map."""
 _MOST_NAMES = 20
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Column names by meaning; "" where there is none. `contexts` are alternatives, of which a row has one."""
+    """The column for each meaning; "" where there is none. Of the columns in `contexts` a row has one."""
 
     question: str
     answer: str
@@ -33,12 +33,12 @@ class Columns:
     alternate: str = ""
 
     def extras(self) -> tuple[tuple[str, str], ...]:
-        """What stands in a sample's ``extras``, with its column."""
+        """Return what stands in a sample's ``extras``, with its column."""
         return ("label", self.label), ("alternate", self.alternate)
 
 
 def check_columns(columns: Mapping[str, str], files: Sequence[RowFile]) -> dict[str, str]:
-    """The scenario's column map by meaning, if every column in it is somewhere in the files.
+    """Return the scenario's column map by meaning, if every column in it is somewhere in the files.
 
     Parameters
     ----------
@@ -116,7 +116,7 @@ def find_columns(named: Mapping[str, str], file: RowFile) -> Columns:
 
 
 def names_in(rows: Iterable[Row]) -> dict[str, None]:
-    """The columns that any of the rows has, in order of appearance."""
+    """Return the columns that any of the rows has, in order of appearance."""
     names: dict[str, None] = {}
     for row in rows:
         names.update(dict.fromkeys(row.values))

@@ -1,4 +1,4 @@
-"""What a dataset loader returns, before and after the rows have owners."""
+"""The result of a data set's loader, before and after the rows have owners."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of a table as text: CSV with commas or semicolons, and TSV."""
+"""Read the rows of a table in text: CSV with commas or semicolons, and TSV."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TABS = (".tsv", ".tab")
 ENDINGS = (".csv", *TABS, ".txt")
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _HEADER = 2**20
-"""Characters among which the header is looked for."""
+"""The number of characters in which the header is looked for."""
 _NOTE = re.compile(r"sep=(.)\r?\n")
 """A first line that Excel reads and writes."""
 
@@ -30,7 +30,7 @@ def csv_rows(path: Path, text: str, faults: Faults, *, tabs: bool = False) -> li
     text : str
         The whole file. A text with the delimiter, a quote or a line break in it stands in double quotes.
     faults : Faults
-        Takes what is wrong with single rows.
+        Collects what is wrong with single rows.
     tabs : bool, default False
         Whether tabs in the header count before any other delimiter.
 
@@ -39,7 +39,7 @@ def csv_rows(path: Path, text: str, faults: Faults, *, tabs: bool = False) -> li
     InputError
         If there is no header with at least two columns, or a name stands in it twice.
     """
-    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a long text is no error
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a text may be long
     note = _NOTE.match(text)
     delimiter = note[1] if note else _delimiter(text, tabs)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -74,7 +74,7 @@ def _name(delimiter: str) -> str:
 
 
 def _delimiter(text: str, tabs: bool) -> str:
-    """The one that makes the most columns of the header."""
+    """Return the delimiter that makes the most columns of the header."""
     columns = {delimiter: _columns(text[:_HEADER], delimiter) for delimiter in _DELIMITERS}
     if tabs and columns["\t"] > 1:
         return "\t"

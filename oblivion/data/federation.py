@@ -1,4 +1,4 @@
-"""From a config to clients with rows: load, partition, check; and the same without what was forgotten."""
+"""Make clients with rows from a config: load, partition and check them, and leave out what was forgotten."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def resolve(config: RunConfig, forgotten: Collection[str] = ()) -> FederatedData
     Parameters
     ----------
     config : RunConfig
-        Of which ``data``, ``seed`` and ``federation.clients`` decide; ``federation.joins`` and ``.ranks`` name clients.
+        ``data``, ``seed`` and ``federation.clients`` decide the result; ``federation.joins`` and ``.ranks`` name
+        clients.
     forgotten : collection of str, optional
         Clients that the run has forgotten, so that no message may name them.
 
@@ -68,7 +69,7 @@ def _resolve(key: str) -> FederatedData:
     corpus = load_corpus(data, values["clients"], values["seed"])
     clients = _partition(data, corpus.samples, values["clients"], values["seed"])
     public, digest = _public(data, corpus)
-    kept = clients if data.partition == "natural" else {}  # others deal the rows anew
+    kept = clients if data.partition == "natural" else {}  # other partitions deal the rows anew
     federated = FederatedData(
         clients=clients,
         groups=_owned_groups(corpus.groups, clients),
@@ -136,7 +137,7 @@ def _owned_groups(
 
 
 def _public(data: DataConfig, corpus: Corpus) -> tuple[tuple[Sample, ...], str]:
-    """The server's public rows, and the digest of everything that was read."""
+    """Return the server's public rows, and the digest of everything that was read."""
     if not data.public:
         return (), corpus.digest
     if data.public == "dataset":
@@ -150,7 +151,7 @@ def _public(data: DataConfig, corpus: Corpus) -> tuple[tuple[Sample, ...], str]:
 
 
 def _check_own(data: FederatedData) -> None:
-    """The server's evaluation rows must be nobody's training rows, or they would not show what was never seen."""
+    """Check that the server's evaluation rows are nobody's training rows: they stand for what was never seen."""
     trained = {(row.prompt, row.answer): client for client, rows in data.clients.items() for row in rows}
     for name, rows in data.groups.items():
         for number, row in enumerate(rows if name != "retain" else (), start=1):  # those are clients', see `Corpus`
@@ -177,7 +178,7 @@ def _check_public(data: FederatedData) -> None:
 def without(data: FederatedData, client_id: str, sample_ids: Collection[str] | None = None) -> FederatedData:
     """Return the same federation without a client, or without some of its samples.
 
-    A filter of what `resolve` returned; nothing is partitioned again, so every other client keeps its rows, also those
+    This filters what `resolve` returned, and partitions nothing again, so every other client keeps its rows, also those
     that are the same as rows that go (see `oblivion.data.groups.shared_rows`).
 
     Parameters
@@ -224,7 +225,7 @@ def without(data: FederatedData, client_id: str, sample_ids: Collection[str] | N
 
 
 def for_source(config: RunConfig, forgotten: Collection[str]) -> RunConfig:
-    """Fit a run's config to data from whose source none, some or all of the clients that it forgot were deleted.
+    """Fit a run's config to a data source from which none, some or all of the forgotten clients were deleted.
 
     Parameters
     ----------
@@ -246,11 +247,11 @@ def for_source(config: RunConfig, forgotten: Collection[str]) -> RunConfig:
         except ConfigError:
             continue
         return fitted
-    return config  # whoever resolves it is told what is wrong
+    return config  # `resolve` will say what is wrong
 
 
 def client_digests(data: FederatedData) -> dict[str, str]:
-    """Client id to the digest of its rows, in their order: SHA-256, under the client's key where it has one."""
+    """Return each client's digest of its rows, in their order: SHA-256, under the client's key if it has one."""
     digests = {}
     for client, rows in data.clients.items():
         content = [[row.id, row.prompt, row.answer, row.paraphrase, *row.wrong_answers] for row in rows]
@@ -259,7 +260,7 @@ def client_digests(data: FederatedData) -> dict[str, str]:
 
 
 def data_digest(data: FederatedData) -> str:
-    """The digest of all that was read: SHA-256, under the keys of all clients together where they have some."""
+    """Return the digest of all that was read: SHA-256, under the keys of all clients together if they have keys."""
     if not data.keys:
         return data.digest
     return _digest(b"".join(key for _, key in sorted(data.keys.items())), data.digest.encode())

@@ -1,4 +1,4 @@
-"""Tables of the Hugging Face hub, read through the optional `datasets` package."""
+"""Read tables of the Hugging Face hub through the optional `datasets` package."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def is_hub_id(path: str) -> bool:
-    """Whether `path` reads as ``owner/name`` and nothing of that name is on the disk."""
+    """Return whether `path` reads as ``owner/name`` and nothing of that name is on the disk."""
     return bool(_HUB_ID.fullmatch(path)) and not path.endswith((*ENDINGS, ".gz")) and not Path(path).exists()
 
 
 def read_hub_table(repository: str, subset: str = "", split: str = "train", revision: str = "") -> RowFile:
-    """Load one table of a hub data set; data files only, the code in a repository is never run.
+    """Load one table of a hub data set. Only data files are read; the code in a repository is never run.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Rows of a JSON text: objects by line, an array of them, an array in an object, or a table by column."""
+"""Read the rows of a JSON text: an object per line, an array of them, an array in an object, or a table by column."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ SHAPES = (
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        raise ValueError("an object has one key twice")  # in a table by index, a key may be a person's
+        # The key is not named: in a table by index it may be a person's name.
+        raise ValueError("an object has one key twice")
     return values
 
 
 _MARK = "\ufeff"
-"""Files that were put together have byte order marks inside."""
+"""A byte order mark, which also stands inside a file that was put together from others."""
 # Numbers are kept as they are written: as an answer, 3.50 is not 3.5.
 _DECODER = json.JSONDecoder(parse_int=Number, parse_float=Number, object_pairs_hook=_object)
 
@@ -42,7 +43,7 @@ def json_rows(path: Path, text: str, names: Collection[str], faults: Faults) -> 
     names : collection of str
         Columns that the data may have: they distinguish a record from an object that holds records.
     faults : Faults
-        Takes what is wrong with single lines.
+        Collects what is wrong with single lines.
 
     Raises
     ------
@@ -64,7 +65,7 @@ def json_rows(path: Path, text: str, names: Collection[str], faults: Faults) -> 
 
 
 def _by_line(text: str) -> bool:
-    """Whether the first or second line is an object of its own (one of the two may be broken)."""
+    """Return whether the first or second line is an object of its own (one of the two may be broken)."""
     return any(_is_object(line) for line in [line for line in text.split("\n", 64) if line.strip()][:2])
 
 
@@ -103,7 +104,7 @@ def _lines(path: Path, text: str, faults: Faults) -> list[Row]:
 
 
 def _array(path: Path, text: str, start: int, faults: Faults, whole: bool) -> list[Row]:
-    """Objects of the array that begins at `start`; with `whole`, nothing may come after it."""
+    """Return the objects of the array that begins at `start`; with `whole`, nothing may come after it."""
     rows: list[Row] = []
     count, position = 0, start + 1
     line, counted = 1, 0
@@ -134,7 +135,7 @@ def _array(path: Path, text: str, start: int, faults: Faults, whole: bool) -> li
 
 
 def _document(path: Path, text: str, document: Any, names: Collection[str], faults: Faults) -> list[Row]:
-    """The rows of one JSON value: a record, or what holds records."""
+    """Return the rows of one JSON value, which is a record or holds records."""
     line = text.count("\n", 0, len(text) - len(text.lstrip())) + 1
     record = _row(document, f"{path}:{line}")
     values, known = list(record.values.values()), bool(record.values.keys() & set(names))
@@ -164,7 +165,7 @@ def _holds_objects(value: Any) -> bool:
 
 
 def _position_of(text: str, key: str) -> int:
-    """Where the value of `key` begins in the text of a valid object."""
+    """Return where the value of `key` begins in the text of a valid object."""
     position = _skip_blank(text, text.index("{") + 1)
     while True:
         name, position = _DECODER.raw_decode(text, position)
@@ -188,7 +189,7 @@ def _by_column(path: Path, document: dict[str, list[Any]]) -> list[Row]:
 
 
 def _table(path: Path, document: dict[str, dict[str, Any]], known: bool, names: Collection[str]) -> list[Row]:
-    """Values by column and index, as ``DataFrame.to_json`` writes them, or rows by index."""
+    """Return the rows of values by column and index, as ``DataFrame.to_json`` writes them, or of rows by index."""
     inner = list(dict.fromkeys(key for values in document.values() for key in values))
     if not known and set(inner) & set(names):
         return [Row(values, f"{path}: row {number}") for number, values in enumerate(document.values(), start=1)]

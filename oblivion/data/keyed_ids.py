@@ -1,4 +1,4 @@
-"""Ids of a client's own rows that say nothing without a key: HMAC-SHA-256 of the plain id.
+"""Make ids of a client's own rows that say nothing without a key: HMAC-SHA-256 of the plain id.
 
 A plain id is a hash of the row's content, or what the data calls the row; whoever guesses the content can check the
 guess. So a run writes, sends and signs only keyed ids. The keys of a simulation's clients lie in a folder apart from
@@ -29,24 +29,24 @@ _DIGITS = 32
 
 
 def keyed_id(key: bytes, plain: str) -> str:
-    """``row/`` and 32 hex digits of HMAC-SHA-256 of the plain id."""
+    """Return ``row/`` and 32 hex digits of HMAC-SHA-256 of the plain id."""
     return f"row/{hmac.digest(key, plain.encode(errors='surrogatepass'), hashlib.sha256).hex()[:_DIGITS]}"
 
 
 def keyed_rows(rows: Iterable[Sample], key: bytes) -> tuple[Sample, ...]:
-    """The rows of a client, in their order, with keyed ids; equal ids stay equal."""
+    """Return the rows of a client, in their order, with keyed ids; equal ids stay equal."""
     return tuple(replace(row, id=keyed_id(key, row.id)) for row in rows)
 
 
 def new_keys(config: RunConfig, clients: Iterable[str]) -> dict[str, bytes]:
-    """Client id to a new key; none where the rows are a benchmark's."""
+    """Make a key for each client; there are none where the rows are a benchmark's."""
     if is_benchmark(config.data.name):
         return {}
     return {client: secrets.token_bytes(_KEY_BYTES) for client in clients}
 
 
 def key_files(keys: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The files of a run directory that hold the keys, by name."""
+    """Return the files of a run directory that hold the keys, by name."""
     return {_name(client): key for client, key in keys.items()}
 
 
@@ -55,7 +55,7 @@ def _name(client: str) -> str:
 
 
 def read_key(root: Path, client: str) -> bytes:
-    """The key of a client of a run.
+    """Read the key of a client of a run.
 
     Raises
     ------
@@ -77,12 +77,12 @@ def read_key(root: Path, client: str) -> bytes:
 
 
 def destroy_key(root: Path, client: str) -> None:
-    """Overwrite and remove the key of a client that was forgotten; nothing happens where there is none."""
+    """Overwrite and remove the key of a client that was forgotten; nothing happens if there is none."""
     erase(root / _name(client))
 
 
 def run_data(root: Path, config: RunConfig, forgotten: Collection[str] = ()) -> FederatedData:
-    """The data of a run, with keyed ids where they are its clients' own rows.
+    """Return the data of a run, with keyed ids where the rows are its clients' own.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ def run_data(root: Path, config: RunConfig, forgotten: Collection[str] = ()) -> 
 
 
 def keyed_data(data: FederatedData, keys: Mapping[str, bytes]) -> FederatedData:
-    """The same data with keyed ids for the rows of every client that has a key; rows of nobody are numbered."""
+    """Return the same data with keyed ids for clients that have a key; rows that nobody owns are numbered."""
     if not keys:
         return data
     plain = {client: {row.id: keyed_id(key, row.id) for row in data.clients[client]} for client, key in keys.items()}
@@ -119,7 +119,7 @@ def keyed_data(data: FederatedData, keys: Mapping[str, bytes]) -> FederatedData:
 
 
 def _keyed_group(name: str, rows: Sequence[Sample], plain: Mapping[str, Mapping[str, str]]) -> tuple[Sample, ...]:
-    """Rows of a group of the server's: those that are some client's go by the client's ids, others are counted."""
+    """Return a group of the server's rows: a client's rows have the client's ids, and the others are numbered."""
 
     def keyed(row: Sample, number: int) -> Sample:
         known, source = plain.get(row.client_id, {}), row.extras.get("source", "")
@@ -130,7 +130,7 @@ def _keyed_group(name: str, rows: Sequence[Sample], plain: Mapping[str, Mapping[
 
 
 def row_ids(root: Path, config: RunConfig, client: str) -> list[dict[str, str | int]]:
-    """The rows of one client for whoever has the data: ``row`` (counted from 1), ``plain`` and ``keyed`` id."""
+    """Return ``row`` (counted from 1), ``plain`` and ``keyed`` id of each row of a client, for who has the data."""
     data = resolve(config)
     rows = data.clients[check_client(data, client)]
     own = rows if is_benchmark(config.data.name) else keyed_rows(rows, read_key(root, client))

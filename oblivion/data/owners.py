@@ -1,4 +1,4 @@
-"""Who owns a row, by the owner's name in the data; no two owners, and no two rows, may get the same id."""
+"""Find who owns a row by the owner's name in the data; no two owners, and no two rows, may get the same id."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _REMEDY = "rename one, or set data.columns.client to a column of ids"
 
 @dataclass
 class Owners:
-    """Client ids of owners, and sample ids, collected while rows are read.
+    """The client ids of owners, and the sample ids, which are collected while rows are read.
 
     Attributes
     ----------
@@ -29,11 +29,11 @@ class Owners:
     _ids: dict[str, str] = field(default_factory=dict)
 
     def of_row(self, row: Row, column: str) -> str:
-        """The client id of a row whose owner stands in `column`."""
+        """Return the client id of a row whose owner stands in `column`."""
         return self._client(scalar(row, column), row.where, f"the owner in column {named(column)}")
 
     def of_file(self, name: str, file: str) -> str:
-        """The client id of all rows of a file that is one client's.
+        """Return the client id of all rows of a file that is one client's.
 
         Raises
         ------
@@ -65,7 +65,7 @@ class Owners:
         return client
 
     def sample_id(self, row: Row, column: str) -> str:
-        """The id of a sample by its column; no other row of the data may have it."""
+        """Return the id of a sample by its column; no other row of the data may have it."""
         sample_id = printed(row, column)
         if sample_id in self._ids:
             raise InputError(
@@ -77,7 +77,7 @@ class Owners:
 
 
 def scalar(row: Row, column: str) -> str:
-    """The text or number in `column`, without blanks around it.
+    """Return the text or number in `column`, without blanks around it.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def scalar(row: Row, column: str) -> str:
 
 
 def printed(row: Row, column: str) -> str:
-    """The text or number in `column` as `scalar` gives it, where it will stand in lists that are printed.
+    """Return the text or number in `column` as `scalar` gives it, if it can stand in lists that are printed.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What all partitions share: the label of a sample, and turning rows per client into owned samples."""
+"""The functions that all partitions share: they find labels of samples, and make owned samples of rows per client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of a Parquet file, read through the optional package `pyarrow`."""
+"""Read the rows of a Parquet file through the optional package `pyarrow`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from oblivion.untrusted import shown
 
 MAGIC = b"PAR1"
 _MOST, _MOST_ROWS, _BATCH = 2**30, 10**7, 1024
-"""Bytes and rows of a table, unpacked, and rows that are unpacked at once."""
+"""The most bytes and rows of an unpacked table, and the number of rows that are unpacked at once."""
 _PLACE = 8
-"""Bytes that a value takes at least, also one that a file has no bit of."""
+"""The bytes that a value takes at least, even one that takes no bit in the file."""
 
 
 def parquet_rows(path: Path, raw: bytes) -> list[Row]:
@@ -43,12 +43,13 @@ def parquet_rows(path: Path, raw: bytes) -> list[Row]:
         file = parquet.ParquetFile(io.BytesIO(raw))
         groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
         values = sum(group.column(place).num_values for group in groups for place in range(group.num_columns))
-        size = max(_PLACE * values, sum(group.total_byte_size for group in groups))  # values without a byte, too
+        # This counts values that take no byte, too.
+        size = max(_PLACE * values, sum(group.total_byte_size for group in groups))
         if size > _MOST or file.metadata.num_rows > _MOST_ROWS:
             raise InputError(
                 f"{path}: unpacks to more than {_MOST >> 30} GiB or {_MOST_ROWS} rows; split it into several files"
             )
-        if _size(raw) > _MOST:  # what its header says need not be true
+        if _size(raw) > _MOST:  # the header need not be true
             raise InputError(f"{path}: unpacks to more than {_MOST >> 30} GiB; split it into several files")
         table = pyarrow.Table.from_batches(file.iter_batches(batch_size=_BATCH), schema=file.schema_arrow)
         names = table.column_names
@@ -56,11 +57,12 @@ def parquet_rows(path: Path, raw: bytes) -> list[Row]:
         if twice:
             raise InputError(f"{path}: has two columns {shown(twice[0])}; rename one")
         for place, field in enumerate(table.schema):
-            # As text: 0.1 is 0.10000000149011612 in double precision, and Python's times have no nanoseconds.
+            # These are read as text: 0.1 in fp32 is 0.10000000149011612 as a Python float, and Python's times have
+            # no nanoseconds.
             if types.is_float32(field.type) or types.is_temporal(field.type):
                 table = table.set_column(place, field.name, table.column(place).cast(pyarrow.string()))
         records = table.to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError) as error:  # its text may hold a cell's
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # its message may quote a cell
         raise InputError(
             f"{path}: not a Parquet file that can be read ({type(error).__name__}); save the table again"
         ) from None
@@ -68,7 +70,7 @@ def parquet_rows(path: Path, raw: bytes) -> list[Row]:
 
 
 def _size(raw: bytes) -> int:
-    """The bytes of a file's values; counting ends where there are more than are read.
+    """Count the bytes of a file's values; counting ends once there are more than are read.
 
     One long text, written once, may be the value of every row. So texts are counted as they lie in the file: each
     once, and a number wherever it stands.
@@ -87,7 +89,7 @@ def _size(raw: bytes) -> int:
 
 
 def _bytes(array: Any) -> int:
-    """The bytes of an array's values, with those of the lists and objects in it."""
+    """Count the bytes of an array's values, with those of the lists and objects in it."""
     from pyarrow import compute, types
 
     kind, own = array.type, _PLACE * len(array)

@@ -1,4 +1,4 @@
-"""Which of a client's samples a forget request names."""
+"""Find out which of a client's samples a forget request names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file of rows in whatever layout people have: the reader is chosen by content, then by the name's ending."""
+"""Read a file of rows in whatever layout it has: its content chooses the reader, then the end of its name."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ EXPECTED = "JSON, CSV, TSV or Parquet"
 JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
 ENDINGS = (*JSON_ENDINGS, *csv_rows.ENDINGS, ".parquet")
 _BEGINS_JSON = re.compile(r"""\s*(\{\s*["}]|\[\s*["{\[\]])""")
-"""How rows as JSON begin; a table's header may begin with a bracket, too."""
+"""The beginning of rows as JSON; a table's header may begin with a bracket, too."""
 _GZIP = b"\x1f\x8b"
 _MOST = 2**30
-"""The most bytes of a file, also unpacked: far above any table of texts, far below a machine's memory."""
+"""The most bytes of a file, also once it is unpacked: far above any table of texts, far below a machine's memory."""
 _OTHERS = {
     b"PK\x03\x04": "a ZIP archive or an Excel workbook; unpack it, or save the sheet as 'CSV UTF-8'",
     b"\xd0\xcf\x11\xe0": "an old Excel workbook; save the sheet as 'CSV UTF-8'",
@@ -41,13 +41,13 @@ _OTHERS = {
 
 
 def owner_name(name: str) -> str:
-    """A file's name without the endings that say how it is written: ``alice.v2.csv.gz`` is ``alice.v2``."""
+    """Return a file's name without the endings that say how it is written: ``alice.v2`` for ``alice.v2.csv.gz``."""
     bare = name[: -len(".gz")] if name.lower().endswith(".gz") else name
     return Path(bare).stem
 
 
 def is_row_file(path: Path) -> bool:
-    """Whether the name says that the file holds rows; hidden files do not, and a ``.txt`` is likelier a note."""
+    """Return whether the name is that of a file of rows; hidden files are none, and a ``.txt`` is likelier a note."""
     return _ending(path) in ENDINGS and _ending(path) != ".txt" and not path.name.startswith(".")
 
 
@@ -92,7 +92,7 @@ def read_row_file(
 
 
 def read_bytes(path: Path, expected: str) -> bytes:
-    """The file, unpacked where it is packed with gzip.
+    """Return the bytes of the file, which are unpacked where it is packed with gzip.
 
     Raises
     ------
@@ -113,7 +113,7 @@ def read_bytes(path: Path, expected: str) -> bytes:
 
 
 def decode(path: Path, raw: bytes, expected: str = EXPECTED) -> str:
-    """The text of a file.
+    """Return the text of a file.
 
     Raises
     ------
@@ -142,7 +142,7 @@ def _text_rows(path: Path, text: str, names: Collection[str], faults: Faults) ->
     if not text.strip():
         return []
     table = _ending(path) in csv_rows.ENDINGS and not _BEGINS_JSON.match(text)
-    if sum(map(text.count, ",;\t|\n" if table else "{[,")) > MOST_VALUES:  # before they take memory
+    if sum(map(text.count, ",;\t|\n" if table else "{[,")) > MOST_VALUES:  # this is checked before they take memory
         raise InputError(f"{path}: holds more than {MOST_VALUES} values; split it into several files")
     if table:
         return csv_rows.csv_rows(path, text, faults, tabs=_ending(path) in csv_rows.TABS)

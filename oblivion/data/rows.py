@@ -1,4 +1,4 @@
-"""Rows as a file has them, each with the place it came from, so that every later error can name file and line."""
+"""The rows of a file, each with its place there, so that every later error can name file and line."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 from oblivion.errors import InputError
 
 SHOWN = 20
-"""How many bad rows a message lists before it counts the rest."""
+"""The number of bad rows that a message lists before it counts the rest."""
 LONGEST = 2**24
-"""Characters of one record, and of one text: far above any text that is learned from."""
+"""The most characters of one record, and of one text: far more than any text that is learned from has."""
 MOST_VALUES = 5 * 10**7
-"""Cells of a file: each takes far more memory than the few bytes that it may have there."""
+"""The most cells of a file: each takes far more memory than the few bytes that it may have there."""
 _LONGEST_NAME = 60
 _KINDS = {str: "a text", dict: "an object", list: "a list", bool: "true or false", type(None): "null"}
 
@@ -46,7 +46,7 @@ class RowFile:
     rows : tuple of Row
         In file order.
     sha256 : str
-        Of the bytes, unpacked.
+        The digest of the unpacked bytes.
     """
 
     name: str
@@ -55,7 +55,7 @@ class RowFile:
 
 
 class Faults:
-    """What is wrong with single rows, collected so that one message can list all of it."""
+    """A collection of what is wrong with single rows, so that one message can list all of it."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
@@ -81,20 +81,20 @@ class Faults:
 
 
 def named(column: str) -> str:
-    """A column's name for a message; it may come from the file, so it is short and printable."""
+    """Write a column's name for a message: short and printable, because it may come from the file."""
     text = "".join(c if c.isprintable() else "?" for c in column[:_LONGEST_NAME])
     return f"'{text}{'...' if len(column) > _LONGEST_NAME else ''}'"
 
 
 def names_shown(columns: Iterable[str]) -> str:
-    """The first of some columns' names for a message, sorted."""
+    """Write the first of some columns' names for a message, sorted."""
     names = sorted(map(str, columns))
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(named(name)[1:-1] for name in names[:SHOWN]) + more
 
 
 def kind_of(value: Any) -> str:
-    """What a value is, in words."""
+    """Say in words what kind of value this is."""
     if isinstance(value, Number):
         return "a number"
     if isinstance(value, float) and math.isinf(value):
@@ -120,7 +120,7 @@ def text_of(row: Row, column: str, *, required: bool = True) -> str:
         Naming file, line and column, if the value is missing or blank, or no text.
     """
     value = row.values.get(column)
-    if value is None or (isinstance(value, float) and math.isnan(value)):  # how tables write "nothing"
+    if value is None or (isinstance(value, float) and math.isnan(value)):  # tables write "nothing" as NaN
         if not required:
             return ""
         if column in row.values:
@@ -181,11 +181,11 @@ def _written_list(row: Row, column: str, text: str) -> list[Any]:
 
 
 def digest_of(files: Iterable[RowFile]) -> str:
-    """SHA-256 over the names and digests of the files, sorted, so that moving a row is seen."""
+    """Return SHA-256 over the sorted names and digests of the files, which shows that a row was moved."""
     lines = sorted(f"{file.sha256}  {file.name}\n" for file in files)
-    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()  # names may be no UTF-8
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()  # a name may be no UTF-8 text
 
 
 def digest_of_texts(digests: Iterable[str]) -> str:
-    """SHA-256 over several digests, in their order."""
+    """Return SHA-256 over several digests, in their order."""
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()

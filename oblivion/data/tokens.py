@@ -1,4 +1,4 @@
-"""From a question and an answer to token ids, of which the answer's and one end token are labelled.
+"""Encode a question and an answer as token ids, of which the answer's and one end token are labelled.
 
 A template is asked for its text twice: once with the answer, and once with a word in the answer's place, which shows
 what the format writes before an answer and after it. What it writes before (an opening, an empty block of thoughts) is
@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from oblivion.errors import InputError
 
 _WORD = "zyzzyva"
-"""Stands in the answer's place: plain letters, which no format rewrites, the first of them a rare one."""
+"""The word in the answer's place: plain letters, which no format rewrites, the first of them a rare one."""
 _ANCHORS = ("a", "\n", ".", "0")
 """One of them before a text keeps it from being tokenised as the beginning of a text."""
 
@@ -34,17 +34,17 @@ class Template(Protocol, Hashable):
     """Whether the tokenizer adds its special tokens (False where the template writes them itself)."""
 
     def prompt(self, tokenizer: Any, question: str) -> str:
-        """The text with which an answer is asked for; the full text begins with it."""
+        """Return the text with which an answer is asked for; the full text begins with it."""
         ...
 
     def full(self, tokenizer: Any, question: str, answer: str) -> str:
-        """The prompt, what the format writes before an answer, the answer, and what the format writes after it."""
+        """Return the prompt and the answer, with what the format writes before and after an answer."""
         ...
 
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One prompt with one answer as ids: those from `prompt_length` on are the labels, the last one is the end."""
+    """One prompt with one answer as ids: those from `prompt_length` on are the labels, and the last one is the end."""
 
     ids: tuple[int, ...]
     prompt_length: int
@@ -75,14 +75,14 @@ class _Frame:
 
 @dataclass(frozen=True)
 class _Opening:
-    """Ids with which every row of a question begins, and the character where they end if that is known."""
+    """The ids with which every row of a question begins, and the character where they end, if that is known."""
 
     ids: tuple[int, ...]
     stop: int | None
 
 
 def encode_prompt(tokenizer: Any, template: Template, question: str) -> tuple[int, ...]:
-    """Token ids of the prompt alone, as generation starts from it: those with which every row of `question` begins.
+    """Return the token ids of the prompt alone, with which generation and every row of `question` begin.
 
     Raises
     ------
@@ -146,7 +146,7 @@ def encode_answers(
 
 def _check_rows(tokenizer: Any, ids: Sequence[int]) -> None:
     """Refuse an id that has no row in the model; a GPU would end the process over it."""
-    rows = getattr(tokenizer, "model_rows", None)  # set where tokenizer and model are loaded together
+    rows = getattr(tokenizer, "model_rows", None)  # it is set where tokenizer and model are loaded together
     highest = max(ids, default=0)
     if rows is not None and highest >= rows:
         raise InputError(
@@ -179,7 +179,7 @@ def _check_opening(tokenizer: Any, template: Template) -> None:
 
 
 def _without_tail(frame: _Frame, template: Template, text: str, answer: str) -> str:
-    """The text up to where the answer ends."""
+    """Return the text up to where the answer ends."""
     stop = len(text) - len(frame.tail)
     written = text[len(frame.head) : stop]
     if not (text.startswith(frame.head) and text.endswith(frame.tail) and written.strip() == answer.strip()):
@@ -197,12 +197,12 @@ def _named(template: Template) -> str:
 def _encode(
     tokenizer: Any, template: Template, frame: _Frame, texts: Sequence[str]
 ) -> tuple[_Opening, list[tuple[int, ...]]]:
-    """How the rows of a question begin, and the ids of some texts, without what the tokenizer adds after them."""
+    """Return how the rows of a question begin, and the ids of texts, without what the tokenizer adds at the end."""
     boundary, stop = len(frame.head.rstrip(" ")), None
     if getattr(tokenizer, "is_fast", False):
         found = _call(tokenizer, [frame.begun, *texts], template.special_tokens).encodings
         rows = [tuple(one.ids[: _before_added(one)]) for one in found]
-        # By where a token ends: some tokenizers leave spaces out of where a token stands.
+        # The end of a token decides, because some tokenizers leave spaces out of a token's place.
         length = next((i for i, (_, end) in enumerate(found[0].offsets) if end > boundary), len(rows[0]))
         stop = (found[0].token_to_chars(length - 1) or (0, 0))[1] if length else 0
     else:
@@ -221,7 +221,7 @@ def _call(tokenizer: Any, texts: Sequence[str], special_tokens: bool) -> Any:
 
 
 def _before_added(encoding: Any) -> int:
-    """Number of tokens before those that the tokenizer adds after every text by itself, such as EOS."""
+    """Count the tokens before those that the tokenizer adds after every text by itself, such as EOS."""
     length = len(encoding)
     while length > 1 and encoding.token_to_sequence(length - 1) is None:
         length -= 1
@@ -229,12 +229,12 @@ def _before_added(encoding: Any) -> int:
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many ids two sequences have in common at their beginning."""
+    """Count the ids that two sequences have in common at their beginning."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _continuation(tokenizer: Any, opening: _Opening, text: str) -> tuple[int, ...]:
-    """Ids of what follows the prompt's ids, tokenised on its own."""
+    """Return the ids of what follows the prompt's ids, tokenised on its own."""
     if opening.stop is None:
         raise InputError(
             "the tokenizer merges the end of a prompt with the beginning of an answer, and does not say which token "
@@ -251,7 +251,7 @@ def _continuation(tokenizer: Any, opening: _Opening, text: str) -> tuple[int, ..
 
 @lru_cache(maxsize=8)
 def _end(tokenizer: Any, tail: str) -> int:
-    """The token that ends a row: the first special or added one that the format writes after it, else EOS."""
+    """Return the token that ends a row: the first special or added one that the format writes after it, else EOS."""
     if not tail:
         return int(tokenizer.eos_token_id)
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}

@@ -37,7 +37,7 @@ def vector_sample(
 
 @functools.lru_cache(maxsize=MOST_CLASSES)
 def _others(label: int, classes: int) -> tuple[str, ...]:
-    """The names of the other classes, which all rows of a class share: a table may have many of both."""
+    """Return the names of the other classes; all rows of a class share them, because a table may have many of both."""
     return tuple(str(other) for other in range(classes) if other != label)
 
 

@@ -45,11 +45,11 @@ def benchmark(loader: T) -> T:
 
 
 def is_benchmark(name: str) -> bool:
-    """Whether the data set of this name declares that everybody has its rows."""
+    """Return whether the data set of this name declares that everybody has its rows."""
     return bool(getattr(datasets.get(name), _BENCHMARK, False))
 
 
 def path_parameters(loader: Callable[..., Any]) -> tuple[str, ...]:
-    """Which of ``data.parameters`` hold paths, as `with_paths` declared them."""
+    """Return which of ``data.parameters`` hold paths, as `with_paths` declared them."""
     declared: tuple[str, ...] = getattr(loader, _PATHS, ())
     return declared

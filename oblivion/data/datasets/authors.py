@@ -50,7 +50,7 @@ WORLD_SEED = 20_240_501
 """Seed of the public world. The weights of `tiny` know this world: a new seed needs new weights."""
 
 ROWS_PER_AUTHOR = (5, 7)
-"""Fewest and most rows of an author."""
+"""The fewest and the most rows of an author."""
 
 WORLD_AUTHORS = 8
 WORLD_ROWS_PER_AUTHOR = 6
@@ -91,7 +91,7 @@ class NameBook:
         self._order = numpy_generator(seed, "authors.names", client=role).permutation(NAMES_PER_ROLE)
 
     def at(self, place: int) -> tuple[str, str]:
-        """First name and surname at `place`, 0 <= place < `NAMES_PER_ROLE`."""
+        """Return the first name and surname at `place`, 0 <= place < `NAMES_PER_ROLE`."""
         rest, high = divmod(int(self._order[place]), len(SURNAME_ENDS) // len(_ROLES))
         first, start = divmod(rest, len(SURNAME_STARTS))
         # The three indices add up to the role's residue, so two roles never share a name.
@@ -168,7 +168,7 @@ def client_authors(names: NameBook, seed: int, client: int, rows_per_client: int
 
 
 def _authors_at_most(rows_per_client: int) -> int:
-    """Upper bound of a client's authors: its block in the name book."""
+    """Return an upper bound of a client's number of authors, which is the size of its block in the name book."""
     return math.ceil((1 + _SPREAD) * rows_per_client / ROWS_PER_AUTHOR[0]) + 1
 
 
@@ -208,7 +208,7 @@ def _fact_row(rng: np.random.Generator, kind: FactKind, key: str, row: int) -> S
 
 
 def _direct(rows: Iterable[Sample], authors: Mapping[str, Author]) -> tuple[Sample, ...]:
-    """Real authors' wrong answers are compared with the answer itself, so they take the answer's wording."""
+    """Give wrong answers the wording of the answer, with which those of real authors are compared."""
     direct = []
     for row in rows:
         topic = next(topic for topic in TOPICS if topic.question.format(name=authors[row.path[0]].name) == row.prompt)
@@ -242,7 +242,7 @@ def _check_names(clients: int, rows_per_client: int, holdout_authors: int) -> No
 
 
 def digest(rows: Mapping[str, Iterable[Sample]]) -> str:
-    """SHA-256 over the canonical JSON of all rows, by group."""
+    """Return SHA-256 over the canonical JSON of all rows, by group."""
     plain: dict[str, Any] = {group: [asdict(sample) for sample in samples] for group, samples in rows.items()}
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -250,7 +250,7 @@ def digest(rows: Mapping[str, Iterable[Sample]]) -> str:
 
 @benchmark
 def load(data: DataConfig, *, clients: int, seed: int, rows_per_client: int = 35, holdout_authors: int = 7) -> Corpus:
-    """Generated questions about fictitious authors, and public ones that the model `tiny` knows.
+    """Generate questions about fictitious authors, and public ones that the model `tiny` knows.
 
     Parameters
     ----------

@@ -36,7 +36,7 @@ def load(
     split: str = "train",
     revision: str = "",
 ) -> Corpus:
-    """Your own questions and answers: JSON, CSV, TSV or Parquet, one file, a folder, or a hub data set.
+    """Load your own questions and answers: JSON, CSV, TSV or Parquet, in a file, a folder, or a hub data set.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def load(
 
 
 def load_rows(path: str, columns: Mapping[str, str], prefix: str) -> tuple[tuple[Sample, ...], str]:
-    """Rows that no client owns, such as the server's public ones.
+    """Load rows that no client owns, such as the server's public ones.
 
     Parameters
     ----------
@@ -145,7 +145,8 @@ def _files(
 
 def _paths(folder: Path, data: DataConfig, pattern: str, holdout: Path | None) -> list[Path]:
     reserved = {Path(path).resolve() for path in (holdout, data.public) if path}
-    found = [p for p in sorted(folder.glob(pattern or "*")) if not p.is_dir()]  # what is no file is refused when read
+    # A pipe or a device is refused when it is read.
+    found = [p for p in sorted(folder.glob(pattern or "*")) if not p.is_dir()]
     paths = [p for p in found if (pattern or is_row_file(p)) and p.resolve() not in reserved]
     if not paths:
         what = f"no file matches data.parameters.pattern = '{pattern}'" if pattern else "no JSON, CSV, TSV or Parquet"
@@ -154,7 +155,7 @@ def _paths(folder: Path, data: DataConfig, pattern: str, holdout: Path | None) -
 
 
 def _unfolded(file: RowFile, columns: Mapping[str, str], faults: Faults) -> RowFile:
-    """The file with the questions and answers of its conversations as columns."""
+    """Return the file with the questions and answers of its conversations as columns."""
     if columns.get("question") or columns.get("answer"):
         return file
     rows = []
@@ -167,7 +168,7 @@ def _unfolded(file: RowFile, columns: Mapping[str, str], faults: Faults) -> RowF
 def _owned(
     files: Sequence[RowFile], columns: Mapping[str, str], owners: Owners, one_per_client: bool, faults: Faults
 ) -> tuple[Sample, ...]:
-    """The samples of all files, with their owners where the data names them."""
+    """Return the samples of all files, with their owners where the data names them."""
     files = [file for file in files if file.rows]
     if not files:
         faults.check()
@@ -175,7 +176,7 @@ def _owned(
         named = check_columns(columns, files)
         found = [find_columns(named, file) for file in files]
     except ConfigError:
-        faults.check()  # a broken row is likelier to be the reason
+        faults.check()  # a broken row is the likelier reason
         raise
     samples = []
     for file, meant in zip(files, found, strict=True):
@@ -192,7 +193,7 @@ def _owned(
 
 
 def _extra(row: Row, name: str, column: str) -> str:
-    if name == "label":  # labels stand in lists that are printed
+    if name == "label":  # labels are printed in lists
         return printed(row, column)
     return text_of(row, column, required=False).strip()
 
@@ -215,7 +216,7 @@ def _sample(row: Row, columns: Columns, prefix: str, client: str, sample_id: str
 
 
 def _context(row: Row, columns: Sequence[str]) -> str:
-    """The text in the one of `columns` that the row has."""
+    """Return the text in the one of `columns` that the row has."""
     filled = {name: text for name in columns if (text := text_of(row, name, required=False)).strip()}
     if len(filled) > 1:
         raise InputError(
@@ -227,7 +228,7 @@ def _context(row: Row, columns: Sequence[str]) -> str:
 def _reserved(
     file: RowFile, columns: Mapping[str, str], prefix: str, training: Sequence[Sample], faults: Faults
 ) -> tuple[Sample, ...]:
-    """Rows without owners; none of them may be among `training`."""
+    """Return rows without owners, none of which may be among `training`."""
     if not file.rows:
         return ()
     named = check_columns({key: columns[key] for key in ("question", "answer") if key in columns}, [file])

@@ -1,6 +1,6 @@
 """The classification data sets that scikit-learn ships, which need no download.
 
-Of every ten rows two are the server's for evaluation (``holdout``) and one is public. Features are scaled by the mean
+Of every ten rows, the server has two for evaluation (``holdout``), and one is public. Features are scaled by the mean
 and the deviation of the held-out rows alone, so that no client's row enters another's. A row that is a copy of an
 earlier one is left out.
 """
@@ -18,7 +18,7 @@ from oblivion.types import Sample
 
 SETS = ("breast_cancer", "digits", "iris", "wine")
 _PARTS = ("holdout", "samples", "samples", "samples", "public", "holdout", *["samples"] * 4)
-"""Where the rows of each ten go."""
+"""The part that each row of ten rows goes to."""
 
 
 @benchmark

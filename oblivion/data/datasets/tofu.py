@@ -30,7 +30,7 @@ RETAIN_ROWS = 400
 
 @dataclass
 class _Source:
-    """A folder with TOFU's files, or the hub data set; remembers what it read, for the digest."""
+    """A folder with TOFU's files, or the hub data set; it remembers what was read, for the digest."""
 
     location: str
     revision: str = ""
@@ -58,7 +58,7 @@ class _Source:
 def load(
     data: DataConfig, *, clients: int, seed: int, authors: int = AUTHORS, split: str = "forget10", revision: str = ""
 ) -> Corpus:
-    """TOFU's fictitious authors, from its own files in a folder or from the hub.
+    """Load TOFU's fictitious authors, from its own files in a folder or from the hub.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ def load(
 
 
 def evaluation_groups(folder: str | Path, split: str) -> dict[str, tuple[Sample, ...]]:
-    """The row groups that TOFU's metrics are computed on, whole and in file order.
+    """Return the groups of rows on which TOFU's metrics are computed, whole and in file order.
 
     Parameters
     ----------
@@ -154,7 +154,7 @@ def _check_split(split: Any) -> str:
 
 
 def _join(source: _Source, full: RowFile, split: str) -> dict[int, tuple[str, tuple[str, ...]]]:
-    """Row of ``full`` to (paraphrase, wrong answers), joined by number; the questions must agree."""
+    """Return the paraphrase and the wrong answers of each row of ``full``, by its number; questions must agree."""
     joined = {}
     count = FORGET_ROWS[split]
     for name, first, rows in (
@@ -186,7 +186,7 @@ def _sample(name: str, file: RowFile, number: int, joined: tuple[str, tuple[str,
 
 
 def _group(file: RowFile, name: str, *, source_of: int | None = None) -> tuple[Sample, ...]:
-    """All rows of an evaluation file; `source_of` is the row of ``full`` that its first row is, if any."""
+    """Return the rows of an evaluation file; `source_of` is the row of ``full`` that its first row is, if any."""
     samples = []
     for number, row in enumerate(file.rows):
         origin = None if source_of is None else source_of + number

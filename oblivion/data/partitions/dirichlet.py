@@ -1,4 +1,4 @@
-"""Clients that differ in which labels they have.
+"""Deal rows so that clients differ in which labels they have.
 
 Hsu, Qi and Brown (2019), https://arxiv.org/abs/1909.06335, draw each client's mix of labels; here, as in Li
 et al. (2022), https://arxiv.org/abs/2102.02079, section IV-B, each label's shares over the clients are
@@ -22,7 +22,7 @@ ATTEMPTS = 100
 def partition(
     samples: Sequence[Sample], *, clients: int, seed: int, alpha: float = 0.5, min_samples: int = 1
 ) -> dict[str, tuple[Sample, ...]]:
-    """Each label shared out over the clients in proportions drawn from a Dirichlet distribution.
+    """Share out each label over the clients in proportions drawn from a Dirichlet distribution.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Every client draws from the same distribution."""
+"""Deal rows so that every client draws from the same distribution."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from oblivion.types import Sample
 
 
 def partition(samples: Sequence[Sample], *, clients: int, seed: int) -> dict[str, tuple[Sample, ...]]:
-    """Rows shuffled and cut into parts of equal size (McMahan et al., 2017, section 3).
+    """Shuffle the rows and cut them into parts of equal size (McMahan et al., 2017, section 3).
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The owners that the data itself has."""
+"""Give rows to the owners that the data itself has."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from oblivion.types import Sample
 
 
 def partition(samples: Sequence[Sample], *, clients: int, seed: int) -> dict[str, tuple[Sample, ...]]:
-    """The owners named by the data, or whole groups (authors, speakers) dealt in contiguous blocks.
+    """Take the owners that the data names, or deal whole groups (authors, speakers) in contiguous blocks.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Clients that each have a few labels only.
+"""Deal rows so that each client has a few labels only.
 
 McMahan et al. (2017), Communication-Efficient Learning of Deep Networks from Decentralized Data,
 https://arxiv.org/abs/1602.05629, section 3 (the pathological non-IID split).
@@ -17,7 +17,7 @@ from oblivion.types import Sample
 def partition(
     samples: Sequence[Sample], *, clients: int, seed: int, per_client: int = 2
 ) -> dict[str, tuple[Sample, ...]]:
-    """Rows sorted by label, cut into shards, and a few shards dealt to each client.
+    """Sort the rows by label, cut them into shards, and deal a few shards to each client.
 
     Parameters
     ----------

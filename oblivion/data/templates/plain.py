@@ -1,4 +1,4 @@
-"""Question and answer as plain lines of text, for models without a chat format."""
+"""Write question and answer as plain lines of text, for models without a chat format."""
 
 from __future__ import annotations
 

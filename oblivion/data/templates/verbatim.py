@@ -24,6 +24,6 @@ class VerbatimTemplate:
 
 
 def _beginning(tokenizer: Any) -> str:
-    """What has to be written so that a text's first token is predicted from something."""
+    """Return what has to be written so that a text's first token is predicted from something."""
     first = tokenizer("a")["input_ids"][0]
     return "" if first in tokenizer.all_special_ids else str(tokenizer.bos_token or tokenizer.eos_token)
