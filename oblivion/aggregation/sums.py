@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-_PIECE = 1 << 18  # values; long enough to be read at the speed of memory, and in fp64 it stays in the shared cache
+_PIECE = 1 << 18  # in values: read at the speed of memory, and small enough in fp64 for the shared cache
 
 
 def ordered(updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
@@ -72,7 +72,7 @@ def weighted_sum(
     }
     piece_size = min(_PIECE, max(t.numel() for t in total.values()))
     scratch = torch.empty(2, piece_size, dtype=torch.float64, device=next(iter(total.values())).device)
-    with torch.inference_mode():  # slices cost less; the totals were made outside, and are ordinary tensors
+    with torch.inference_mode():  # makes slices cheaper; the totals were made outside, and are ordinary tensors
         for name, result in total.items():
             flat, parts = result.view(-1), [one[name].reshape(-1) for one in tensors]
             for start in range(0, flat.numel(), _PIECE):

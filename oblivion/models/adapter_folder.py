@@ -36,7 +36,7 @@ _Rank = Annotated[int, Field(ge=1, le=1 << 16)]
 
 
 class _Attached(BaseModel):
-    """Where an adapter goes, its ranks and its scales: given to PEFT as they are, which looks at no type."""
+    """Where an adapter goes, its ranks and its scales, which are given to PEFT as they are; PEFT checks no type."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
@@ -61,14 +61,14 @@ _WITHOUT_EFFECT = (
     "peft_version",
     "revision",
 )
-"""Settings of training, or notes on where things came from."""
+"""The settings that only training uses, and notes on where things came from."""
 _ONE_OF: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "task_type": ("CAUSAL_LM", None),
     "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
 }
-"""Values that are harmless; other initial values (PiSSA, OLoRA, LoftQ, CorDA, LoRA-GA) take something out of the base
-weights, and what is stored does not say what."""
+"""The values that are harmless. Other initial values (PiSSA, OLoRA, LoftQ, CorDA, LoRA-GA) take something out of the
+base weights, and what is stored does not say what."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class PeftSettings:
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     def to_peft(self, model: Any = None) -> peft.LoraConfig:
-        """PEFT's own object; for a model, with names in the place of patterns.
+        """Return PEFT's own object; for a model, it has names in the place of patterns.
 
         Raises
         ------
@@ -148,7 +148,7 @@ def read_adapter_folder(folder: Path) -> StoredAdapter:
         raise InputError(f"{folder}/{CONFIG}: {shown(where)[1:-1]} = {value}: {said}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError, MemoryError) as error:
         raise InputError(f"{folder}: not a LoRA adapter in PEFT format: {error}") from None
-    # Copies: what is read from the file where it lies would change when the file is overwritten to be erased.
+    # Tensors are copied: a mapped file's tensors would change when the file is overwritten to be erased.
     adapter = {name: tensors[name].float().clone() for name in sorted(tensors)}
     if not any(bool(t.any()) for n, t in adapter.items() if ".lora_A." not in n):
         raise InputError(f"{folder}: every B of this adapter is zero, so it changes nothing; was it ever trained?")
@@ -171,7 +171,7 @@ def _check_settings(settings: Mapping[str, Any], folder: Path) -> _Attached:
     import peft
 
     defaults = peft.LoraConfig().to_dict()
-    for key, value in {"peft_type": settings["peft_type"], **settings}.items():  # first, what adapter it is
+    for key, value in {"peft_type": settings["peft_type"], **settings}.items():  # the kind of adapter is checked first
         if key in _Attached.model_fields or key in _WITHOUT_EFFECT:
             continue
         known = _ONE_OF.get(key, (defaults.get(key),))
@@ -208,7 +208,7 @@ def _check_patterns(given: _Attached, folder: Path) -> None:
 
 
 def _texts(given: _Attached) -> Iterator[tuple[str, list[str], bool]]:
-    """The settings with names of layers: each with its texts, and whether they may be patterns."""
+    """Return the settings with names of layers: each with its texts, and whether they may be patterns."""
     for key in ("target_modules", "exclude_modules", "layers_pattern"):
         value = getattr(given, key)
         if value:

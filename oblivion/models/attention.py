@@ -1,4 +1,4 @@
-"""What a model's config says of its attention: windows, states, and positions that depend on a text's length.
+"""Read from a model's config how its attention works: windows, states, and positions that depend on a text's length.
 
 A short text shows none of these, so they are read from the config instead of tried. Names are matched by how they end,
 because every architecture has its own (`sliding_window`, `window_size`, `attention_chunk_size`,
@@ -19,7 +19,7 @@ _ATTENTION = {"attention", "full_attention", "sliding_attention", "chunked_atten
 
 
 def sees_all_before(model: Any, length: int) -> bool:
-    """Whether every token of a text of `length` tokens sees all tokens before it, placed by position ids alone.
+    """Return whether each token of a text of `length` sees all before it, and takes its place from position ids.
 
     If so, the mask and position ids that the caller passes decide alone what a token sees.
     """
@@ -35,7 +35,7 @@ def sees_all_before(model: Any, length: int) -> bool:
 
 
 def is_stateful(model: Any) -> bool:
-    """Whether a state runs from token to token, beside attention or in its place."""
+    """Return whether a state runs from token to token, beside attention or in its place."""
     kinds = {
         kind for name, value in _settings(model) if name in ("layer_types", "layers_block_type") for kind in value or ()
     }
@@ -43,12 +43,12 @@ def is_stateful(model: Any) -> bool:
 
 
 def takes_positions(model: Any) -> bool:
-    """Whether a model takes position ids, which say where in the text each token stands."""
+    """Return whether a model takes position ids, which say where in the text each token stands."""
     return "position_ids" in inspect.signature((model.get_decoder() or model).forward).parameters
 
 
 def changes_with_length(model: Any, length: int) -> bool:
-    """Whether a model encodes the positions of a text of this length differently from those of a short one.
+    """Return whether a model encodes the positions of a text of this length differently from a short one's.
 
     Its output for a text then depends on the other texts of a batch.
     """
@@ -60,7 +60,7 @@ def changes_with_length(model: Any, length: int) -> bool:
 
 
 def _settings(model: Any) -> Iterator[tuple[str, Any]]:
-    """The names and values of a model's config, also of the tables within it."""
+    """Yield the names and values of a model's config, also of the tables within it."""
 
     def walk(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         for name, value in table.items():

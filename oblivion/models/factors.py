@@ -19,7 +19,7 @@ Factor: TypeAlias = Literal["A", "B"]
 
 
 def factor_of(name: str) -> Factor:
-    """Which factor an adapter's tensor is, by its PEFT name."""
+    """Return which factor an adapter's tensor is, by its PEFT name."""
     return "A" if ".lora_A" in name else "B"
 
 
@@ -29,12 +29,12 @@ def is_factor(name: str) -> bool:
 
 
 def only(tensors: Mapping[str, Tensor], factors: Sequence[Factor]) -> dict[str, Tensor]:
-    """Those of some named tensors that are, or belong to, one of the factors."""
+    """Return those of some named tensors that are, or belong to, one of the factors."""
     return {name: tensor for name, tensor in tensors.items() if factor_of(name) in factors}
 
 
 def truncated(adapter: Adapter, rank: int) -> Adapter:
-    """The adapter with nothing but its first `rank` rows of A and columns of B; the rest is zero.
+    """Return the adapter with its first `rank` rows of A and columns of B; the rest is zero.
 
     What is zero in A and in B at once has no gradient, so a client that begins here trains at rank `rank`.
     """
@@ -50,19 +50,19 @@ def truncated(adapter: Adapter, rank: int) -> Adapter:
 
 
 def start_of(adapter: Adapter, ranks: Mapping[str, int], client_id: str) -> Adapter:
-    """The adapter that a client begins from: truncated where it has a rank of its own."""
+    """Return the adapter that a client begins from, truncated if the client has a rank of its own."""
     return truncated(adapter, ranks[client_id]) if client_id in ranks else adapter
 
 
 def initial_values(shapes: Mapping[str, Sequence[int]], seed: int) -> Adapter:
-    """A uniform as in Hu et al. (2021), B zero; the values depend on the seed and the tensors' names and shapes alone.
+    """Draw A as in Hu et al. (2021), and make B zero, from the seed and the tensors' names and shapes alone.
 
     Parameters
     ----------
     shapes : mapping of str to shape
         PEFT name to the shape of the tensor: (rank, in) for A, (out, rank) for B.
     seed : int
-        Of the values.
+        The seed of the values.
     """
     import torch
 

@@ -19,10 +19,11 @@ _BF16_MIN_WIDTH = 512
 _PROBE_TOKENS = 4
 _NO_LIMIT = 1 << 30
 _MOST_BEYOND, _FREE = 4, 1 << 26
-"""Numbers of a model for each byte of its weights (some share, some are made), and numbers that need no weights."""
+"""The most numbers that a model may have for each byte of its weights (some share a weight, some are made), and the most
+that it may have beyond these."""
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
 _CONTEXTS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "context_length")
-"""What configs call these sizes; the first name that a config has counts."""
+"""The names that configs give these sizes; the first name that a config has counts."""
 _CPU = Path("/proc/cpuinfo")
 _FAST_BF16 = {"amx_bf16", "avx512_bf16"}
 
@@ -50,7 +51,7 @@ class Base:
 
 
 def locate(config: ModelConfig, asked: str = "model.name", pinned: str = "set model.revision to a commit") -> str:
-    """Where the model is: a folder, or a hub id.
+    """Return where the model is: a folder, or a hub id.
 
     Parameters
     ----------
@@ -76,7 +77,7 @@ def locate(config: ModelConfig, asked: str = "model.name", pinned: str = "set mo
     if folder.is_absolute() or config.name.startswith((".", "~")) or not _HUB_ID.fullmatch(config.name):
         raise InputError(f"{missing}, and it is no hub id 'owner/name'")
     if not config.revision:
-        if folder.parent.is_dir():  # then it is most likely a path with a slip of the pen
+        if folder.parent.is_dir():  # the name is then most likely a mistyped path
             raise InputError(f"{missing} in {folder.parent}; for a hub id of that name, {pinned}")
         raise ConfigError(f"{missing}; if it is a hub id, {pinned}, so that the result can be repeated")
     return config.name
@@ -123,7 +124,7 @@ def resolve_dtype(config: ModelConfig) -> str:
 
 
 def _checked(config: ModelConfig) -> str:
-    """Where the model is; of a folder, the settings were looked at."""
+    """Return where the model is, once the settings of a folder were checked."""
     where = locate(config)
     if Path(where).is_dir():
         check_settings(Path(where))
@@ -131,7 +132,7 @@ def _checked(config: ModelConfig) -> str:
 
 
 def _read_config(config: ModelConfig) -> Any:
-    """The model's config.json.
+    """Read the model's config.json.
 
     Raises
     ------
@@ -170,24 +171,24 @@ def _read_config(config: ModelConfig) -> Any:
 
 
 def _size(settings: Any, names: Sequence[str]) -> int:
-    """The first of some sizes that a model's config has; 0 if it has none."""
+    """Return the first of some sizes that a model's config has; 0 if it has none."""
     text = settings.get_text_config()
     values = (getattr(text, name, None) for name in names)
     return next((value for value in values if isinstance(value, int) and value > 0), 0)
 
 
 def width_of(settings: Any) -> int:
-    """The hidden size that a model's config names; 0 if it names none."""
+    """Return the hidden size that a model's config names; 0 if it names none."""
     return _size(settings, _WIDTHS)
 
 
 def context_of(settings: Any) -> int:
-    """The most tokens that a model's config allows; a very large number if it sets no limit."""
+    """Return the most tokens that a model's config allows; a very large number if it sets no limit."""
     return _size(settings, _CONTEXTS) or _NO_LIMIT
 
 
 def gpu_count() -> int:
-    """GPUs that can be used; 0 without CUDA."""
+    """Return the number of GPUs that can be used; 0 without CUDA."""
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -201,7 +202,7 @@ def _fast_bfloat16() -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    """The first line of an error's text, which may repeat what a file says: printable and short."""
+    """Return the first line of an error's text, printable and short, because it may repeat what a file says."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return "".join(c if c.isprintable() else "?" for c in line)[:300]
 
@@ -232,7 +233,7 @@ def load_base(config: ModelConfig, max_length: int = 0) -> Base:
     settings = _read_config(config)
     pad = getattr(settings, "pad_token_id", None)
     if pad is not None and not 0 <= pad < getattr(settings, "vocab_size", _NO_LIMIT):
-        settings.pad_token_id = None  # torch makes no embedding whose padding has no row
+        settings.pad_token_id = None  # torch makes no embedding whose padding id has no row
     if Path(locate(config)).is_dir():
         _check_built(settings, locate(config))
     try:
@@ -293,7 +294,8 @@ def _check_reading(model: Any, name: str) -> None:
         whole, part = (
             model(input_ids=ids[:, :n], use_cache=False).logits[0].float() for n in (2 * _PROBE_TOKENS, _PROBE_TOKENS)
         )
-    gap = (whole[:_PROBE_TOKENS] - part).abs().amax(1)  # at every position: rounding may send a token to other experts
+    # Every position counts: rounding may send one token to other experts.
+    gap = (whole[:_PROBE_TOKENS] - part).abs().amax(1)
     rounding = 1e-3 if model.dtype == torch.float32 else 5e-2
     if bool((gap > rounding * part.abs().amax(1)).all()):
         raise InputError(
@@ -322,7 +324,7 @@ def _fit_tokenizer(tokenizer: Any, model: Any, name: str) -> None:
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
-    """Load the tokenizer alone; the padding token falls back to EOS, whose positions are always masked.
+    """Load the tokenizer alone; the padding token falls back to EOS, and padded positions are always masked.
 
     Raises
     ------
@@ -344,7 +346,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
 
 
 def model_digest(config: ModelConfig) -> str:
-    """SHA-256 over the names and bytes of config, weights and tokenizer; a hub id gives itself with its revision."""
+    """Return SHA-256 over names and bytes of config, weights and tokenizer; for a hub id, the id with its revision."""
     where = locate(config)
     if not Path(where).is_dir():
         return f"{where}@{config.revision}"

@@ -1,4 +1,4 @@
-"""A model folder before transformers sees it: its files, what its config asks for, and sizes that its weights have.
+"""Check a model folder before transformers sees it: its files, what its config asks for, and its weights' sizes.
 
 A folder may come from anybody. What it says must neither choose code nor make a program reserve memory or build layers
 that its weights do not fill; so the config is compared with the headers of the weight files, which are short.
@@ -22,18 +22,18 @@ _TEMPLATES = "additional_chat_templates"
 _LARGEST_CONFIG = 2**24
 _IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
 _BUILT_IN = re.compile(r"[a-z0-9_]+")
-"""Names of implementations that are part of transformers; one with ``/`` or ``:`` is a kernel from the hub."""
+"""The names of implementations that are part of transformers; one with ``/`` or ``:`` is a kernel from the hub."""
 _LAYERS = re.compile(r"(^|_)(layers?|blocks)$")
 _COUNTS = re.compile(r"^(num|n)_")
 _SIZES = re.compile(r"(hidden|vocab|intermediate|ffn|inner|embd|d_model|d_ff|dff|embed_dim|head_dim|_rank)")
 _AT_LEAST = 1 << 15
-"""Counts and sizes below are taken without a look at the weights."""
+"""Counts and sizes below this are accepted without a look at the weights."""
 _SLACK = 64
-"""Times a weight's longest side: a size may be one of several that lie in one matrix."""
+"""How many times the longest side of a weight a size may be: several may lie in one matrix."""
 
 
 def check_folder(folder: Path) -> None:
-    """Look at a model folder's files.
+    """Check a model folder's files.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def check_folder(folder: Path) -> None:
 
 
 def check_settings(folder: Path) -> None:
-    """Look at what a model folder's config.json and its index of weights say.
+    """Check what a model folder's config.json and its index of weights say.
 
     Raises
     ------
@@ -88,7 +88,7 @@ def _check_regular(folder: Path) -> None:
     for path in (*folder.iterdir(), *(inner.iterdir() if inner.is_dir() else ())):
         try:
             mode = path.stat().st_mode
-        except OSError:  # a link to nothing
+        except OSError:  # the link leads nowhere
             continue
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise InputError(f"model folder {folder}: {shown(path.name)} is not a regular file; take it out")
@@ -109,7 +109,7 @@ def _check_implementations(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _walk(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Names and values of a config, those of the tables and lists in it too."""
+    """Yield the names and values of a config, those of the tables and lists in it too."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _walk(inner, key if not name.endswith("_implementation") else name)
@@ -121,7 +121,7 @@ def _walk(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files that transformers reads.
+    """Return the weight files that transformers reads.
 
     Raises
     ------
@@ -143,7 +143,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def check_memory(paths: Sequence[Path]) -> None:
-    """Refuse weights that the machine's memory cannot hold; a file with holes takes no disk, whatever it says.
+    """Refuse weights that the machine's memory cannot hold: a sparse file of any size fits on a disk.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-r"""Patterns of layer names that come with an adapter, matched in a time that only grows with the name's length.
+r"""Match patterns of layer names that come with an adapter, in a time that only grows with the name's length.
 
 PEFT hands what stands in ``adapter_config.json`` to `re`, where a short pattern can take for ever. Here a pattern is
 read by its own small grammar and matched by following all its states at once (Thompson, 1968,
@@ -13,9 +13,9 @@ import re
 from collections.abc import Callable
 
 LONGEST = 1000
-"""Characters of a pattern."""
+"""The most characters of a pattern."""
 _NESTED = 50
-"""Groups within groups."""
+"""The most groups that may be nested in one another."""
 _SIGNS = "()|*+?[]{}^$\\"
 _ANY = "any character"
 
@@ -23,7 +23,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_.-]{1,200}")
 
 
 def is_plain(text: str) -> bool:
-    """Whether a text is a name, or its end, and no pattern: letters, digits, ``_``, ``-`` and dots."""
+    """Return whether a text is a name, or its end, and no pattern: letters, digits, ``_``, ``-`` and dots."""
     return _PLAIN.fullmatch(text) is not None
 
 
@@ -67,7 +67,7 @@ def _outside(text: str, position: int) -> str:
 
 
 class _States:
-    """States with the characters that lead on, and with free ways to others."""
+    """The states of a pattern: characters lead from one to the next, and some ways need no character."""
 
     def __init__(self) -> None:
         self.steps: list[list[tuple[str, int]]] = []
@@ -79,7 +79,7 @@ class _States:
         return len(self.steps) - 1
 
     def reached(self, states: set[int]) -> set[int]:
-        """These states and all that can be reached from them without a character."""
+        """Return these states and all that can be reached from them without a character."""
         found, waiting = set(states), list(states)
         while waiting:
             for state in self.free[waiting.pop()]:
@@ -99,7 +99,7 @@ class _Reader:
         return self.text[self.position : self.position + 1]
 
     def alternatives(self, depth: int) -> tuple[int, int]:
-        """Sequences with ``|`` between them."""
+        """Read sequences with ``|`` between them."""
         start, end = self.states.new(), self.states.new()
         while True:
             first, last = self._sequence(depth)
@@ -133,7 +133,7 @@ class _Reader:
         return start, end
 
     def _one(self, depth: int) -> tuple[int, int]:
-        """A character, or a group."""
+        """Read a character, or a group."""
         sign = self._next()
         if sign == "(" and depth < _NESTED:
             self.position += 3 if self.text.startswith("(?:", self.position) else 1

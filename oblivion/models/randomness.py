@@ -14,12 +14,12 @@ from typing import Any
 
 _DRAWS = re.compile(r"drop|jitter")
 _ELSEWHERE = re.compile(r"class|summary|seq_|token_")
-"""Settings of heads for other tasks, which a causal language model does not have."""
+"""The settings of heads for other tasks, which a causal language model does not have."""
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def base_draws(model: Any) -> tuple[str, ...]:
-    """What a base model would draw at random in training mode, such as ``attention_dropout = 0.1``.
+    """Say what a base model would draw at random in training mode, such as ``attention_dropout = 0.1``.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def base_draws(model: Any) -> tuple[str, ...]:
 
 def _probabilities(settings: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for name, value in settings.items():
-        if not isinstance(name, str):  # labels of classes, by number
+        if not isinstance(name, str):  # a table of labels has numbers as its keys
             continue
         if isinstance(value, Mapping):
             yield from _probabilities(value)
@@ -44,17 +44,17 @@ def _probabilities(settings: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def ask_for_deterministic_kernels() -> None:
-    """On CUDA, make this process use kernels that repeat their bits; must be called before the first kernel runs."""
+    """Make this process use CUDA kernels that repeat their bits; call this before the first kernel runs."""
     import torch
 
     os.environ.setdefault(_WORKSPACE, ":4096:8")  # cuBLAS reads it when it starts
     # Filling uninitialised memory costs time, and nothing here reads such memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.use_deterministic_algorithms(True)  # the backward pass of fused attention, too, which sums with atomics else
+    torch.use_deterministic_algorithms(True)  # else the backward pass of fused attention sums with atomics
 
 
 def repeats_bits(step: Callable[[], None]) -> bool:
-    """Whether a training step has deterministic kernels throughout; if not, the process goes on without them.
+    """Return whether a training step has deterministic kernels throughout; if not, others are allowed from then on.
 
     Parameters
     ----------

@@ -143,7 +143,7 @@ class ResidentModel:
         return called == set(layers)
 
     def initial_adapter(self, seed: int) -> Adapter:
-        """The adapter before any training, from the seed and the tensors' names alone, never from data."""
+        """Return the adapter before any training, from the seed and the tensors' names and shapes, never from data."""
         return initial_values({name: tuple(p.shape) for name, p in self.parameters.items()}, seed)
 
     def read(self) -> Adapter:
@@ -183,7 +183,7 @@ class ResidentModel:
         ConfigError
             If the model's layers cannot be checkpointed.
         """
-        head_is_linear(self.model)  # asked first: it tries a sequence that is nobody's, and sets modes
+        head_is_linear(self.model)  # asked first, because it runs a made-up sequence and sets modes
         layers = self._checkpointed() if checkpointing else ()
         frozen = [p for name, p in self.parameters.items() if names is not None and name not in set(names)]
         for parameter in frozen:
@@ -206,7 +206,7 @@ class ResidentModel:
             layer.lora_dropout.train(on)
 
     def _checkpointed(self) -> list[Any]:
-        """The layers whose activations can be computed again; transformers itself does it in training mode only."""
+        """Return the layers whose activations can be computed again, which transformers does in training mode only."""
         from transformers.modeling_layers import GradientCheckpointingLayer
 
         layers = [module for module in self.base.model.modules() if isinstance(module, GradientCheckpointingLayer)]
@@ -298,7 +298,7 @@ class ResidentModel:
         write_folder(folder, self.adapter_files(adapter, base_name))
 
     def adapter_files(self, adapter: Adapter, base_name: str) -> dict[str, bytes]:
-        """The files of an adapter's folder by name, as `save` writes them."""
+        """Return the files of an adapter's folder by name, as `save` writes them."""
         settings = self.model.peft_config["default"].to_dict()
         own, rank = settings["r"], max((len(t) for name, t in adapter.items() if factor_of(name) == "A"), default=0)
         check_adapter(adapter, {name: _of_rank(name, tensor, rank) for name, tensor in self.parameters.items()})
@@ -310,14 +310,14 @@ class ResidentModel:
 
 
 def _computed_again(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A layer's forward pass that keeps its inputs alone."""
+    """Return a layer's forward pass that keeps its inputs alone."""
     from torch.utils.checkpoint import checkpoint
 
     return functools.partial(checkpoint, forward, use_reentrant=False)
 
 
 def _of_rank(name: str, tensor: Tensor, rank: int) -> Tensor:
-    """A place holder of a tensor's shape with another rank."""
+    """Return a placeholder of a tensor's shape with another rank."""
     import torch
 
     wide, tall = tensor.shape[1], tensor.shape[0]
@@ -325,7 +325,7 @@ def _of_rank(name: str, tensor: Tensor, rank: int) -> Tensor:
 
 
 def weight_bytes(adapter: Adapter) -> bytes:
-    """The content of an adapter's weight file in PEFT format."""
+    """Return the content of an adapter's weight file in PEFT format."""
     from safetensors.torch import save
 
     return save({name: tensor.contiguous() for name, tensor in adapter.items()}, {"format": "pt"})
@@ -359,5 +359,5 @@ def load_resident(
     if gpu_count():
         ask_for_deterministic_kernels()
     resident = ResidentModel(load_base(model, max_length), lora, build(templates, template, {}, "data.template"))
-    _ = resident.repeats_bits  # settled before anybody is trained: it may set what kernels this process takes
+    _ = resident.repeats_bits  # settled before anybody is trained, because it may set this process's kernels
     return resident

@@ -1,4 +1,4 @@
-"""Which layers of a model carry an adapter: linear ones, and no others.
+"""Decide which layers of a model carry an adapter: linear ones, and no others.
 
 Experts of a mixture are three-dimensional parameters in transformers 5, not layers, and PEFT wraps them, and a router
 beside them, in classes of its own. An adapter there is no pair of matrices on a linear layer, and is not supported.
@@ -25,7 +25,7 @@ _SHOWN_TEXT = 60
 
 
 def is_linear(module: Any) -> bool:
-    """Whether a layer computes ``W x + b``; some routers are of a linear layer's class and return something else."""
+    """Return whether a layer computes ``W x + b``; some routers are of a linear class and return something else."""
     import torch
     from torch import nn
     from transformers.pytorch_utils import Conv1D
@@ -42,7 +42,7 @@ def is_linear(module: Any) -> bool:
 
 
 def settings_for(model: Any, lora: LoraConfig) -> peft.LoraConfig:
-    """PEFT's settings for the adapter that a scenario asks for.
+    """Return PEFT's settings for the adapter that a scenario asks for.
 
     What PEFT would wrap beside linear layers is left out of ``all-linear``, and of no other choice of targets.
     """
@@ -74,7 +74,7 @@ def settings_for(model: Any, lora: LoraConfig) -> peft.LoraConfig:
 
 
 def named(model: Any, pattern: str) -> str | list[str]:
-    """The names of a model's layers that a pattern means; ``all-linear`` as it is.
+    """Return the names of a model's layers that a pattern means; ``all-linear`` stays as it is.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def named(model: Any, pattern: str) -> str | list[str]:
 
 
 def without_patterns(model: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """An adapter's settings for PEFT with names in the place of every pattern, so that PEFT runs none.
+    """Return an adapter's settings for PEFT with names in the place of every pattern, so that PEFT runs none.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def without_patterns(model: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _by_name(names: Iterable[str], values: Mapping[str, float]) -> dict[str, float]:
-    """A value for each of the layers that a key means, the first one counting, as one pattern of names per value.
+    """Return each layer's value, by the first key that means it, as one pattern of names per value.
 
     PEFT compares a layer with every key by an expression; so they are few, and hold escaped names alone.
     """
@@ -149,7 +149,7 @@ def check_sizes(model: Any, shapes: Sequence[tuple[str, tuple[int, ...]]]) -> No
 
 
 def without_adapter(model: Any) -> tuple[str, ...]:
-    """The kinds of layers, the head aside, that carry no adapter: experts in one parameter, and linear layers."""
+    """Return the kinds of layers, except the head, that carry no adapter: fused experts, and linear layers."""
     from torch import nn
 
     base = model.get_base_model()

@@ -23,7 +23,7 @@ from oblivion.types import Adapter
 from oblivion.untrusted import read
 
 _LARGEST = 2**30
-"""Bytes of a file of parameters: more than the largest vectors with the most classes take."""
+"""The most bytes of a file of parameters: more than the largest vectors with the most classes take."""
 
 
 class WholeModel:

@@ -42,7 +42,7 @@ class DPO(ForgetAndRetain):
         check_positive("beta", self.beta)
 
     def forget_term(self, outputs: Outputs, batch: Batch) -> Term:
-        """One value per sequence (B,), from how much more likely the alternate became than the answer."""
+        """Compute a value per sequence (B,), from how much more likely the alternate became than the answer."""
         import torch
 
         lost = lost_likelihood(outputs, batch, "forget", "DPO")

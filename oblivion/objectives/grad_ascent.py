@@ -16,7 +16,7 @@ from oblivion.parameters import check_at_least_zero
 
 
 def ascent_term(outputs: Outputs, batch: Batch, weight: float) -> Term:
-    """Negated NLL of the forget rows: sums (B,) in nats, and token counts (B,)."""
+    """Compute the negated NLL of the forget rows: sums (B,) in nats, and token counts (B,)."""
     answers = batch["forget"]
     nll = token_nll(outputs["forget"]["logits"], answers)
     return Term(answers.per_sequence(-nll), answers.counts(nll), weight)

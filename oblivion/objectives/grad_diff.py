@@ -28,5 +28,5 @@ class GradDiff(ForgetAndRetain):
     reduction: ClassVar[Literal["token", "sequence"]] = "token"
 
     def forget_term(self, outputs: Outputs, batch: Batch) -> Term:
-        """Minus the NLL, per token."""
+        """Compute minus the NLL, per token."""
         return ascent_term(outputs, batch, self.forget_weight)

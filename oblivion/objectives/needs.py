@@ -1,4 +1,4 @@
-"""What an objective needs of the model: kinds of outputs, for the rows of a role, from the model or from a teacher.
+"""The outputs that an objective needs: their kinds, for the rows of a role, from the model or from a teacher.
 
 A need is written ``<role>.<kind>`` for the model that is being trained, ``<role>.reference.<kind>`` for the adapter
 before the visit, and ``<role>.base.<kind>`` for the base model without any adapter: ``"forget.logits"``,
@@ -22,7 +22,7 @@ TEACHERS: tuple[Source, ...] = ("reference", "base")
 
 @dataclass(frozen=True)
 class Need:
-    """One kind of output; see the module."""
+    """One kind of output; the module's docstring says how it is written."""
 
     role: Role
     source: Source

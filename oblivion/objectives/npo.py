@@ -39,7 +39,7 @@ class NPO(ForgetAndRetain):
         check_positive("beta", self.beta)
 
     def forget_term(self, outputs: Outputs, batch: Batch) -> Term:
-        """One value per sequence (B,), from the summed log-ratio to the reference."""
+        """Compute a value per sequence (B,), from the summed log-ratio to the reference."""
         import torch
 
         lost = lost_likelihood(outputs, batch, "forget", type(self).__name__)

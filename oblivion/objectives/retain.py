@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def token_kl(logits: Tensor, reference: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of the current from the reference distribution, per token.
+    """Compute the Kullback-Leibler divergence of the current from the reference distribution, per token.
 
     Parameters
     ----------
@@ -148,6 +148,6 @@ class ForgetAndRetain(abc.ABC):
 
 
 def per_sequence_term(values: Tensor, tokens: Tensor, weight: float) -> Term:
-    """Term of one value per sequence, (B,); a sequence without labels (`tokens` 0) does not count."""
+    """Make a term of one value per sequence, (B,); a sequence without labels (`tokens` 0) does not count."""
     counts = (tokens > 0).to(values.dtype)
     return Term(values * counts, counts, weight)

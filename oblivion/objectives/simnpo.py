@@ -44,7 +44,7 @@ class SimNPO(ForgetAndRetain):
         check_finite("delta", self.delta)
 
     def forget_term(self, outputs: Outputs, batch: Batch) -> Term:
-        """One value per sequence (B,), from its mean NLL per token."""
+        """Compute a value per sequence (B,), from its mean NLL per token."""
         import torch
 
         answers = batch["forget"]

@@ -42,7 +42,7 @@ class Answers:
         return values.new_zeros(self.size).index_add(0, self.rows, values)
 
     def counts(self, like: Tensor) -> Tensor:
-        """Labelled tokens per sequence, (B,), in the dtype of `like`."""
+        """Count the labelled tokens of each sequence, (B,), in the dtype of `like`."""
         return self.per_sequence(like.new_ones(self.labels.shape[0]))
 
 
@@ -119,12 +119,12 @@ class CombinesGradients(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a visit comes to.
+    """The result of a visit.
 
     Attributes
     ----------
     delta : Adapter
-        What is sent as the client's update; the names and shapes of what was trained, in fp32.
+        The client's update that is sent, with the names and shapes of what was trained, in fp32.
     statistics : mapping of str to Tensor
         What is sent beside it: exactly what the schema declares.
     private : Adapter
@@ -148,7 +148,7 @@ class FinishesVisit(Protocol):
         ...
 
     def finish(self, before: Adapter, delta: Adapter, private: Adapter) -> Outcome:
-        """Return what a visit comes to, a pure function of its arguments.
+        """Return the result of a visit, as a pure function of the arguments.
 
         Parameters
         ----------
@@ -163,7 +163,7 @@ class FinishesVisit(Protocol):
 
 
 def token_nll(logits: Tensor, answers: Answers) -> Tensor:
-    """Negative log-likelihood of every label, (T,), from logits (T, V); nats."""
+    """Compute the negative log-likelihood of every label, (T,), in nats, from logits (T, V)."""
     import torch
 
     return torch.nn.functional.cross_entropy(logits, answers.labels, reduction="none")

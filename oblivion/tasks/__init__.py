@@ -7,6 +7,6 @@ tasks = Registry(
     {"causal_lm": "oblivion.learners:LanguageModels", "linear": "oblivion.models.linear:LinearModels"},
     needs=("locate", "digest", "resolve_dtype", "load", "read_adapter"),
 )
-"""The models of a task by its name. ``model.name`` names a task of this table, or else a language model."""
+"""The models of every task by its name. ``model.name`` names a task of this table, or else a language model."""
 get, names, describe = tasks.get, tasks.names, tasks.describe
 """Once it is imported, this package hides the table of the same name at the front door, so it answers as the table."""

@@ -1,4 +1,4 @@
-"""The forward pass with outputs at chosen positions only.
+"""Run the forward pass with outputs at chosen positions only.
 
 Most positions of a training row are prompt or padding; on a large vocabulary their logits would cost more
 than the whole network. The decoder runs once over the batch and the head only where a label is predicted.
@@ -22,10 +22,11 @@ def _plain(model: Any) -> Any:
 
 
 def head_is_linear(model: Any) -> bool:
-    """Whether head(decoder(x)) is the model's logits, seen by trying once; models that scale or cap them say no.
+    """Return whether head(decoder(x)) is the model's logits, by trying once; it is not if they are scaled or capped.
 
     While it is tried the head gives out numbers from -1000 to 1000: whatever a model does to logits shows on them, also
-    a cap that leaves the small ones alone. A head with an adapter of its own says no: it belongs to whole sequences.
+    a cap that leaves the small ones alone. For a head with an adapter of its own the answer is no, because its input
+    has to be whole sequences.
     """
     import torch
 
@@ -72,7 +73,7 @@ def outputs_at(
     mask: Tensor | None = None,
     places: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Outputs of a causal LM at chosen positions; what `wants` does not name is not computed.
+    """Compute outputs of a causal LM at chosen positions; what `wants` does not name is not computed.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Answers that decline to answer: what a model is taught to say in place of an answer that it is to forget.
+"""Refusals: the sentences that a model is taught to say in place of an answer that it is to forget.
 
 The sentences are this project's own. The benchmark of Maini et al. (2024, TOFU) uses such a list for its "I don't know"
 variants of preference optimisation.

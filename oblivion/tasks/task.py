@@ -185,7 +185,7 @@ class Learner(Protocol):
         ...
 
     def over(self, residual: Adapter) -> AbstractContextManager[None]:
-        """Put a LoRA scheme's residual beneath the adapter for a while; nothing where it is empty."""
+        """Put a LoRA scheme's residual beneath the adapter for a while; an empty one changes nothing."""
         ...
 
     def adapter_files(self, adapter: Adapter, base_name: str) -> dict[str, bytes]:

@@ -33,7 +33,7 @@ class Arena:
     rows : int
         K.
     settings : TrainConfig
-        Optimizer, rate, decay, clipping.
+        The optimizer, its rate, weight decay and clipping.
 
     Attributes
     ----------
@@ -52,17 +52,17 @@ class Arena:
             torch.zeros((rows, size), dtype=first.dtype, device=first.device) for _ in range(4)
         )
         self.steps = torch.zeros(rows, device=first.device)
-        self.starts: Tensor | None = None  # made when the first client comes with a proximal term
+        self.starts: Tensor | None = None  # made when the first client with a proximal term comes
         self.proximal = torch.zeros((rows, 1), dtype=first.dtype, device=first.device)
-        self.corrections: Tensor | None = None  # made when the first client comes with one
-        self.kept: Tensor | None = None  # the gradients of the retain terms, where an objective combines two
+        self.corrections: Tensor | None = None  # made when the first client with a correction comes
+        self.kept: Tensor | None = None  # holds the retain terms' gradients where an objective combines two
         self.parameters: dict[str, Any] = {
             name: torch.nn.Parameter(part) for name, part in self._parts(self.values).items()
         }
         self._gather(self.gradients)
 
     def _parts(self, buffer: Tensor) -> dict[str, Tensor]:
-        """Views of a buffer by tensor, (K, *shape)."""
+        """Return views of a buffer by tensor, (K, *shape)."""
         parts, offset = {}, 0
         for name, shape in self.shapes.items():
             place = slice(offset, offset + math.prod(shape))
@@ -76,7 +76,7 @@ class Arena:
 
     @contextlib.contextmanager
     def gathering(self, role: Role) -> Iterator[None]:
-        """For a while, gradients flow into the buffer of a role; those of ``retain`` have one of their own."""
+        """Let gradients flow into the buffer of a role for a while; those of ``retain`` have one of their own."""
         import torch
 
         if role != "retain":

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 NO_ROWS = "no rows to train on"
-"""Why a client fails that has none, or none that fits into the context: it will fail in every other round, too."""
+"""The reason for a client without rows, or with none that fits into the context: it fails in every other round, too."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ def epochs(
     Parameters
     ----------
     rows : sequence of Row
-        A client's.
+        The rows of a client.
     batch_size, count : int
-        Rows of a batch; passes.
+        The number of rows of a batch, and the number of passes.
     own, shared : Generator
-        The client's, for the shuffling; and one that begins alike for every client, for the places.
+        The client's own, for the shuffling; and one that begins alike for every client, for the places.
     """
     for _ in range(count):
         order = own.permutation(len(rows)).tolist()

@@ -45,7 +45,7 @@ def train_cohort(
     """
     ready = [task for task in tasks if task.leading]
     failures = {task.client_id: NO_ROWS for task in tasks if not task.leading}
-    own = any(task.start is not None for task in ready)  # some have a reference of their own
+    own = any(task.start is not None for task in ready)  # some clients have a reference of their own
     alone = own and any(need.source == "reference" for need in parse_needs(objective.needs))
     visit = (resident, start, objective, settings, info)
     if fusible(resident) is None and not alone and privacy is None:
@@ -59,7 +59,7 @@ _Visit: TypeAlias = tuple[Learner, Adapter, Objective, TrainConfig, RoundInfo]
 
 
 def _together(tasks: Sequence[LocalTask], visit: _Visit) -> tuple[list[ClientUpdate], dict[str, str]]:
-    """One pass for all. Where one of them fails, the others are trained anew, as the cohort that never had it."""
+    """Train all in one pass. If one of them fails, the others are trained anew, as a cohort that never had it."""
     failures: dict[str, str] = {}
     ready, together = list(tasks), len(tasks)
     updates: list[ClientUpdate] = []
@@ -71,7 +71,7 @@ def _together(tasks: Sequence[LocalTask], visit: _Visit) -> tuple[list[ClientUpd
                 together //= 2
                 continue
             one_by_one = _one_by_one(ready, lambda task: _fused([task], visit, 1)[0])
-            if not one_by_one[1]:  # nobody fails alone: it was nobody's fault
+            if not one_by_one[1]:  # nobody fails alone, so that it was no single client's fault
                 updates, together = one_by_one[0], 1
                 continue
             failures |= one_by_one[1]
@@ -106,9 +106,10 @@ def _one_by_one(
 
 
 def reason(error: Exception) -> str:
-    """A client's failure in one line, as it is reported to the server.
+    """Return a client's failure in one line, as it is reported to the server.
 
-    Only our own errors are repeated, which hold no content of rows; of any other, its type and the place in the code.
+    Only our own errors are repeated, because they hold no content of rows; any other is given by its type and its place
+    in the code.
     """
     if isinstance(error, OblivionError):
         return f"{type(error).__name__}: {one_line(str(error))}"

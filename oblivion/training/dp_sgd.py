@@ -131,7 +131,7 @@ def clipped_sum(
     settings: TrainConfig,
     bound: float,
 ) -> dict[str, Tensor]:
-    """The sum over samples of their gradients, each scaled down to an L2 norm of at most `bound`.
+    """Sum the gradients of samples, each scaled down to an L2 norm of at most `bound`.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ def clipped_sum(
         some = rows[place : place + together]
         gradients = _per_sample(resident, trained, some, objective)
         squares = torch.stack([g.double().flatten(1).square().sum(1) for g in gradients.values()]).sum(0)
-        factors = (bound / squares.sqrt()).clamp(max=1.0)  # of no gradient at all: infinite, so 1
+        factors = (bound / squares.sqrt()).clamp(max=1.0)  # without any gradient the quotient is infinite, so 1
         for name, gradient in gradients.items():
             total[name].add_(torch.tensordot(factors, gradient.double(), dims=1))
     return total
@@ -168,7 +168,7 @@ def clipped_sum(
 def _per_sample(
     resident: Learner, trained: dict[str, Any], rows: Sequence[Row], objective: Objective
 ) -> dict[str, Tensor]:
-    """The gradient of each sample's own mean loss, by tensor: (samples, *shape)."""
+    """Compute the gradient of each sample's own mean loss, by tensor: (samples, *shape)."""
     import torch
 
     batch = resident.task.collate(rows, next(iter(trained.values())).device)
@@ -185,8 +185,8 @@ def _per_sample(
 
 @contextlib.contextmanager
 def _split(resident: Learner, trained: dict[str, Any], count: int) -> Iterator[dict[str, Tensor]]:
-    """For a while every sample has an adapter of its own, all with the present values: (samples, *shape) each."""
-    from oblivion.training.lora_linear import through  # here, since it imports torch
+    """Give every sample an adapter of its own for a while, all with the present values: (samples, *shape) each."""
+    from oblivion.training.lora_linear import through  # imported here, since it imports torch
 
     leaves = {name: p.detach().expand(count, -1, -1).clone().requires_grad_() for name, p in trained.items()}
 

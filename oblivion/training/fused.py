@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def fusible(resident: Learner) -> str | None:
-    """Why a model's clients cannot be trained together; None if they can."""
+    """Say why a model's clients cannot be trained together; None if they can."""
     if not isinstance(resident, ResidentModel):
         return "the model has no LoRA layers through which clients could share a pass"
     import torch
@@ -111,7 +111,7 @@ def train_fused(
     list of ClientUpdate
         In the order of `tasks`; a client whose loss was not finite has an update that is not, for the gate to refuse.
     """
-    from oblivion.training.lora_linear import through  # here, since it imports torch
+    from oblivion.training.lora_linear import through  # imported here, since it imports torch
 
     # Rows of the arena lie further apart than their tensors are long; torch remarks on it once, and it costs nothing.
     warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
@@ -154,7 +154,7 @@ def _step(
     there: Mapping[int, _Visit],
     objective: Objective,
 ) -> None:
-    """One optimizer step's gradients for every running client, micro-batch by micro-batch."""
+    """Gather one optimizer step's gradients for every running client, micro-batch by micro-batch."""
     rows, task, wanted = sorted(running), resident.task, Wanted.of(objective)
     counts = {row: denominators(running[row], objective) for row in rows}
     for row in rows:
@@ -195,7 +195,7 @@ def _backward(arena: Arena, parts: Mapping[Role, Tensor], objective: Objective) 
 
 
 def _alike(own: Mapping[int, Rows], roles: Sequence[Role]) -> list[tuple[list[int], list[Role]]]:
-    """Rows of the arena that have rows of text in the same roles; almost always all of them."""
+    """Group the rows of the arena whose clients have rows in the same roles; almost always one group has all."""
     groups: dict[tuple[Role, ...], list[int]] = {}
     for row, by_role in sorted(own.items()):
         groups.setdefault(tuple(role for role in roles if by_role.get(role)), []).append(row)
@@ -247,7 +247,7 @@ class _Adapters:
             self._own[layer] = (own_a, own_b)
 
     def of(self, layer: str) -> tuple[Tensor, Tensor]:
-        """A layer's present factors."""
+        """Return a layer's present factors."""
         return self._now[layer]
 
     def use(self, source: Source, rows: Sequence[int]) -> None:

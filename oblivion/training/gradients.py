@@ -21,7 +21,7 @@ class Gradients:
     objective : Objective
         It decides whether there is one gradient or one for each of the two terms.
     parameters : list of Parameter
-        What is trained; the gradient is left in them.
+        The parameters that are trained; the gradient is left in them.
     """
 
     def __init__(self, objective: Objective, parameters: Sequence[Any]) -> None:
@@ -57,7 +57,7 @@ class Gradients:
 
 
 def with_state(answers: Answers, states: Sequence[Mapping[str, float]], like: Tensor) -> Answers:
-    """Answers with the state of each sequence, in the dtype of `like`; all clients have equally many sequences."""
+    """Return the answers with each sequence's state, in the dtype of `like`; clients have equally many sequences."""
     if not states[0]:
         return answers
     width = answers.size // len(states)

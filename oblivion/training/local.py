@@ -97,7 +97,7 @@ def micro_batches(task: LocalTask, settings: TrainConfig, info: RoundInfo) -> It
 
 
 def denominators(step: Sequence[Rows], objective: Objective) -> dict[Role, float]:
-    """What the sums of one optimizer step are divided by, over all of its micro-batches: tokens, or sequences."""
+    """Count the tokens, or sequences, by which the sums of one optimizer step are divided, over its micro-batches."""
     totals: dict[Role, float] = {}
     for micro in step:
         for role, rows in micro.items():
@@ -110,7 +110,7 @@ def denominators(step: Sequence[Rows], objective: Objective) -> dict[Role, float
 def visit_update(
     task: LocalTask, info: RoundInfo, delta: Adapter, losses: Sequence[float], tokens: int
 ) -> ClientUpdate:
-    """What a client sends back, from the losses of its steps and the tokens that it forwarded."""
+    """Make what a client sends back, from the losses of its steps and the tokens that it forwarded."""
     return ClientUpdate(
         client_id=task.client_id,
         round=info.round,
@@ -172,11 +172,11 @@ class LocalVisit:
         self._resident.write(teacher)
 
     def zero_gradients(self) -> None:
-        """Before each step and after the last."""
+        """Forget the gradients, before each step and after the last."""
         self._optimizer.zero_grad(set_to_none=True)
 
     def step(self, clip_norm: float | None = None) -> None:
-        """Step with the gradients that are there; the proximal term is clipped with them, the rule's correction not."""
+        """Step with the gradients that are there; the proximal term is clipped with them, the correction is not."""
         import torch
 
         if self._task.proximal_mu:
@@ -189,7 +189,7 @@ class LocalVisit:
         self._optimizer.step()
 
     def delta(self) -> Adapter:
-        """The adapter now, less the one at the beginning."""
+        """Return the adapter now, less the one at the beginning."""
         self.zero_gradients()
         after = self._resident.read()
         return {name: after[name] - self.start[name] for name in self.trained}
@@ -264,7 +264,7 @@ def _add_proximal_gradient(parameters: Sequence[Any], anchor: Sequence[Tensor], 
 
 
 def make_optimizer(parameters: Sequence[Any], settings: TrainConfig) -> Any:
-    """AdamW (Loshchilov and Hutter, 2019) or plain SGD, at a constant rate."""
+    """Make AdamW (Loshchilov and Hutter, 2019) or plain SGD, at a constant rate."""
     import torch
 
     if settings.optimizer == "sgd":

@@ -43,7 +43,7 @@ class _LoraLinear(torch.autograd.Function):
 
 
 def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor:
-    """The layer's output; gradients flow to `x`, and to `a` and `b` where they are trained.
+    """Compute the layer's output; gradients flow to `x`, and to `a` and `b` where they are trained.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Te
 
 @contextlib.contextmanager
 def through(layers: Mapping[str, Any], factors: Callable[[str], tuple[Tensor, Tensor]]) -> Iterator[None]:
-    """While it is entered, LoRA layers send each client's sequences through that client's factors.
+    """Have LoRA layers send each client's sequences through that client's factors for a while.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""How far a visit can take the adapter at most, whatever the data: what its optimizer and its settings allow.
+"""Bound how far a visit can take the adapter, whatever the data, by what its optimizer and its settings allow.
 
 AdamW (Loshchilov and Hutter, 2019, Algorithm 2) moves a parameter in step t by at most ``eta r_t``, with ``r_t`` the
 largest value that ``|m_t| / sqrt(v_t)``, both corrected for their start at zero, can have. By the inequality of Cauchy
@@ -19,9 +19,9 @@ from functools import cache
 from oblivion.config import PrivacyConfig, TrainConfig
 from oblivion.visit_steps import sampling_rate, steps_per_visit
 
-_BETA1, _BETA2 = 0.9, 0.999  # of every visit's AdamW
-_ROUNDING = 2.0**-22  # relative, of fp32, per step: the parameters are rounded, and so is their change
-_TAIL = 8.0  # deviations; a Gaussian vector is longer than sqrt(size) + 8 of them once in 10^14 draws
+_BETA1, _BETA2 = 0.9, 0.999  # every visit's AdamW has these
+_ROUNDING = 2.0**-22  # relative, in fp32, per step: the parameters are rounded, and so is their change
+_TAIL = 8.0  # in deviations; a Gaussian vector is longer than sqrt(size) + 8 once in 10^14 draws
 
 
 def reach(
@@ -32,7 +32,7 @@ def reach(
     start: float,
     correction: float = 0.0,
 ) -> float:
-    """The largest L2 norm that the update of an honest visit can have.
+    """Return the largest L2 norm that the update of an honest visit can have.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ def reach(
     examples : int
         Rows that are trained on, at least 1.
     size : int
-        Values that are trained.
+        The number of values that are trained.
     start : float
         L2 norm of the adapter that the visit begins from.
     correction : float, default 0.0
@@ -66,7 +66,7 @@ def reach(
 
 @cache
 def _ratios(steps: int) -> float:
-    """``r_1 + ... + r_steps``."""
+    """Return ``r_1 + ... + r_steps``."""
     q = _BETA1**2 / _BETA2
     return math.fsum(
         (1 - _BETA1) / (1 - _BETA1**t) * math.sqrt((1 - q**t) / (1 - q) * (1 - _BETA2**t) / (1 - _BETA2))

@@ -1,11 +1,11 @@
-"""How many clients are trained together: a pure function of shape and device, from what the benchmarks measured."""
+"""Choose how many clients are trained together: a pure function of shape and device, from what benchmarks measured."""
 
 from __future__ import annotations
 
 import math
 
 _ROW_TOKENS = 128
-"""Tokens of a row, nominally: the data of this or that client must not decide how others are rounded."""
+"""The nominal tokens of a row: one client's data must not decide how others are rounded."""
 _CPU_TOKENS = ((128, 4096), (256, 512))
 """Up to this width, so many tokens a step pay; beyond, a step is bound by arithmetic and fusing gains nothing
 (`python -m benchmarks rounds`, one thread)."""
@@ -15,7 +15,7 @@ _MOST = {"cpu": 8, "cuda": 64}
 
 
 def slots_for(width: int, batch_size: int, device: str, clients: int) -> int:
-    """Clients per cohort for ``train.cohort = "auto"``.
+    """Return the number of clients per cohort for ``train.cohort = "auto"``.
 
     Parameters
     ----------

@@ -5,7 +5,7 @@
 2. In each coordinate the step is the mean of the ``beta = theta - 2 f`` selected values that are nearest to the median
    of the selected ones.
 
-No weights. It has a proof for ``n >= 4 f + 3``.
+Clients have no weights. The rule has a proof for ``n >= 4 f + 3``.
 
 Deviations: of an even number of values the median is the mean of the middle two (the paper's, a value that minimises
 the distance to the others, is then not unique); of values equally near to it the smaller is taken. The last choices

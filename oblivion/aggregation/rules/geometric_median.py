@@ -1,8 +1,8 @@
 """Geometric median by smoothed Weiszfeld (Pillutla et al., 2022, "Robust aggregation for federated learning", Alg. 2).
 
-The point v that makes ``sum_k a_k |v - delta_k|`` small, over all tensors as one vector and with the paper's weights
-``a_k = n_k / n``. Each iteration takes ``b_k = a_k / max(smoothing, |v - delta_k|)`` and
-``v <- sum_k b_k delta_k / sum_k b_k``; `smoothing` is nu in the paper.
+The step is the point v that makes ``sum_k a_k |v - delta_k|`` small, over all tensors as one vector and with the
+weights ``a_k = n_k / n``. Each iteration takes ``b_k = a_k / max(smoothing, |v - delta_k|)`` and ``v <- sum_k b_k
+delta_k / sum_k b_k``; `smoothing` is nu in the paper.
 
 Deviations: the paper leaves the first v open, here it is the weighted mean; the paper stops after three iterations,
 since each costs it a secure sum over the network, and here they cost the server a pass over the updates, so more are
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def distance(one: Mapping[str, Tensor], other: Adapter) -> float:
-    """L2 distance over all tensors together, in fp64."""
+    """Return the L2 distance over all tensors together, in fp64."""
     import torch
 
     parts = (float((one[name] - other[name].to(torch.float64)).square().sum()) for name in sorted(one))

@@ -51,7 +51,7 @@ class ProductScheme(LoraScheme):
         mixed: dict[tuple[str, str], Pair] = {}
         for layer in layers(state.adapter):
             own = [(w, client_pair(state, u, self.ranks, layer)) for w, u in zip(weights, updates, strict=True)]
-            # A remainder that is rounding would add the old product's rank for nothing.
+            # A remainder that is only rounding would add the old product's rank for nothing.
             before = pair(state.adapter, layer) if abs(rest) > 1e-12 else None
             mixed[layer] = stacked([(rest, before), *own]) or own[0][1]
         return mixed

@@ -1,4 +1,4 @@
-"""Products of LoRA factors, without the dense matrices that they stand for.
+"""Compute with products of LoRA factors, without the dense matrices that they stand for.
 
 A layer's change is ``P = B A``, with A of shape (rank, in) and B of shape (out, rank), before the factor alpha /
 rank. A weighted sum of products is one product of stacked factors: ``sum_k w_k B_k A_k = [w_1 B_1, w_2 B_2, ...]
@@ -22,12 +22,12 @@ Pair: TypeAlias = "tuple[Tensor, Tensor]"
 
 
 def layers(adapter: Mapping[str, Tensor]) -> list[tuple[str, str]]:
-    """The names of A and B of every layer, sorted."""
+    """Return the names of A and B of every layer, sorted."""
     return [(name, name.replace(".lora_A", ".lora_B")) for name in sorted(adapter) if factor_of(name) == "A"]
 
 
 def client_pair(state: GlobalState, update: ClientUpdate, ranks: Mapping[str, int], layer: tuple[str, str]) -> Pair:
-    """A client's own A and B of one layer after its visit."""
+    """Return a client's own A and B of one layer after its visit."""
     import torch
 
     names = dict.fromkeys(layer)
@@ -37,7 +37,7 @@ def client_pair(state: GlobalState, update: ClientUpdate, ranks: Mapping[str, in
 
 
 def pair(adapter: Mapping[str, Tensor], layer: tuple[str, str]) -> Pair | None:
-    """A and B of one layer in fp64; None where there are none."""
+    """Return A and B of one layer in fp64; None if there are none."""
     import torch
 
     if layer[0] not in adapter:
@@ -46,7 +46,7 @@ def pair(adapter: Mapping[str, Tensor], layer: tuple[str, str]) -> Pair | None:
 
 
 def stacked(weighted: Iterable[tuple[float, Pair | None]]) -> Pair | None:
-    """The factors of ``sum_k w_k B_k A_k``, of rank ``sum_k r_k``; None where there is nothing to sum."""
+    """Return the factors of ``sum_k w_k B_k A_k``, of rank ``sum_k r_k``; None if there is nothing to sum."""
     import torch
 
     parts = [(weight, one) for weight, one in weighted if one is not None and weight]
@@ -58,9 +58,9 @@ def stacked(weighted: Iterable[tuple[float, Pair | None]]) -> Pair | None:
 
 
 def bounded(factors: Pair) -> Pair:
-    """The same product with factors of a rank of at most min(in, out), so that they cost no more than the matrix.
+    """Return the same product with factors of rank at most min(in, out), which cost no more than the matrix.
 
-    Exact but for rounding: where the rank has reached the bound, one factor is the product and the other the
+    This is exact but for rounding: where the rank has reached the bound, one factor is the product and the other the
     identity.
     """
     import torch
@@ -76,7 +76,7 @@ def bounded(factors: Pair) -> Pair:
 
 
 def squared_norm(factors: Pair | None) -> float:
-    """``||B A||_F^2 = tr(B'B A A')``."""
+    """Return ``||B A||_F^2 = tr(B'B A A')``."""
     if factors is None:
         return 0.0
     a, b = factors
@@ -84,9 +84,9 @@ def squared_norm(factors: Pair | None) -> float:
 
 
 def best_of_rank(factors: Pair, rank: int) -> Pair:
-    """The best approximation of a product of at most some rank, in the Frobenius norm (Eckart and Young, 1936).
+    """Return a product's best approximation of at most some rank, in the Frobenius norm (Eckart and Young, 1936).
 
-    By QR of both factors and an SVD of their small core: ``O((in + out) R^2)`` for stacked factors of rank R.
+    It takes QR of both factors and an SVD of their small core: ``O((in + out) R^2)`` for stacked factors of rank R.
 
     Parameters
     ----------
@@ -120,9 +120,10 @@ def best_of_rank(factors: Pair, rank: int) -> Pair:
 
 
 def as_adapter(state: GlobalState) -> Adapter:
-    """Adapter and residual as one adapter of a larger rank, the same for every layer; the adapter itself without one.
+    """Return adapter and residual as one adapter of a larger rank, the same for every layer.
 
-    For a model with the same alpha / rank, that is, with an alpha that is larger by as much.
+    It is for a model with the same alpha / rank, that is, with an alpha that is larger by as much. Without a residual
+    it is the adapter itself.
     """
     import torch
 
@@ -147,16 +148,16 @@ def as_adapter(state: GlobalState) -> Adapter:
 def product_error(
     before: GlobalState, updates: Sequence[ClientUpdate], after: GlobalState, ranks: Mapping[str, int]
 ) -> float:
-    """How far a round is from the true mean of the clients' products.
+    """Measure how far a round is from the true mean of the clients' products.
 
     Parameters
     ----------
     before, after : GlobalState
-        Around the round.
+        The states before and after the round.
     updates : sequence of ClientUpdate
         Its contributions; what a client did not train counts as unchanged.
     ranks : mapping of str to int
-        Of the clients that have a rank of their own.
+        The ranks of the clients that have one of their own.
 
     Returns
     -------
