@@ -1,7 +1,7 @@
 """Exact memorization (Tirumala et al., 2022): the share of answer tokens that greedy decoding gets right.
 
-Teacher-forced. As in open-unlearning the last token (EOS) does not count. An answer without any other token is
-left out.
+The answers are teacher-forced. As in open-unlearning the last token (EOS) does not count. An answer without any other
+token is left out.
 """
 
 from __future__ import annotations

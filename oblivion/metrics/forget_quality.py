@@ -1,6 +1,6 @@
 """Forget quality (Maini et al., 2024, TOFU): how well a model passes for one that never saw the forget rows.
 
-The p-value of the two-sample Kolmogorov-Smirnov test between the truth ratios R on the forget rows of this model
+It is the p-value of the two-sample Kolmogorov-Smirnov test between the truth ratios R on the forget rows of this model
 and of one that never saw them. It depends on the number of rows (40 can hardly reject, 400 give 1e-20), so the KS
 statistic stands beside it: the largest distance between the two distributions, 0 to 1. And with both stands the
 distance that so many rows can detect: what must be exceeded for a p-value below 0.05, by the asymptotic
@@ -22,11 +22,11 @@ from oblivion.types import MetricResult
 
 RATIOS = TruthRatio("forget", "closer_to_1_better")
 NAMES = ("forget_TR__closer_to_1_better", "forget_truth_ratio")
-"""Where a reference keeps its R per row: our name, and open-unlearning's."""
+"""The metric in which a reference keeps its R per row: our name, and open-unlearning's."""
 
 
 ENOUGH = 0.31
-"""Where so many rows can detect nothing below this, the p-value is not shown; TOFU's 40 rows can detect 0.304."""
+"""If the rows can detect nothing below this distance, the p-value is not shown; TOFU's 40 rows can detect 0.304."""
 
 
 def ks_test(ratios: Sequence[float], reference: Sequence[float]) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """Membership by the least likely tokens, Min-K% (Shi et al., 2023, eq. 1): ``-mean`` of their log-probabilities.
 
-The lowest ``int(k T)`` tokens, at least one, of the T before EOS. Deviation: k = 0.4 as in MUSE and
+The score takes the lowest ``int(k T)`` tokens, at least one, of the T before EOS. Deviation: k = 0.4 as in MUSE and
 open-unlearning, where the paper finds 0.2 best.
 """
 

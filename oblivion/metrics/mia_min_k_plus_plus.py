@@ -1,6 +1,6 @@
 """Membership by the least likely tokens, standardised, Min-K%++ (Zhang et al., 2024).
 
-As Min-K%, on ``(log p_t - mu_t) / sigma_t`` with mean and standard deviation of the log-probability over the
+This is Min-K% on ``(log p_t - mu_t) / sigma_t``, with mean and standard deviation of the log-probability over the
 vocabulary. As in open-unlearning the variance is at least 1e-6, and k = 0.4.
 """
 

@@ -1,7 +1,7 @@
 """Membership by loss against compressibility (Carlini et al., 2021, Extracting training data from LLMs).
 
-The mean loss per token, EOS counted, over the length in bytes of the zlib-compressed answer. The paper scores whole
-texts; as in open-unlearning the prompt counts in neither of the two numbers.
+The score is the mean loss per token, EOS counted, over the length in bytes of the zlib-compressed answer. The paper
+scores whole texts; as in open-unlearning the prompt counts in neither of the two numbers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Model utility (Maini et al., 2024, TOFU): the harmonic mean of nine numbers, none on forget rows.
 
-Probability (normalised on real authors and world facts), ROUGE-L recall and truth ratio (``true_better``), each on
-retain rows, real authors and world facts. One zero makes it zero; without one of them there is no mean.
+They are probability (normalised on real authors and world facts), ROUGE-L recall and truth ratio (``true_better``),
+each on retain rows, real authors and world facts. One zero makes it zero; without one of them there is no mean.
 """
 
 from __future__ import annotations

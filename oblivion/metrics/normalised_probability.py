@@ -16,7 +16,7 @@ from oblivion.types import MetricResult
 
 EPSILON = 1e-10
 LEAST = 1e-8
-"""Probabilities that together are below this say nothing of their ratio."""
+"""If the probabilities together are below this, their ratio says nothing."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class NormalisedProbability:
     Parameters
     ----------
     group : str, default "ra"
-        Whose rows.
+        The group of rows.
     """
 
     group: str = "ra"

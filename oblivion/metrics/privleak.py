@@ -20,7 +20,7 @@ from oblivion.metrics.mia_min_k import MinKAttack
 from oblivion.types import MetricResult
 
 CHANCE = 0.5
-"""AUC of an attack that learns nothing."""
+"""The AUC of an attack that learns nothing."""
 
 EPSILON = 1e-10
 HIGHEST = 0.95
@@ -39,7 +39,7 @@ class PrivLeak:
     Parameters
     ----------
     k : float, default 0.4
-        As of the min-k attack.
+        The share of tokens of the min-k attack.
     chance : float or None, default 0.5
         The AUC that is taken for the reference's where there is no reference; `auc_reference` in the result says so.
         None: without a reference there is no value.
@@ -84,7 +84,7 @@ def _interval(attack: MetricResult, given: MetricResult | None, reference: float
         half = difference_half_width(mine, theirs)
         if half is None:
             return None
-        low, high = max(0.0, attack.value - half), min(1.0, attack.value + half)  # no model has another AUC
+        low, high = max(0.0, attack.value - half), min(1.0, attack.value + half)  # an AUC lies between 0 and 1
     return privleak(high, reference), privleak(low, reference)
 
 

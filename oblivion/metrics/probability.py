@@ -1,6 +1,6 @@
 """Probability of an answer (Maini et al., 2024, TOFU): ``P(a|q)^(1/T)``, EOS counted.
 
-The geometric mean of the T token probabilities, ``exp(-loss)``. Over wrong answers a row's value is the mean of
+It is the geometric mean of the T token probabilities, ``exp(-loss)``. Over wrong answers a row's value is the mean of
 theirs.
 """
 
@@ -22,7 +22,7 @@ class Probability:
     Parameters
     ----------
     group : str, default "forget"
-        Whose rows.
+        The group of rows.
     answers : {"answer", "paraphrase", "wrong"}, default "answer"
         Which answers.
     """

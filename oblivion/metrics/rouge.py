@@ -16,11 +16,11 @@ from oblivion.metrics.engine.rouge_tokens import has_plain_tokens, needs_all_scr
 from oblivion.types import MetricResult
 
 _FROM = 256
-"""Texts from which on a pool is worth its start (about a second)."""
+"""The number of texts from which on a pool of processes is worth its start (about a second)."""
 
 
 class _Tokenizer:
-    """Cuts one pair of texts; stems take most of the time, and texts have few different words, so they are kept."""
+    """Cuts texts into tokens, and keeps the stems, which take most of the time: texts have few different words."""
 
     def __init__(self, stemmed: bool) -> None:
         from nltk.stem.porter import PorterStemmer
@@ -86,7 +86,7 @@ class Rouge:
     Parameters
     ----------
     group : str, default "forget"
-        Whose rows.
+        The group of rows.
     measure : str, default "rougeL_recall"
         Which of the numbers that every row has: ``rougeL_recall``, ``rougeL_f1`` or ``rouge1_recall``.
     stemmed : bool, default True

@@ -12,7 +12,7 @@ from oblivion.metrics.engine.context import EvaluationContext
 from oblivion.types import MetricResult
 
 LARGEST = 1e12
-"""Nats per token; the loss of a model that an unlearning objective has blown up is far below."""
+"""The largest loss in nats per token, far above that of a model that an unlearning objective has destroyed."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class TokenLoss:
     Parameters
     ----------
     group : str, default "forget"
-        Whose rows.
+        The group of rows.
     """
 
     group: str = "forget"

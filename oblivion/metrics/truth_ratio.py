@@ -44,7 +44,7 @@ class TruthRatio:
     Parameters
     ----------
     group : str, default "forget"
-        Whose rows.
+        The group of rows.
     aggregation : str
         ``closer_to_1_better``: mean of ``min(R, 1 / (R + 1e-10))``, TOFU's on forget rows, to be compared with the
         reference's value and not maximised. ``true_better``: mean of ``max(0, 1 - R)``, TOFU's on the others.

@@ -19,8 +19,8 @@ _BF16_MIN_WIDTH = 512
 _PROBE_TOKENS = 4
 _NO_LIMIT = 1 << 30
 _MOST_BEYOND, _FREE = 4, 1 << 26
-"""The most numbers that a model may have for each byte of its weights (some share a weight, some are made), and the most
-that it may have beyond these."""
+"""The most numbers that a model may have for each byte of its weights (some share a weight, some are made), and how
+many it may have beyond these."""
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
 _CONTEXTS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "context_length")
 """The names that configs give these sizes; the first name that a config has counts."""

@@ -78,7 +78,7 @@ def epsilon_of_rdp(rdp: Vector, delta: float, orders: Sequence[float] = ORDERS) 
     Returns
     -------
     float
-        At least 0; infinite if no order has a finite divergence.
+        Epsilon, at least 0; it is infinite if no order has a finite divergence.
     """
     import numpy as np
 
@@ -101,8 +101,8 @@ def gaussian_delta(epsilon: float, distance: float) -> float:
 
     first = float(log_ndtr(distance / 2 - epsilon / distance))
     second = epsilon + float(log_ndtr(-distance / 2 - epsilon / distance))
-    share = second - first  # below 0 in exact arithmetic
-    if not share <= 1:  # only numbers above 1e16 are rounded by so much, and the second term is then next to nothing
+    share = second - first  # it is below 0 in exact arithmetic
+    if not share <= 1:  # only numbers above 1e16 are rounded by so much, and then the second term is next to nothing
         return math.exp(first)
     return math.exp(first) * -math.expm1(share)
 
@@ -113,7 +113,7 @@ def gaussian_epsilon(distance: float, delta: float) -> float:
     Returns
     -------
     float
-        At least 0; infinite if there is no noise, or so little that epsilon is no floating-point number.
+        Epsilon, at least 0; it is infinite if there is no noise, or so little that epsilon is no floating-point number.
     """
     from scipy.optimize import brentq
 

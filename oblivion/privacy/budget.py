@@ -1,7 +1,7 @@
 """The privacy budget: the loss that the clients of a federation have spent, and the loss that a plan would spend.
 
-Worst case over clients. A client pays for every round in which it was asked, on every branch: also those of oracles and
-of removals that were tried and dropped, since each made a model from its data.
+The budget is the worst case over clients. A client pays for every round in which it was asked, on every branch: also
+those of oracles and of removals that were tried and dropped, since each made a model from its data.
 
 - Unit sample: neighbours are two federations that differ in one row of one client, where one has a null row, which is
   drawn and trains nothing. Numbers of rows, steps and who is asked are the same in both. A visit is as many steps of

@@ -1,4 +1,4 @@
-"""Whether rounds fit the privacy budget of a run, before anything of them runs."""
+"""Check whether rounds fit the privacy budget of a run, before any of them runs."""
 
 from __future__ import annotations
 

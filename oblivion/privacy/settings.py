@@ -1,4 +1,4 @@
-"""Whether the settings of a run can have the privacy that they ask for."""
+"""Check whether the settings of a run can have the privacy that they ask for."""
 
 from __future__ import annotations
 

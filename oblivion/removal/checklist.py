@@ -89,7 +89,7 @@ def _of_residual(context: PlanningContext, overrides: Mapping[str, Verdict]) -> 
     if RESIDUAL in overrides:
         status, why = overrides[RESIDUAL]
         return status, f"{kept}: {why}"
-    if overrides.get(UPDATES, NOT_SAID)[0] == "not covered":  # an unlearning update moves the adapter alone
+    if overrides.get(UPDATES, NOT_SAID)[0] == "not covered":  # the removal moves the adapter alone
         return "not covered", f"{kept}: stays"
     status, why = overrides.get(ADAPTER, NOT_SAID)
     return status, f"{kept}: {why}"

@@ -1,4 +1,4 @@
-"""Exclude: drop the forgotten data and go on training. The baseline that every method must beat at equal cost."""
+"""Exclude: drop the forgotten data and go on training. Every method must beat this baseline at equal cost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Exclude:
     Parameters
     ----------
     recovery_rounds : int, default 2
-        Rounds to go on for.
+        The number of further rounds.
     """
 
     recovery_rounds: int = 2

@@ -42,7 +42,7 @@ class FedEraser:
     Parameters
     ----------
     interval : int, default 2
-        Every so many rounds one is retained.
+        One of so many rounds is retained.
     ratio : float, default 0.5
         Calibration epochs as a fraction of the local epochs of a round; at least one epoch is trained.
     recovery_rounds : int, default 2

@@ -1,4 +1,4 @@
-"""What phases may read of a line of rounds: records, states and stored updates, and nothing of it can be changed."""
+"""What phases may read of a line of rounds: records, states and stored updates. They can change none of it."""
 
 from __future__ import annotations
 

@@ -38,15 +38,15 @@ class Local:
     parameters : mapping
         Its parameters.
     scale : float, default 1
-        ``next global = global + scale * update``.
+        The factor of the update: ``next global = global + scale * update``.
     max_norm : float, default 100
-        The update's L2 norm is scaled down to this.
+        The largest L2 norm of the update, which is scaled down to it.
     local_epochs : int, default 5
-        Passes over the forget data.
+        The number of passes over the forget data.
     learning_rate : float, default 1e-3
-        Of these passes.
+        The learning rate of these passes.
     recovery_rounds : int, default 2
-        Rounds without the forget data afterwards.
+        The number of rounds without the forget data afterwards.
     """
 
     objective: str = "npo"

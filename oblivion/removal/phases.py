@@ -1,4 +1,4 @@
-"""Phases: the steps of which learning and removals are made. Each plans its own rounds, and runs and commits them.
+"""Phases are the steps of which learning and removals are made. Each plans its own rounds, and runs and commits them.
 
 A phase begins where the one before it ended, so its rounds have no fixed numbers. Whatever it commits is a round of
 its branch: a phase that is interrupted is taken up after the last round that was committed.

@@ -107,7 +107,7 @@ def plan_removal(
     Parameters
     ----------
     removal : Removal
-        With its settings.
+        The removal, with its settings.
     method : str
         The name under which it is registered.
     request : ForgetRequest
@@ -120,7 +120,7 @@ def plan_removal(
     Raises
     ------
     PlanRefusedError
-        If something is missing, or the federation cannot run one of the phases; or by the removal itself.
+        If something is missing, the federation cannot run one of the phases, or the removal itself refuses.
     InputError
         If the removal, which then comes from another package, makes something else than a plan.
     """
@@ -200,7 +200,7 @@ def _private_item(plan: RemovalPlan) -> ChecklistItem:
 
 
 def in_short(ids: Sequence[str]) -> str:
-    """How many rows, and the first of their ids, such as ``1 row (id 17)``."""
+    """Say how many rows there are, with the first of their ids, such as ``1 row (id 17)``."""
     named = list(dict.fromkeys(ids))
     more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
     what = "id" if len(named) == 1 else "ids"

@@ -1,7 +1,8 @@
 """Retrain: the same federation from the first round, without the forgotten data.
 
-The definition of exact unlearning (Cao and Yang, 2015; Bourtoule et al., 2021), in the federation: same seed, same
-initial adapter, same selection of every other client, weights renormalised. Its cost is 1 by definition.
+This is the definition of exact unlearning (Cao and Yang, 2015; Bourtoule et al., 2021), in a federation: the seed, the
+initial adapter and the selection of every other client are the same, and weights are renormalised. Its cost is 1 by
+definition.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From a table of settings in a scenario, ``[forget.methods.NAME]``, to a removal with its parameters.
+"""Make a removal with its parameters from a table of settings in a scenario, ``[forget.methods.NAME]``.
 
 A table holds the removal's own keyword arguments and, if it names an objective, those of the objective. The key
 ``method`` says which removal it is; without it, that is the table's name.

@@ -1,4 +1,4 @@
-"""What the removals that work with stored updates have in common: which requests and schemes they can answer."""
+"""The checks that removals with stored updates share: which requests and schemes they can answer."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from oblivion.run.records import Measure, ModelRecord, RequestRecord
 ORIGINAL = "original"
 ORACLE = "oracle"
 NO_GAP = 0.01
-"""Original and oracle closer than this: too little to say what share a removal closed."""
+"""A smaller distance between original and oracle is too little to say what share of it a removal closed."""
 LEVEL = 0.005
 """Differences below this are not called one way or the other."""
 COLLAPSE = 0.5
@@ -160,7 +160,7 @@ def _central(model: ModelRecord, number: Number | None) -> Measure:
 def _forgetting(request: RequestRecord, suite: Suite) -> tuple[Number, dict[str, Measure]]:
     """Return the number that says forgetting, of every model: the server's, or else that of the client who asked."""
     headline = suite.headline
-    # One source for all models, so that like is compared with like.
+    # All models are measured from one source, so that like is compared with like.
     central = {key: _central(model, headline.forget) for key, model in request.models.items()}
     references = [measure for key, measure in central.items() if key == ORIGINAL or is_oracle(key)]
     if references and all(measure.value is not None for measure in references):
@@ -254,7 +254,7 @@ def _floor(oracles: Sequence[Measure], sign: int) -> float | None:
     values = [sign * measure.value for measure in oracles if measure.value is not None]
     if not values:
         return None
-    # The oracle's own interval over the rows is what cannot be told from it.
+    # A value inside the oracle's own interval over the rows cannot be told from the oracle's.
     ends = [sign * end for measure in oracles if measure.interval for end in measure.interval]
     return min([value - LEVEL for value in values] + ends)
 

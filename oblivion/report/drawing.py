@@ -16,7 +16,7 @@ from oblivion.report.comparison import ORIGINAL, is_oracle
 from oblivion.report.formatting import shorten
 
 WIDTH = 400.0
-"""Width of every picture in user units: about a phone's, so that text keeps its size there."""
+"""The width of every picture in user units: about that of a phone, so that text keeps its size there."""
 FONT = 12.0
 SMALL = 11.0
 _GLYPH = 0.56
@@ -161,7 +161,7 @@ def marks(keys: Sequence[str]) -> dict[str, Mark]:
         elif is_oracle(key):
             looks[key] = Mark("oracle", "diamond")
         else:
-            # The second time round the colours, shapes move on by one: no two of 36 methods look the same.
+            # On the second pass through the colours, shapes move on by one, so that no two of 36 methods look the same.
             turn, colour = divmod(methods, _COLOURS)
             looks[key] = Mark(f"k{colour}", _SHAPES[(colour + turn) % len(_SHAPES)])
             methods += 1

@@ -1,4 +1,4 @@
-"""Numbers as readers see them: short, with a real minus sign, and honest about what was not measured."""
+"""Write numbers as readers see them: short, with a real minus sign, and honest about what was not measured."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def number(value: float | None) -> str:
         return "0"
     if size < 1e-4:
         return scientific(value)
-    # Decimals for two significant digits, and at least two decimals below 10.
+    # There are decimals for two significant digits, and at least two decimals below 10.
     decimals = 0 if size >= 100 else 1 if size >= 10 else max(2, 1 - math.floor(math.log10(size)))
     shown = f"{value:.{decimals}f}"
     while decimals > 2 and shown.endswith("0"):

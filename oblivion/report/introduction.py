@@ -21,7 +21,7 @@ MADE_OF = (
     ("lora.scheme", "scheme"),
     ("seed", "seed"),
 )
-"""Settings that say what a run is, with the word before each."""
+"""The settings that say what a run is, with the word that is written before each."""
 MOST_SETTINGS = 6
 
 

@@ -1,4 +1,4 @@
-"""The page: all that a run says about its requests, in one HTML file without network and scripts."""
+"""Build the page: all that a run says about its requests, in one HTML file without network and scripts."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _request_view(comparison: Comparison, anchor: str) -> dict[str, Any]:
     request = comparison.request
     looks = marks([standing.key for standing in comparison.standings])
     clients = clients_table(comparison)
-    # The picture names its rows itself; whoever is left out of it is in the table below.
+    # The picture names its own rows; the table below has the clients that it leaves out.
     notes: list[Markup | str] = list(hurt(comparison))
     left_out = len(clients) - len(shown_clients(comparison))
     if left_out:
@@ -162,7 +162,7 @@ def _names(runs: Sequence[Run]) -> list[str]:
 def build_report(runs: Sequence[Path]) -> str:
     """Make the report of one or several runs.
 
-    Reads the run directories and nothing else; the same directories give the same page, byte for byte.
+    It reads the run directories and nothing else; the same directories give the same page, byte for byte.
 
     Parameters
     ----------
@@ -192,7 +192,7 @@ def build_report(runs: Sequence[Path]) -> str:
         title = f"{'Forgetting' if compared[0] else 'Learning'} in {names[0]}"
     return _template().render(
         title=title,
-        # Our own file, the only text that goes into the page unescaped.
+        # This is our own file, and the only text that goes into the page unescaped.
         css=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
         opening=opening(read[0].metrics, read[0].suite.headline.model)
         if len(read) == 1

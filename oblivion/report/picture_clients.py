@@ -11,12 +11,12 @@ from oblivion.report.drawing import WIDTH, Mark, Scale, line, marks, picture, ta
 from oblivion.report.formatting import capital, number, plural, shorten
 
 MOST = 25
-"""More clients than this do not fit a page: the picture then keeps those that changed most."""
+"""The most clients that fit a page; of more, the picture keeps those that changed most."""
 _LEFT, _RIGHT = 14.0, WIDTH - 14.0
 _BOLD = 7.3
-"""Width of a bold letter."""
+"""The width of a bold letter."""
 _MOST_WITH_ORACLE = 40
-"""Bold letters beside which the words "oracle 0.12" still have room."""
+"""The most bold letters beside which the words "oracle 0.12" still have room."""
 _LANE, _WIDE_LANE = 11.0, 17.0
 
 
@@ -81,7 +81,7 @@ def _lane(x: Scale, y: float, row: _Row, standing: Standing, look: Mark) -> Mark
     drawn += look.draw(x(value), y, 4.5 if row.first else 3.8, f"{standing.label}: {number(value)}")
     if row.first:
         said = f"{name} {number(value)}"
-        # Outside of the stem where there is room, so that the words cross neither it nor the oracle's line.
+        # The words stand outside the stem where there is room, so that they cross neither it nor the oracle's line.
         ends = (x(value), x(row.reference if row.reference is not None else value))
         right = max(ends) + 9 + len(said) * 6.2 <= WIDTH
         left = min(ends) - 9 - len(said) * 6.2 >= 0

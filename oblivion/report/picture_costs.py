@@ -1,4 +1,4 @@
-"""The costs: what each model took, as a share of training again without the data."""
+"""Draw the costs: what each model took, as a share of training again without the data."""
 
 from __future__ import annotations
 

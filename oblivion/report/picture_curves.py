@@ -1,4 +1,4 @@
-"""The learning curves: the mean loss of every round, one line per branch."""
+"""Draw the learning curves: the mean loss of every round, with one line per branch."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def branches(metrics: RunRecord) -> list[Branch]:
 
 
 def _looks(metrics: RunRecord, shown: Sequence[Branch]) -> dict[str, Mark]:
-    # A removal's branch, "<request id>/<method>", looks as its model does in the other pictures.
+    # The branch of a removal, "<request id>/<method>", looks like its model in the other pictures.
     known: dict[str, Mark] = {}
     for request in metrics.requests:
         for key, look in marks(list(request.models)).items():
             known[f"{request.id}/{key}"] = look
-    # Of the rest the first is where learning began, and "oracle", ".../oracle" are oracles.
+    # The first of the other branches is where learning began, and "oracle" and ".../oracle" are oracles.
     rest = [branch.name for branch in shown if branch.name not in known]
     keys = {name: name.rsplit("/", 1)[-1] for name in rest}
     oracles = {name for name in rest if is_oracle(keys[name])}

@@ -1,4 +1,4 @@
-"""The trade-off picture: the distance of the forgetting to the oracle, against what the model is still good for."""
+"""Draw the trade-off: the distance of the forgetting to the oracle, against what the model is still good for."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def tradeoff_picture(comparison: Comparison, key: str) -> Markup | None:
         strong = () if standing in comparison.methods else ("strong",)
         words.append(labels.place(x(distance), y(useful), standing.label, *strong))
         hint = f"{standing.label}: distance {signed(distance)}, {comparison.utility_name} {number(useful)}"
-        # The oracle is a large open diamond: a method that reached it shows inside.
+        # The oracle is a large open diamond, inside which a method that reached it can be seen.
         size = 8.0 if standing in comparison.oracles else 5.5
         dots.append(looks[standing.key].draw(x(distance), y(useful), size, hint))
     told = "; ".join(

@@ -1,4 +1,4 @@
-"""What the page says of differential privacy: never an epsilon without its unit, its delta and what it leaves out."""
+"""Write what the page says of privacy: never an epsilon without its unit, its delta and what it leaves out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run directory as the report sees it: checked numbers, ids and settings, never the text of a data set."""
+"""Read a run directory for the report: checked numbers, ids and settings, never the text of a data set."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from oblivion.untrusted import parse_json, read, read_json, read_toml
 from oblivion.validation import faults
 
 _MOST_EVENTS, _LONGEST_EVENT = 2**30, 2**20
-"""Bytes of all events, and of one; a longer one cannot be read."""
+"""The most bytes of all events, and of one; a longer event is not read."""
 COUNTED_EVENTS = ("refused", "failed")
 
 
@@ -78,7 +78,7 @@ def _read_manifest(directory: Path) -> tuple[tuple[str, str], ...] | None:
     if not isinstance(manifest, dict):
         raise InputError(f"{path}: expected an object, found {type(manifest).__name__}; {remedy}")
     unfit = manifest.get("unfit_rows")
-    if isinstance(unfit, dict):  # a page says how many rows of a client do not fit; their ids may be thousands
+    if isinstance(unfit, dict):  # the page gives their number, because there may be thousands of ids
         manifest["unfit_rows"] = {name: len(ids) if isinstance(ids, list) else ids for name, ids in unfit.items()}
     return tuple(flatten(manifest)) if manifest else ()
 

@@ -1,4 +1,4 @@
-"""The tables: every measure of every model beside the oracle's, every client, and every number there is."""
+"""Make the tables: every measure of every model beside the oracle's, every client, and every number there is."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def _spoken(comparison: Comparison) -> tuple[list[tuple[Standing, str]], int]:
     spoken = [(closest, "the closest to the oracle with its utility kept" if sound else "the closest to the oracle")]
     if farthest is not closest:
         spoken.append((farthest, "the farthest"))
-    # A collapse is never left to the table, nor that a removal overdid it.
+    # The sentence itself always says that a utility collapsed, or that a removal overdid it.
     known = {standing.key for standing, _ in spoken}
     grave = [standing for standing in methods if standing.collapsed or standing.recognised == "by avoidance"]
     spoken += [(standing, "") for standing in grave if standing.key not in known]
@@ -304,6 +304,6 @@ def request_facts(comparison: Comparison) -> list[str]:
     elif request.t_u is not None:
         asked = f" (asked from round {request.t_u})" if (request.first_update or request.t_u) != request.t_u else ""
         facts.append(f"in training from round {request.first_update or request.t_u}{asked}")
-    elif "t_u" in request.model_fields_set:  # written as null; a file that does not say leaves it open
+    elif "t_u" in request.model_fields_set:  # null says that it was never selected, and a missing key says nothing
         facts.append("never selected in training")
     return facts

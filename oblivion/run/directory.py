@@ -16,7 +16,7 @@ from oblivion.untrusted import read_json, shown
 
 
 def to_json(value: Any) -> bytes:
-    """JSON text; a float that is not finite becomes null, as JSON has no such numbers."""
+    """Return JSON text; a float that is not finite becomes null, because JSON has no such numbers."""
     return (json.dumps(_finite(value), indent=1, ensure_ascii=False) + "\n").encode()
 
 
@@ -31,7 +31,7 @@ def _finite(value: Any) -> Any:
 
 
 class RunDirectory:
-    """Paths and files of one run."""
+    """The paths and files of one run."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -42,7 +42,7 @@ class RunDirectory:
     ) -> RunDirectory:
         """Begin a run: the directory appears with its config and manifest, so that it can be resumed from then on.
 
-        `keys` are those of its clients (`oblivion.data.keyed_ids.key_files`).
+        `keys` are the clients' keys (`oblivion.data.keyed_ids.key_files`).
 
         Raises
         ------
@@ -57,7 +57,7 @@ class RunDirectory:
             "manifest.json": to_json(manifest),
             **(keys or {}),
         }
-        write_folder(root, contents, mode=0o700)  # its numbers and ids are about people
+        write_folder(root, contents, mode=0o700)  # its numbers and ids may be about people
         return cls(root)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What happens in a run, told as it happens: to ``events.jsonl`` and to whoever watches."""
+"""Tell what happens in a run, as it happens, to ``events.jsonl`` and to whoever watches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Sink = Callable[[Event], None]
 
 
 def round_entry(record: RoundRecord) -> Event:
-    """What is told of a committed round, and kept in the history of ``metrics.json``."""
+    """Return what is told of a committed round, and kept in the history of ``metrics.json``."""
     return {
         "branch": record.branch,
         "round": record.round,
@@ -32,7 +32,7 @@ class Observer:
     Parameters
     ----------
     sinks : Sink
-        Called with every event, in order. Events hold ids and numbers, never text of samples.
+        They are called with every event, in order. Events hold ids and numbers, never text of samples.
     """
 
     def __init__(self, *sinks: Sink) -> None:

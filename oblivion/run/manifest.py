@@ -1,4 +1,4 @@
-"""What a run was made with: versions, code, data, model, machine."""
+"""Describe what a run was made with: versions, code, data, model, machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PACKAGES = ("oblivion-fl", "flwr", "ray", "torch", "transformers", "peft", "opa
 
 
 def package_version(package: str) -> str:
-    """The installed version of a distribution, or "not installed"."""
+    """Return the installed version of a distribution, or "not installed"."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -47,7 +47,7 @@ def _commit() -> str:
 
 
 def describe_clients(data: FederatedData) -> dict[str, dict[str, Any]]:
-    """The part of a manifest that is about clients: how many rows each has, and their digest."""
+    """Return the part of a manifest that is about clients: how many rows each has, and their digest."""
     return {
         "clients": {client: len(rows) for client, rows in data.clients.items()},
         "client_digests": client_digests(data),
@@ -55,7 +55,7 @@ def describe_clients(data: FederatedData) -> dict[str, dict[str, Any]]:
 
 
 def note_code(run: RunDirectory, config: RunConfig, observer: Observer) -> None:
-    """Before a run goes on, compare the code with the code that it began with.
+    """Compare the code with the code that a run began with, before the run goes on.
 
     Packages that a removal uses and the run did not are added to the manifest, as ``packages_added``. A warning says
     where code has changed: the rounds before and after are then made by different code.

@@ -1,4 +1,4 @@
-"""What the JSON files of a run hold, as typed records: ``metrics.json`` and the plan of each trial.
+"""The typed records of what the JSON files of a run hold: ``metrics.json``, ``manifest.json`` and the plans of trials.
 
 There is one reader and one writer: whoever needs a number of a run reads it from a record, and whoever measures one
 makes a record. A record writes exactly the keys that it was given, so a file that is read and written again stays as

@@ -1,4 +1,4 @@
-"""Where scenarios are found and runs are put."""
+"""Find scenarios, and choose where runs are put."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from oblivion.errors import ConfigError, nearest
 
 
 def scenario_path(name: str) -> Path:
-    """The file of a scenario: a path, or a name among those of the installed distribution.
+    """Return the file of a scenario: a path, or a name among those of the installed distribution.
 
     Raises
     ------
@@ -33,7 +33,7 @@ def scenario_path(name: str) -> Path:
 
 
 def _folder() -> Path:
-    found = find_spec("simulations")  # it is not imported: that would load the engines
+    found = find_spec("simulations")  # it is not imported, which would load the engines
     assert found is not None
     return Path(*(found.submodule_search_locations or ())) / "scenarios"
 
@@ -72,7 +72,7 @@ def load_config(scenario: str | Path | None = None, overrides: Mapping[str, Any]
 
 
 def free_directory(name: str, parent: Path) -> Path:
-    """The first of ``name``, ``name-2``, ... that does not exist in `parent`."""
+    """Return the first of ``name``, ``name-2``, ... that does not exist in `parent`."""
     number = 1
     while True:
         path = parent / (name if number == 1 else f"{name}-{number}")

@@ -1,6 +1,6 @@
-"""Area under the ROC curve, with its 95 % interval (Hanley and McNeil, 1982, Radiology 143:29-36).
+"""The area under the ROC curve, with its 95 % interval (Hanley and McNeil, 1982, Radiology 143:29-36).
 
-And how well the difference of two areas on the same rows is known (DeLong et al., 1988, Biometrics 44:837-845).
+The interval of the difference of two areas on the same rows is that of DeLong et al. (1988, Biometrics 44:837-845).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from oblivion.metrics.engine.averages import Z95
 
 Scores = tuple[Sequence[float], Sequence[float]]
-"""Scores of the negatives and of the positives."""
+"""The scores of the negatives and of the positives."""
 
 
 def auc(negatives: Sequence[float], positives: Sequence[float]) -> float:

@@ -90,7 +90,7 @@ class MeanOverAnswers(abc.ABC):
     Parameters
     ----------
     group : str, default "forget"
-        Whose rows.
+        The group of rows.
     """
 
     group: str = "forget"

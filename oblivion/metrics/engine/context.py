@@ -14,7 +14,7 @@ from oblivion.errors import InputError
 from oblivion.types import MetricResult
 
 REFERENCE = "reference"
-"""In `Metric.requires`: the results of a model that never saw the forget rows."""
+"""The word by which `Metric.requires` asks for the results of a model that never saw the forget rows."""
 
 REFINEMENTS = ("moments", "text")
 """Kinds of outputs that add something to the score of a row's answer."""
@@ -37,7 +37,7 @@ class AnswerScore:
     matches : array (T,) bool
         Whether the label is the most likely one.
     mean, variance : array (T,) float64 or None
-        Of the log-probability over the vocabulary, under the model's own distribution.
+        Mean and variance of the log-probability over the vocabulary, under the model's own distribution.
     text : str
         The labelled tokens decoded without special tokens; empty where no metric asks for it.
     ended : bool
@@ -174,7 +174,7 @@ def score_of(row: Mapping[str, Any], where: str) -> float:
 
 
 class EvaluationContext:
-    """Outputs by group, the references, and the results computed so far.
+    """The outputs by group, the references, and the results that were computed so far.
 
     Parameters
     ----------

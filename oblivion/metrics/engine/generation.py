@@ -1,6 +1,6 @@
 """Generate greedy answers to prompts in wide batches, once for all metrics on text.
 
-A loop of our own, because transformers' ``generate`` forwards every row until the slowest has ended. It pads on the
+The loop is our own, because transformers' ``generate`` forwards every row until the slowest has ended. It pads on the
 left, so it is for models that take positions and keep nothing but keys and values; the others go through ``generate``,
 prompts of one length together.
 """
@@ -40,7 +40,7 @@ def generate(
     tokenizer : transformers tokenizer
         Its EOS ends an answer, as do the EOS ids of the model's own generation settings.
     prompts : sequence of tuple of int
-        Token ids, none empty.
+        The token ids of each prompt; no prompt is empty.
     max_new_tokens : int
         The most tokens to generate; fewer where a prompt leaves less of the context.
     max_length : int
@@ -65,7 +65,7 @@ def generate(
     ordered = sorted(set(prompts), key=lambda p: (len(p), p))
     own = bool(ordered) and _is_plain(plain, min(len(ordered[-1]) + max_new_tokens, max_length))
     if not plain._supports_default_dynamic_cache():
-        batch_size = 1  # what such models keep is their own affair, and RWKV mixes up the states of a batch
+        batch_size = 1  # such models keep other things, and RWKV mixes up the states of a batch
     with torch.inference_mode(), contextlib.nullcontext() if own else _without_settings(plain):
         for batch, limit in _batches(ordered, max_new_tokens, max_length, batch_size, mixed=own):
             write = _continue if own else _generate

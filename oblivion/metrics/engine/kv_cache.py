@@ -1,4 +1,4 @@
-"""Keys and values of generated text, written into memory that is taken once."""
+"""Write keys and values of generated text into memory that is taken once."""
 
 from __future__ import annotations
 

@@ -14,9 +14,9 @@ from oblivion.untrusted import read_json
 
 MANIFEST = "manifest"
 TEXTS = ("input", "ground_truth", "generation")
-"""What a row has besides numbers, where texts are asked for."""
+"""The texts that a row has besides numbers, where texts are asked for."""
 _LARGEST_REFERENCE = 2**28
-"""Bytes: results with their texts are larger than other files."""
+"""The most bytes of a reference: results with their texts are larger than other files."""
 _NULL = "the file has no value"
 _ROUNDING = 1e-6
 _LARGEST = 1e300
@@ -74,7 +74,7 @@ def from_json(data: Mapping[str, Any], suite: Suite, source: str = "reference") 
     suite : Suite
         Says what the numbers of its metrics can be; a metric that it does not have may have any finite number.
     source : str
-        What it is, for messages.
+        A name for the data, for messages.
 
     Returns
     -------
@@ -114,7 +114,7 @@ def _read_entry(entry: Mapping[str, Any], where: str, bounds: Range, in_rows: Ma
         raise InputError(f"{where}.value_by_index is not an object of objects, one per row")
     for index, row in rows.items():
         for key, number in row.items():
-            if key not in TEXTS and number is not None:  # null is refused where the number is needed
+            if key not in TEXTS and number is not None:  # a metric that needs the number refuses null
                 _check_row(number, f"{where}.value_by_index.{index}.{key}", in_rows.get(key, ANY))
     if rows and n is not None and n != len(rows):
         raise InputError(f"{where} says n = {n!r} and has {len(rows)} rows; take the file as it was written")
@@ -145,7 +145,7 @@ def _check_number(value: Any, where: str, bounds: Range, expected: str) -> None:
     low, high = bounds
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"{where} is {value!r:.60}; expected {expected}")
-    if not -_LARGEST < value < _LARGEST:  # false for NaN, too
+    if not -_LARGEST < value < _LARGEST:  # the comparison is false for NaN, too
         raise InputError(
             f"{where} is {value!r:.60}; expected {expected}, and a finite one; evaluate the reference again"
         )

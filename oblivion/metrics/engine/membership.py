@@ -1,7 +1,7 @@
-"""The base of the membership attacks: a score per row, and how well it separates forget from holdout rows.
+"""The base of the membership attacks, which measure how well a score per row separates forget from holdout rows.
 
-Convention of MUSE (Shi et al., 2024) as in open-unlearning: a high score means "not a member"; forget rows have
-label 0 and holdout rows label 1, so that an AUC of 1 says that every forget row still looks like training data,
+The convention is that of MUSE (Shi et al., 2024) as in open-unlearning: a high score means "not a member"; forget rows
+have label 0 and holdout rows label 1, so that an AUC of 1 says that every forget row still looks like training data,
 and 0.5 that nothing can be told.
 """
 

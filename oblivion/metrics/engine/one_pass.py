@@ -17,7 +17,7 @@ from oblivion.tasks.task import Task
 from oblivion.types import MetricResult, Sample
 
 NO_REFERENCE = "it compares with a model that never saw the forget rows, and none was given"
-"""Why there is no value where the reference alone is missing."""
+"""The reason of a metric that lacks nothing but the reference."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Evaluation:
     texts : mapping of str to mapping
         Group to row position (as text) to ``input``, ``ground_truth`` and ``generation``.
     generated : mapping of str to str
-        Name of a metric that is computed from generated texts alone, to their group.
+        The name of each metric that is computed from generated texts alone, to the group of these texts.
     """
 
     results: Mapping[str, MetricResult]

@@ -1,4 +1,4 @@
-"""Tokens for ROUGE in every script.
+"""Make tokens for ROUGE in every script.
 
 `rouge_score` keeps a to z and 0 to 9 only. Where the true answer is in the Latin script, its tokens are taken as they
 are, so that values are those that others publish. Where it holds letters of another script (or nothing that
@@ -40,7 +40,7 @@ def _kind(character: str) -> Kind:
     if category[0] == "M":
         return "mark"
     if category == "Cf":
-        return "nothing"  # joiners and signs of direction
+        return "nothing"  # these are joiners and signs of direction
     if category == "So" or (unicodedata.name(character, "").startswith(_WITHOUT_SPACES) and category[0] in "LN"):
         return "character"
     return "word" if category[0] in "LN" else "between"
@@ -48,23 +48,24 @@ def _kind(character: str) -> Kind:
 
 @lru_cache(maxsize=1 << 14)
 def _is_foreign(character: str) -> bool:
-    """Whether a character is a letter of another script than the Latin one."""
+    """Return whether a character is a letter of another script than the Latin one."""
     if unicodedata.category(character) not in ("Ll", "Lm", "Lo", "Lt", "Lu"):
         return False
-    plain = unicodedata.normalize("NFKC", character)  # such as the micro sign's, or a full-width A's
+    # The micro sign becomes a Greek letter, and a full-width A a plain one.
+    plain = unicodedata.normalize("NFKC", character)
     names = [unicodedata.name(part, "") for part in plain if part.isalpha()]
     return not all(name.startswith("LATIN") or name == "GREEK SMALL LETTER MU" for name in names)
 
 
 def has_plain_tokens(text: str) -> bool:
-    """Whether `rouge_score` finds a token."""
+    """Return whether `rouge_score` finds a token."""
     return _KEPT.search(text.lower()) is not None
 
 
 def needs_all_scripts(target: str) -> bool:
-    """Whether the tokens of `rouge_score` cannot stand for the true answer."""
+    """Return whether the tokens of `rouge_score` cannot stand for the true answer."""
     if target.isascii():
-        return False  # with nothing of a to z and 0 to 9 it has no token in any way
+        return False  # an ASCII text without a letter or a digit has no token in any case
     return any(map(_is_foreign, target)) or not has_plain_tokens(target)
 
 

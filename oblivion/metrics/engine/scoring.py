@@ -1,4 +1,4 @@
-"""One teacher-forced pass over all answers: what every likelihood-based metric needs, each row forwarded once.
+"""Score all answers in one teacher-forced pass, which gives every likelihood-based metric what it needs.
 
 The answers of a prompt share one sequence (`oblivion.metrics.engine.trees`), sequences of similar length share a
 batch, and logits are made at answer positions only.
@@ -22,9 +22,9 @@ from oblivion.models.loading import context_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-_MAX_LOGITS = 1 << 27  # numbers, 512 MiB in fp32: on a vocabulary of 128 k this is 1024 answer tokens a batch
-_CPU_TOKENS = 1024  # on a CPU the activations of larger batches leave its caches, and a pass takes 10 to 20 % longer
-_CHUNK = 1 << 24  # numbers that are normalised at a time; each takes a handful of temporaries
+_MAX_LOGITS = 1 << 27  # in numbers: 512 MiB in fp32, or 1024 answer tokens a batch on a vocabulary of 128 k
+_CPU_TOKENS = 1024  # on a CPU, larger batches do not fit into its caches, and a pass takes 10 to 20 % longer
+_CHUNK = 1 << 24  # in numbers that are normalised at a time, since each takes several temporaries
 
 
 def score_rows(
@@ -44,7 +44,7 @@ def score_rows(
     rows : sequence of TokenRow
         Prompts with answers; a row's numbers do not depend on the others beyond rounding (about 1e-6).
     pad_id : int
-        Any id of the vocabulary; no answer can see the padding after it.
+        Any id of the vocabulary, because no answer can see the padding after it.
     max_tokens : int, default 4096
         The most tokens in a batch, padding included (a longer sequence goes alone); on a CPU never above 1,024.
     moments : collection of int
@@ -88,7 +88,7 @@ def _trees(model: Any, rows: Sequence[TokenRow], pad_id: int) -> tuple[list[Tree
     """Return the rows as trees, and whether each has to be forwarded alone and whole."""
     if changes_with_length(model, max(len(row.ids) for row in rows)):
         return plant(rows, share=False), True
-    for longest in (LONGEST, min(LONGEST, context_of(model.config))):  # some have no mask for more than their context
+    for longest in (LONGEST, min(LONGEST, context_of(model.config))):  # some models have no mask beyond their context
         trees = plant(rows, share=True, longest=longest)
         if takes_trees(model, trees, pad_id):
             return trees, False

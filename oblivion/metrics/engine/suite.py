@@ -16,7 +16,7 @@ from oblivion.replies import Bound
 from oblivion.types import ForgetRequest, Sample
 
 Groups = Mapping[str, Sequence[Sample]]
-"""Name of a group of rows, to its rows."""
+"""The rows of each group by its name."""
 
 OWN = "own"
 """The group of a client's own rows, on which the metrics in `Suite.client_metrics` are computed."""

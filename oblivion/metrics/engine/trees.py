@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LONGEST = 1024
-"""Tokens of a tree: beyond, the mask grows with the square of what the shared prompt saves."""
+"""The most tokens of a tree: the mask grows with their square, and costs more than a shared prompt saves."""
 _TOLERANCE = 1e-4
-"""Nats, of a label's log-probability in fp32 and above."""
+"""The largest difference, in nats, of a label's log-probability in fp32 and above."""
 _LOW_PRECISION = {"bfloat16": 3e-2, "float16": 3e-3}
-"""Of the largest log-probability."""
+"""The same in lower precision, as a share of the largest log-probability."""
 
 
 @dataclass(frozen=True)

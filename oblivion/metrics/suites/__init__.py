@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from oblivion.metrics.engine.suite import Suite
 
 METRIC = ("requires", "compute")
-"""What a metric must have."""
+"""The attributes that a metric must have."""
 MERGEABLE = (*METRIC, "value_range", "over")
-"""What a metric that clients compute must have."""
+"""The attributes that a metric must have for clients to compute it."""
 
 suites = Registry(
     "suite",

@@ -1,4 +1,4 @@
-"""In most suites clients measure on their own rows how well the model knows the answers, without generation."""
+"""The numbers that clients measure on their own rows in most suites: how well the model knows the answers."""
 
 from collections.abc import Mapping
 

@@ -36,7 +36,7 @@ WHOLE = {
     "forget": ("All of the person", "about the person, at all levels"),
     "neighbor": ("All neighbours", "about neighbours, at both levels"),
 }
-"""The groups that are made of them."""
+"""The groups that join several levels."""
 _ANSWER = Format(max_new_tokens=30, stops=("\n",))
 _METRICS: Mapping[str, Metric] = {
     **{f"{group}_ROUGE": Rouge(group) for group in (*WHOLE, *LEVELS)},
