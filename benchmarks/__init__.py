@@ -1,1 +1,1 @@
-"""Speed, measured side by side with what others do, in one run: ``python -m benchmarks NAME [--json]``."""
+"""Measure speed side by side with what others do, in one run: ``python -m benchmarks NAME [--json]``."""

@@ -10,7 +10,7 @@ NAMES = ("aggregation", "evaluation", "gpu", "ledger", "overhead", "rounds", "sc
 
 
 def main() -> int:
-    """Print a line a case; 1 if a bound is not kept."""
+    """Print a line for each case; return 1 if a bound is not kept."""
     names = [argument for argument in sys.argv[1:] if argument != "--json"]
     if not names or set(names) - set(NAMES):
         sys.stderr.write(f"usage: python -m benchmarks {'|'.join(NAMES)} [--json]\n")

@@ -1,4 +1,4 @@
-"""Aggregating updates: ours, which sums in fp64 in client-id order, against Flower's, which sums in fp32."""
+"""Aggregate updates: ours sums in fp64 in client-id order, Flower's in fp32."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from oblivion.types import ClientUpdate
 
 UPDATES, RANK, LAYERS = 8, 32, 16
 LINEARS = ((2048, 2048), (2048, 512), (2048, 512), (2048, 2048), (2048, 8192), (2048, 8192), (8192, 2048))
-"""Inputs and outputs of a layer of Llama 3.2 1B: 22.5 million values with LoRA of rank 32."""
+"""The inputs and outputs of a layer of Llama 3.2 1B, of 22.5 million values with LoRA of rank 32."""
 
 
 def run() -> Iterator[Result]:
@@ -34,7 +34,7 @@ def run() -> Iterator[Result]:
         for k in range(UPDATES)
     ]
     results = [([tensor.numpy() for tensor in update.delta.values()], update.num_examples) for update in updates]
-    # Before ours: once a large buffer was freed, the allocator hands out memory that is there already, also to Flower.
+    # Flower comes before ours: once a large buffer was freed, the allocator has memory ready, for Flower as well.
     other_s = cpu_seconds(lambda: aggregate(results))
     for ours, other in zip(mean_update(updates).values(), aggregate(results), strict=True):
         np.testing.assert_allclose(ours.numpy(), other, atol=1e-6)

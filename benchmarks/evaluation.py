@@ -1,6 +1,6 @@
-"""Evaluation: one pass for every metric, one sequence for all answers of a prompt, wide generation; against others.
+"""Evaluate in one pass for all metrics, with one sequence for all answers of a prompt, and wide generation.
 
-The others are written here from their description. *A pass each*: every metric forwards the whole data again, in
+The others are written here from their descriptions. *A pass each*: every metric forwards the whole data again, in
 batches of 32 as the rows come, and makes all logits (open-unlearning). *A pass per kind of answer*: the truth ratio
 from such batches of the right and of each wrong answer. *One by one*: transformers' ``generate``, a prompt at a time.
 """
@@ -43,7 +43,7 @@ METRICS: dict[str, Measure] = {
 
 
 class _Tokenizer:
-    """What generation needs of one; no id ends a text, so that all are equally long."""
+    """What generation needs of a tokenizer; no id ends a text, so that all are equally long."""
 
     pad_token_id, eos_token_id = PAD, -1
 

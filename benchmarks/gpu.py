@@ -1,4 +1,4 @@
-"""Rounds of local training on one GPU, with a randomly initialised Llama of the shape of Llama 3.2 1B and LoRA rank 32.
+"""Run rounds of local training on one GPU, with a random Llama of the shape of Llama 3.2 1B and LoRA rank 32.
 
 It needs neither Flower nor Ray. Without a GPU the same code runs on a small model with few rows: that shows that it
 works, and says nothing of speed, so no bound is asked for. ``ours_s`` is wall time, after the device has finished.
@@ -34,7 +34,7 @@ class _Padding:
 
 @dataclass(frozen=True)
 class _Size:
-    """Of the model, and how much of each case's rows is used."""
+    """The size of the model, and the share of each case's rows that is used."""
 
     width: int
     layers: int

@@ -1,4 +1,4 @@
-"""What the ledger costs: a contribution of 16 MiB, a commit, the verification of 100,000 entries."""
+"""Measure what the ledger costs: a contribution of 16 MiB, a commit, the verification of 100,000 entries."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from oblivion.ledger.verify import verify_ledger
 from oblivion.run_format import FILE, format_file
 from oblivion.types import ClientUpdate
 
-LAYERS, SHAPE = 64, (256, 256)  # 64 x 65,536 fp32 values: 16 MiB
+LAYERS, SHAPE = 64, (256, 256)  # 64 x 65,536 fp32 values are 16 MiB
 ENTRIES, BATCH, COMMITS = 100_000, 1000, 300
 
 
 def run() -> Iterator[Result]:
-    """Measure, each case in a ledger of its own."""
+    """Measure each case in a ledger of its own."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

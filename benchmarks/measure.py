@@ -1,4 +1,4 @@
-"""Timing: process CPU time where work is compared, wall time where a disk is waited for, best or median of several."""
+"""Take times: process CPU time to compare work, wall time where a disk is waited for, best or median of several."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Result:
 
     @property
     def kept(self) -> bool:
-        """Whether the bounds are kept, where there are any."""
+        """Whether the bounds, if there are any, are kept."""
         fast = self.bound_s is None or self.ours_s <= self.bound_s
         return fast and (self.bound_ratio is None or self.ratio is None or self.ratio >= self.bound_ratio)
 

@@ -1,4 +1,4 @@
-"""What the framework adds to a round: the wall time of its rounds against the bare loop over clients.
+"""Measure what the framework adds to a round: the wall time of its rounds against the bare loop over clients.
 
 The bare loop trains the same clients from the same data with the same code in a process of its own: no messages, no
 gate, no ledger. It and a round take turns, so that both see the same machine, and the medians of both are compared. One
@@ -71,7 +71,7 @@ def _medians(engine: str, pool: ProcessPoolExecutor) -> tuple[float, float]:
 
 
 def _bare_loop() -> float:
-    """Train every client once, in this process; seconds of it, without loading (which is kept for the next call)."""
+    """Train every client once in this process, and return the seconds without loading, which is done only once."""
     import torch
 
     config = _config("inline")

@@ -1,9 +1,10 @@
-"""A round of local training: ours against the loops that others use.
+"""Run a round of local training: ours against the loops that others use.
 
-Both loops are written here from their description. The *Oblivionis-style* loop copies the whole model for every client,
-all alive at once, and makes a fresh `transformers.Trainer` per visit, padding to the longest row of a random batch and
-computing all logits. The *plain* loop keeps one PEFT model, copies adapter tensors in and out and makes a fresh AdamW
-per visit. All three take the same optimizer steps on the same rows; rows are tokenised beforehand for all of them.
+Both loops are written here from their descriptions. The *Oblivionis-style* loop copies the whole model for every
+client, all alive at once, and makes a fresh `transformers.Trainer` per visit, padding to the longest row of a random
+batch and computing all logits. The *plain* loop keeps one PEFT model, copies adapter tensors in and out and makes a
+fresh AdamW per visit. All three take the same optimizer steps on the same rows; rows are tokenised beforehand for all
+of them.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ RATE = 1e-3
 
 @dataclass(frozen=True)
 class Case:
-    """A shape of model and data, and the ratios that are asked for."""
+    """A shape of model and data, and the ratios that are required."""
 
     name: str
     layers: int

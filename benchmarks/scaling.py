@@ -1,4 +1,4 @@
-"""How time and memory grow: with clients, tokens, rank and clients that share a pass.
+"""Measure how time and memory grow: with clients, tokens, rank and clients that share a pass.
 
 Memory is the largest resident set of this process so far; the cases go from small to large. ``ours_s`` is the process
 CPU time of a round: training cohort after cohort, and aggregation.
@@ -112,7 +112,7 @@ def _case(name: str, shape: _Shape) -> Result:
 
 
 def _hosts() -> Result:
-    """Measure a round of eight clients on Ray, two hosts against one: wall time, best of the rounds after the first."""
+    """Measure a round of eight clients on Ray with two hosts and with one: the best wall time after the first round."""
     seconds = {}
     for hosts in (1, 2):
         with tempfile.TemporaryDirectory() as folder:
@@ -129,7 +129,7 @@ def _hosts() -> Result:
 
 
 def _many() -> Iterator[Result]:
-    """Measure the memory of all processes: a thousand clients, twenty a round, a hundred rounds on Ray with ledger."""
+    """Measure the memory of all processes with a thousand clients, twenty a round, for a hundred rounds on Ray."""
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder)
         (where / "rows.jsonl").write_text("".join(_lines()), "utf-8")

@@ -1,1 +1,1 @@
-"""The Flower ClientApp and the host behind it."""
+"""The Flower ClientApp."""

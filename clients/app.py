@@ -35,7 +35,7 @@ def _answer(message: Message) -> Message:
     try:
         with ends_after(config_from_mapping(request.config, "message").simulation.deadline):
             reply = _host.answer(request)
-    except Exception as error:  # else Flower sends its text, which may hold content of rows
+    except Exception as error:  # else Flower sends the error's text, which may hold content of rows
         clients = [task.client_id for cohort in request.cohorts for task in cohort] or [request.host]
         reply = HostReply(host=request.host, failures={client: reason(error) for client in clients})
     return Message(pack_reply(reply), reply_to=message)
@@ -43,19 +43,19 @@ def _answer(message: Message) -> Message:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Learning: train the cohorts of the message."""
+    """Train the cohorts of the message, in learning."""
     return _answer(message)
 
 
 @app.train("visit")
 def visit(message: Message, context: Context) -> Message:
-    """A phase's visit: the clients of the message train with its objective."""
+    """Train the clients of the message with the objective of a phase's visit."""
     return _answer(message)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Evaluation: every client of the message measures the adapter on its own rows."""
+    """Have every client of the message measure the adapter on its own rows."""
     return _answer(message)
 
 

@@ -1,1 +1,1 @@
-"""The workflow, free of Flower, and the Flower ServerApp."""
+"""The workflow, which is free of Flower, and the Flower ServerApp."""

@@ -1,4 +1,4 @@
-"""What this machine and installation look like to a run."""
+"""Say what this machine and installation look like to a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SUPERLINK_PORT = 39091
 
 
 def examine() -> dict[str, str]:
-    """Facts by name; ``missing`` is ``"nothing"`` if a run can start."""
+    """Return facts by name; ``missing`` is ``"nothing"`` if a run can start."""
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if not (TINY / "model.safetensors").is_file():
         missing.append("the built-in model (rebuild it: python -m tools.tiny_recipe)")
@@ -49,7 +49,7 @@ def examine() -> dict[str, str]:
 
 
 def _ray_closed() -> str:
-    """How a run keeps others from its Ray."""
+    """Say how a run keeps others from its Ray."""
     if os.environ.get("RAY_ADDRESS", "local") in ("", "local"):
         return "a new token for every run, without which no call is served; listens on the loopback alone"
     given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
@@ -57,7 +57,7 @@ def _ray_closed() -> str:
 
 
 def _outside() -> str:
-    """The parts that other packages bring, by package; for a part that cannot be used, the reason."""
+    """Return the parts that other packages bring, by package, and why one cannot be used."""
     brought: dict[str, list[str]] = {}
     for registry in REGISTRIES:
         for entry in registry.outside():

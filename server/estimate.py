@@ -1,4 +1,4 @@
-"""What a run would do, how long it would take and how much memory it would need, before it runs."""
+"""Say what a run would do, how long it would take and how much memory it would need, before it runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from oblivion.types import RoundInfo
 _PROBE_STEPS = 3
 _BYTES_PER_FP32 = 4
 _BYTES_PER_BF16 = 2
-_ADAM_COPIES = 4  # parameters, gradients, two moments
+_ADAM_COPIES = 4  # the parameters, the gradients and two moments
 _PROCESS_MEGABYTES = 600
 
 
@@ -72,7 +72,7 @@ def estimate(config: RunConfig, data: FederatedData) -> dict[str, Any]:
 
 
 def ledger_bytes(config: RunConfig, data: FederatedData) -> int:
-    """About how much the ledger of a run will hold: its contributions and states, and those of its removals."""
+    """Estimate how much the ledger of a run will hold: its contributions and states, and those of its removals."""
     resident = learner_of(config)
     values: int = sum(p.numel() for p in resident.parameters.values())
     federation, settings = config.federation, config.ledger
@@ -80,7 +80,7 @@ def ledger_bytes(config: RunConfig, data: FederatedData) -> int:
     rule = rule_of(config)
     kept = len(data.clients) if rule.needs_client_state else len(rule.state_fields)
     state = values * _BYTES_PER_FP32 * (1 + kept)
-    grows = bool(scheme_of(config).state_fields)  # the residual's rank, by that of every client's update
+    grows = bool(scheme_of(config).state_fields)  # the residual's rank grows by that of every client's update
     rank = grows * (1 + federation.clients_per_round) * config.lora.rank * federation.rounds
     for layer in resident.lora_layers.values():
         tall, wide = layer.base_layer.weight.shape
@@ -131,7 +131,8 @@ def _seconds_per_step(config: RunConfig, data: FederatedData) -> float:
     task = LocalTask(client_id=client, rows={"retain": rows})
     settings = config.train.model_copy(update={"local_epochs": 1})
     start, lm = resident.initial_adapter(config.seed), objective_from("lm", {})
-    train_client(resident, start, replace(task, rows={"retain": rows[:1]}), lm, settings, info)  # loads what is lazy
+    # Loads what is loaded lazily, before time is taken.
+    train_client(resident, start, replace(task, rows={"retain": rows[:1]}), lm, settings, info)
     since = time.perf_counter()
     update = train_client(resident, start, task, lm, settings, info)
     return (time.perf_counter() - since) / update.steps

@@ -1,4 +1,4 @@
-"""A scenario from beginning to end, on whatever engine supplies the hosts. It can be interrupted and repeated."""
+"""Run a scenario from beginning to end, on whatever engine supplies the hosts. It can be interrupted and repeated."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from oblivion.run.manifest import note_code
 from oblivion.types import ForgetRequest
 
 BUSY_SECONDS = 24 * 3600.0
-"""How long a request waits for a run or another removal that is under way: it is answered after it."""
+"""How long a request waits for a run or another removal that is under way, to be answered after it."""
 
 
 def run_scenario(config: RunConfig, hosts: Hosts, run: RunDirectory, observer: Observer) -> None:
@@ -37,18 +37,18 @@ def run_scenario(config: RunConfig, hosts: Hosts, run: RunDirectory, observer: O
             clients, rounds = len(opened.federation.sizes), config.federation.rounds
             observer.event("phase", text=f"learning: {plural(clients, 'client')}, {plural(rounds, 'round')}")
         learning.learn()
-        if not opened.register.removals():  # else what the scenario asked for has been answered
+        if not opened.register.removals():  # else the scenario's request has been answered
             try:
                 _answer_scenario(opened)
             except PlanRefusedError:
-                _report(run, observer)  # of what was learned, and why nothing was done about the request
+                _report(run, observer)  # reports what was learned, and why nothing was done about the request
                 raise
         already = not committed and before is not None and before == run.read_json("metrics.json", None)
         _report(run, observer, already)
 
 
 def _finish(opened: OpenRun) -> dict[str, str]:
-    """Finish what was committed; one that cannot be finished yet is told of, and keeps nothing else from being done."""
+    """Finish commits; one that cannot be finished yet is reported, and keeps nothing else from being done."""
     done = finish_commits(opened)
     for trial, problem in done.items():
         if problem:
@@ -74,7 +74,7 @@ def _report(run: RunDirectory, observer: Observer, already: bool = False) -> Non
 def run_plan(
     config: RunConfig, run: RunDirectory, observer: Observer, signed: ForgetRequest | None = None
 ) -> dict[str, Any]:
-    """The plan of the one removal that ``forget.methods`` names, as plain values; the request is not taken in."""
+    """Plan the one removal that ``forget.methods`` names, as plain values; the request is not taken in."""
     with closing(OpenRun(config, None, run, observer, BUSY_SECONDS)) as opened:
         planner = _planner(opened, signed)
         plan = planner.plan(next(iter(config.forget.methods)))
@@ -152,7 +152,7 @@ def run_commit(
     with closing(OpenRun(config, None, run, observer, BUSY_SECONDS)) as opened:
         problem = _finish(opened).get(trial)
         Learning(opened).check_learned()
-        if problem is None:  # else it was interrupted, and is given again
+        if problem is None:  # else an earlier commit was interrupted, and is finished now
             problem = commit_trial(opened, trial, accept_no_guarantee)
         if problem:
             raise OblivionError(unfinished(opened, trial, problem))

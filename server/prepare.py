@@ -1,4 +1,4 @@
-"""Everything that is checked, loaded and resolved before a run writes anything."""
+"""Check, load and resolve everything before a run writes anything."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def absolute_paths(config: RunConfig) -> RunConfig:
 
 
 def _absolute(text: Any, inside: str = "") -> Any:
-    """The absolute path of what exists; else `text`, with its ``~`` expanded, for an error that names it.
+    """Return the absolute path of what exists; else `text`, with its ``~`` expanded, for an error that names it.
 
     Raises
     ------
@@ -103,7 +103,7 @@ def _absolute(text: Any, inside: str = "") -> Any:
     except RuntimeError:  # there is no such user
         return text
     found = next((one for one in (path, Path(inside) / path) if one.exists()), None)
-    # A link stays one: its name says how the file is read, and it may lead elsewhere tomorrow.
+    # A link is not resolved: its name says how the file is read, and it may lead elsewhere tomorrow.
     whole = str(found.absolute()) if found else str(path) if text.startswith("~") else text
     try:
         whole.encode()
@@ -113,7 +113,7 @@ def _absolute(text: Any, inside: str = "") -> Any:
 
 
 def _hosts(clients: int) -> int:
-    """A host for each GPU, since a second one would only load the base model again; without a GPU, for each core."""
+    """Return one host per GPU, since a second would only load the base model again; without a GPU, one per core."""
     return max(1, min(gpu_count() or len(os.sched_getaffinity(0)), clients))
 
 
@@ -211,7 +211,7 @@ def load(config: RunConfig) -> RunConfig:
 
 
 def prepare(config: RunConfig) -> tuple[RunConfig, FederatedData]:
-    """`check` and `load`: a config that is resolved, and its data."""
+    """Check and load a config; return it resolved, with its data."""
     config, data = check(config)
     config = load(config)
     _check_request(config, data)
@@ -272,7 +272,7 @@ def check_data(run: RunDirectory, config: RunConfig) -> RunConfig:
     """
     forgotten = forgotten_by(run)
     gone = {absence.client for absence in forgotten if absence.samples is None}
-    if config.forget.client in gone:  # what the scenario asked for was done
+    if config.forget.client in gone:  # the scenario's request has been answered
         config = config.model_copy(update={"forget": ForgetConfig()})
     config, data = check(for_source(config, gone), fresh=False, forgotten=forgotten, root=run.root)
     manifest = read_manifest(run.root)
@@ -293,12 +293,12 @@ def _changed(run: RunDirectory, what: str) -> IntegrityError:
 
 
 def forgotten_by(run: RunDirectory) -> tuple[Absence, ...]:
-    """Who and what a run has forgotten for good, by the list beside its keys."""
+    """Return whom and what a run has forgotten for good, by the list beside its keys."""
     return absences(run.read_json(f"keys/{EXCLUSIONS}", []))
 
 
 def client_rows(run: RunDirectory, config: RunConfig, client: str) -> list[dict[str, str | int]]:
-    """A client's rows with their ids, plain and keyed; see `oblivion.data.keyed_ids.row_ids`.
+    """Return a client's rows with their ids, plain and keyed; see `oblivion.data.keyed_ids.row_ids`.
 
     Raises
     ------

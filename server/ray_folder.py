@@ -1,4 +1,4 @@
-"""Where Ray puts its folder: a private one for every run, and short, for the path of a Unix socket has 107 bytes."""
+"""Choose Ray's folder: private to every run, and short, because the path of a Unix socket has at most 107 bytes."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ _SOCKET = "session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1"
 _NAME = "oblivion-"
 _MADE = re.compile(rf"{_NAME}[a-z0-9_]{{8}}")
 _EXAMPLE = f"{_NAME}12345678"
-"""Such a name as `tempfile.mkdtemp` makes."""
+"""A name such as `tempfile.mkdtemp` makes."""
 _INSIDE = "ray"
 """Ray opens its folder to everybody (mode 0777), so it gets one inside the private one."""
 _PLACES = ("/tmp", "/dev/shm", "/var/tmp")
 
 
 def fits(place: Path) -> bool:
-    """Whether the paths of Ray's sockets in a private folder in `place` are short enough."""
+    """Return whether the paths of Ray's sockets in a private folder in `place` are short enough."""
     return len(os.fsencode(place / _EXAMPLE / _INSIDE / _SOCKET)) <= LONGEST
 
 
 def usual_place() -> Path:
-    """Where temporary folders belong on this machine."""
+    """Return where temporary folders belong on this machine."""
     return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or _PLACES[0])
 
 
 @contextlib.contextmanager
 def ray_folder() -> Iterator[tuple[Path, Watch]]:
-    """A new folder for Ray's session, in one of mode 0700, and the process that cleans up behind it.
+    """Make a new folder for Ray's session, inside one of mode 0700, and start the process that cleans up behind it.
 
     At the end, also that of a killed run, the processes that belong to the folder are ended and it is removed. Where
     the cleaning process was killed as well, the next run in the same place does it.
@@ -70,11 +70,12 @@ def _held(folder: Path) -> Iterator[int]:
 
 def _remove_abandoned(place: Path) -> None:
     for folder in place.glob(f"{_NAME}*"):
-        with contextlib.suppress(OSError):  # another user's, in use, or gone meanwhile
+        with contextlib.suppress(OSError):  # it is another user's, in use, or gone meanwhile
             made = folder.lstat()
             if not _MADE.fullmatch(folder.name) or made.st_uid != os.getuid() or made.st_mode & 0o077:
                 continue
-            if [inside.name for inside in folder.iterdir()] == [_INSIDE]:  # an empty one may just be being made
+            # An empty folder may be one that is just being made.
+            if [inside.name for inside in folder.iterdir()] == [_INSIDE]:
                 with _held(folder):
                     end(str(folder), os.getpid())
 
@@ -93,7 +94,7 @@ def _short_folder() -> Path:
 
 
 def describe() -> str | None:
-    """Where Ray's folder would be, in words; None if there is no place for it."""
+    """Say where Ray's folder would be; None if there is no place for it."""
     usual = usual_place()
     try:
         folder = _short_folder()

@@ -19,9 +19,9 @@ from pathlib import Path
 
 _TICK = 0.02
 _QUIET_PASSES = 3
-"""So many looks in a row must find nothing: a process may just be between two that Ray starts."""
+"""The number of looks in a row that must find nothing, because Ray may be about to start a further process."""
 _LONGEST = 10.0
-"""Seconds; a process in an uninterruptible wait cannot be killed, and must not hold up the run's end."""
+"""The most seconds: a process in an uninterruptible wait cannot be killed, and must not hold up the run's end."""
 
 
 class Watch:
@@ -41,7 +41,7 @@ class Watch:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C in a terminal, and its end, are not for it
+            start_new_session=True,  # Ctrl-C in a terminal, and the terminal's end, must not reach it
             cwd="/",
             pass_fds=(handle,),
         )
@@ -60,10 +60,10 @@ class Watch:
 
 
 def processes_of(folder: str, run: int) -> list[int]:
-    """The processes of this user that have the folder as an option or write to a file below it, without the run itself.
+    """Return this user's processes that have the folder as an option or write to a file below it, without the run.
 
-    Ray's daemons have it in their options; its workers rename themselves, and write their logs there. Who only reads a
-    log is left alone.
+    Ray's daemons have it in their options; its workers rename themselves, and write their logs there. A process that
+    only reads a log is left alone.
     """
     user, spared = os.getuid(), (os.getpid(), run)
     numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()]

@@ -1,7 +1,7 @@
-"""What robust rules are worth: hostile clients with the gate off. ``python -m simulations.attacks --out DIR``.
+"""Measure what robust rules are worth, with the gate off: ``python -m simulations.attacks --out DIR``.
 
-Twenty clients of which four attack, every rule beside `fedavg`, clean and under each attack, with real local training
-on the built-in model. Four of the clients send, in place of the update that they trained:
+Four of twenty clients attack. Every rule is measured beside `fedavg`, without attack and under each one, with real
+local training on the built-in model. Four of the clients send, in place of the update that they trained:
 
 - ``sign flip``: minus it;
 - ``scaling``: ten times it;
@@ -49,11 +49,11 @@ RULES: dict[str, dict[str, Any]] = {
     "clipped_mean": {"bound": 0.5},
 }
 Cell: TypeAlias = tuple[str, str, str, int]
-"""Partition, rule, attack, seed."""
+"""The partition, the rule, the attack and the seed."""
 
 
 def scenario(partition: str, rule: str, seed: int) -> RunConfig:
-    """The federation of a cell, with the gate off."""
+    """Make the federation of a cell, with the gate off."""
     return load_config(
         None,
         {
@@ -78,18 +78,18 @@ def scenario(partition: str, rule: str, seed: int) -> RunConfig:
 
 
 def hostile(seed: int) -> tuple[str, ...]:
-    """The clients that attack; other ones for every seed."""
+    """Return the clients that attack, which are others for every seed."""
     return tuple(f"client-{(seed * HOSTILE + k) % CLIENTS}" for k in range(HOSTILE))
 
 
 def little_is_enough_z(clients: int = CLIENTS, attackers: int = HOSTILE) -> float:
-    """The z of Baruch et al. (2019), section 3: so many deviations that enough honest clients lie farther out."""
+    """Return z (Baruch et al., 2019, section 3): so many deviations that enough honest clients lie farther out."""
     supporters = clients // 2 + 1 - attackers
     return statistics.NormalDist().inv_cdf((clients - attackers - supporters) / (clients - attackers))
 
 
 def attacked(updates: Sequence[ClientUpdate], attack: str, attackers: Sequence[str], seed: int) -> list[ClientUpdate]:
-    """A round's updates with those of the attackers replaced.
+    """Return a round's updates, with those of the attackers replaced.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def attacked(updates: Sequence[ClientUpdate], attack: str, attackers: Sequence[s
     attackers : sequence of str
         Who attacks.
     seed : int
-        Of the noise.
+        The seed of the noise.
     """
     import torch
 
@@ -126,7 +126,7 @@ def attacked(updates: Sequence[ClientUpdate], attack: str, attackers: Sequence[s
 
 
 def run_cell(cell: Cell) -> float:
-    """The loss on rows of authors that nobody trained on, after the last round, in nats per token."""
+    """Return the loss on rows of authors that nobody trained on, after the last round, in nats per token."""
     from oblivion.federation.rounds import Federation
     from oblivion.learners import learner_of
     from oblivion.ledger.memory import MemoryLedger
@@ -148,7 +148,7 @@ def run_cell(cell: Cell) -> float:
 
     resident = learner_of(config)
     initial = resident.initial_adapter(config.seed)
-    federation = Federation(config, Hosts(1), MemoryLedger(), initial, Observer())  # one host sees a whole round
+    federation = Federation(config, Hosts(1), MemoryLedger(), initial, Observer())  # a single host sees a whole round
     federation.describe()
     federation.begin(Branch(name="main", seed=config.seed, rounds=ROUNDS), initial)
     for _ in range(ROUNDS):
@@ -168,7 +168,7 @@ def run_cell(cell: Cell) -> float:
 
 
 def table(losses: Mapping[Cell, float]) -> str:
-    """Per partition: each rule's mean clean loss, and by how much each attack raises it, with the range over seeds."""
+    """Make a table per partition: each rule's mean clean loss, and how far each attack raises it, over seeds."""
     lines = []
     for partition in PARTITIONS:
         lines += [
@@ -200,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is missing, and write ``attacks.md`` when nothing is."""
     parser = argparse.ArgumentParser(prog="python -m simulations.attacks", description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--workers", type=int, default=2, help="cells at a time, one core each")
+    parser.add_argument("--workers", type=int, default=2, help="the number of cells that run at a time, one core each")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     log = options.out / "attacks.jsonl"

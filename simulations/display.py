@@ -1,4 +1,4 @@
-"""What a person sees while a run is under way: a live bar in a terminal, plain lines elsewhere."""
+"""Show a person how a run goes on: with a live bar in a terminal, with plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Display:
 
     def _committed(self, event: Event) -> None:
         loss = event["loss"]
-        told = loss is not None and math.isfinite(loss)  # with privacy no loss is told
+        told = loss is not None and math.isfinite(loss)  # with privacy there is no loss
         detail = plural(event["clients"], "client") + (f", loss {loss:.3f}" if told else "")
         if self._progress is not None:
             self._progress.update(self._task, completed=event["round"], detail=detail)

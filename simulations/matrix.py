@@ -1,4 +1,4 @@
-"""Rules times LoRA schemes times removals, in one table. ``python -m simulations.matrix MATRIX.toml --out DIR``.
+"""Run rules times LoRA schemes times removals, into one table: ``python -m simulations.matrix MATRIX.toml --out DIR``.
 
 Every cell is a run of its own, ``DIR/<rule>+<scheme>``, and what it came to is written to ``cell.json`` beside it
 when it is done. Started again with the same files, the matrix takes finished cells as they are and goes on with one
@@ -30,11 +30,11 @@ CELL = "cell.json"
 
 
 def product_distance(one: Adapter, other: Adapter) -> float:
-    """Frobenius distance between what two adapters add to the base, ``||B A - B' A'||`` over all layers.
+    """Compute the Frobenius distance of what two adapters add to the base, ``||B A - B' A'||`` over all layers.
 
-    Taken from the factors, without the dense matrices: with ``L = [B, -B']`` and ``R = [A; A']`` it is
-    ``sqrt(tr(L'L R R'))``. Adapters of different rank compare. A distance between the A's or the B's alone says
-    nothing, since ``B G`` and ``G^-1 A`` are the same model.
+    It is computed from the factors, without the dense matrices: with ``L = [B, -B']`` and ``R = [A; A']`` it is
+    ``sqrt(tr(L'L R R'))``. Adapters of different ranks can be compared. A distance between the A's or the B's alone
+    says nothing, since ``B G`` and ``G^-1 A`` are the same model.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def product_distance(one: Adapter, other: Adapter) -> float:
 
 
 def cell_config(matrix: Mapping[str, Any], rule: str, scheme: str) -> RunConfig:
-    """The scenario of one cell.
+    """Make the scenario of one cell.
 
     Raises
     ------
@@ -170,7 +170,7 @@ def _measure(result: RunResult, method: str) -> dict[str, Any]:
 
 
 def table(cells: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> str:
-    """The matrix in Markdown: the distance to the oracle before, per removal with its cost, and what is not covered."""
+    """Write the matrix in Markdown: distances to the oracle, costs of the removals, and what is not covered."""
     lines = [
         "| rule | scheme | before | " + " | ".join(f"`{method}`" for method in methods) + " | not covered |",
         "|---|---|---|" + "---|" * (len(methods) + 1),
@@ -219,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m simulations.matrix", description=__doc__)
     parser.add_argument("matrix", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--workers", type=int, default=2, help="cells at a time, one core each")
+    parser.add_argument("--workers", type=int, default=2, help="the number of cells that run at a time, one core each")
     options = parser.parse_args(arguments)
     matrix = read_matrix(options.matrix)
     names = [(rule, scheme) for rule in matrix["rules"] for scheme in matrix["schemes"]]
@@ -231,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             try:
                 cells.append(future.result())
             except BaseException:
-                pool.shutdown(cancel_futures=True)  # or the error would be told when all other cells are done
+                pool.shutdown(cancel_futures=True)  # else the error would only appear when all other cells are done
                 raise
             sys.stdout.write(f"{rule}+{scheme}: {'refused' if 'refused' in cells[-1] else 'done'}\n")
             sys.stdout.flush()

@@ -48,11 +48,11 @@ def rehearse(
     out : Path
         The run directory; what it already holds is not run again.
     client : str
-        Who leaves, in place of the scenario's client.
+        The client that leaves, in place of the scenario's.
     key : str
         A setting of ``forget.methods.local``, such as ``"learning-rate"``.
     values : sequence of float
-        What is tried for it.
+        The values that are tried for it.
     samples : str, default ""
         Which of the client's samples, as in ``forget.samples``; empty for all.
     settings : mapping, optional
@@ -92,19 +92,19 @@ def rehearse(
 
 
 def choose(areas: Mapping[float, float]) -> float:
-    """The value whose membership AUC is nearest to 0.5; of two that are as near, the smaller one."""
+    """Return the value whose membership AUC is nearest to 0.5; of two that are as near, the smaller one."""
     return min(areas, key=lambda value: (abs(areas[value] - 0.5), value))
 
 
 def _attack(suite: Suite) -> Number:
-    """The suite's membership attack."""
+    """Return the suite's membership attack."""
     if suite.headline.membership is None:
         raise InputError("evaluate.suite: the suite has no membership attack by which a value could be chosen")
     return suite.headline.membership
 
 
 def rehearsal_table(name: str, areas: Mapping[float, float], suite: Suite) -> str:
-    """The membership AUC by value in Markdown, and the value that is taken."""
+    """Write the membership AUC by value in Markdown, and the value that is taken."""
     attack = _attack(suite)
     column = suite.column(attack.metric)
     title = column.title[:1].lower() + column.title[1:] if column else attack.noun
@@ -114,7 +114,7 @@ def rehearsal_table(name: str, areas: Mapping[float, float], suite: Suite) -> st
 
 
 def finished(scenario: Path, out: Path, changes: Settings) -> RunResult:
-    """The finished run of a scenario with some changes: run anew, resumed, or as it is.
+    """Return the finished run of a scenario with some changes; it is run, resumed, or taken as it is.
 
     Raises
     ------
@@ -133,10 +133,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Try the values and print what each leaves, and which one is taken."""
     parser = argparse.ArgumentParser(prog="python -m simulations.rehearsal", description=__doc__)
     parser.add_argument("scenario", help="the name of a scenario, or its file")
-    parser.add_argument("--client", required=True, help="who leaves in the rehearsal")
+    parser.add_argument("--client", required=True, help="the client that leaves in the rehearsal")
     parser.add_argument("--samples", default="", help="which of its samples, as in forget.samples; all by default")
     parser.add_argument("--key", default="learning-rate", help="the setting of local that is chosen")
-    parser.add_argument("--values", type=float, nargs="+", required=True, help="what is tried for it")
+    parser.add_argument("--values", type=float, nargs="+", required=True, help="the values that are tried for it")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, required=True, help="the run directory")
     options = parser.parse_args(arguments)

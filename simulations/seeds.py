@@ -1,4 +1,4 @@
-"""The demonstration over five seeds, in one table. ``python -m simulations.seeds --out DIR``.
+"""Run the demonstration over five seeds, into one table: ``python -m simulations.seeds --out DIR``.
 
 One run of a federation is one draw: who owns how many rows, in which order they are seen, which rows are held out. So
 the table of the README is the mean and the range over the seeds 1 to 5, which were fixed before any of them was run.
@@ -34,7 +34,7 @@ from simulations.rehearsal import Settings, choose, exit_code, finished, rehears
 SEEDS = (1, 2, 3, 4, 5)
 REHEARSAL_SEED = 0
 REHEARSAL_CLIENT = "client-2"
-"""Who joins late and leaves in the rehearsal, in place of the demonstration's client."""
+"""The client that joins late and leaves in the rehearsal, in place of the demonstration's client."""
 RATES = (1e-4, 2e-4, 3e-4, 5e-4, 1e-3)
 
 
@@ -47,7 +47,7 @@ def run_seed(scenario: Path, seed: int, rate: float, out: Path, settings: Settin
 
 
 def share(scenario: Path, seed: int, settings: Settings) -> dict[str, int]:
-    """Rows of the client that leaves, its rank among the clients by rows (1 has the most), and their number."""
+    """Return the rows of the client that leaves, its rank among clients by rows (1 has the most), and their number."""
     config = load_config(scenario, {**settings, "seed": seed})
     rows = {client: len(owned) for client, owned in resolve(config).clients.items()}
     own = rows[config.forget.client]
@@ -58,7 +58,7 @@ Measured = Callable[[RequestRecord, ModelRecord], float | None]
 
 
 def _lines(suite: Suite) -> list[tuple[str, Measured]]:
-    """What the table says of every model: a label, and where the number stands."""
+    """Return what the table says of every model: a label, and where the number stands."""
     return [
         *((label, partial(_central, metric)) for label, metric in suite.brief.items()),
         (others_name(suite).replace("’", "'"), partial(_others, suite)),
@@ -77,7 +77,7 @@ def _others(suite: Suite, request: RequestRecord, model: ModelRecord) -> float |
 
 
 def table(requests: Mapping[int, RequestRecord], shares: Mapping[int, Mapping[str, int]], suite: Suite) -> str:
-    """Mean and range over the seeds in Markdown, and how many rows left with each seed.
+    """Write mean and range over the seeds in Markdown, and how many rows left with each seed.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None, settings: Settings | None = Non
     """
     parser = argparse.ArgumentParser(prog="python -m simulations.seeds", description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--workers", type=int, default=2, help="seeds at a time, one core each")
+    parser.add_argument("--workers", type=int, default=2, help="the number of seeds that run at a time, one core each")
     options = parser.parse_args(arguments)
     scenario, changes = scenario_path("demo"), settings or {}
     options.out.mkdir(parents=True, exist_ok=True)

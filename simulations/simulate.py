@@ -1,4 +1,4 @@
-"""`simulate` runs a scenario; its result can forget, and knows its oracle."""
+"""Run a scenario with `simulate`; its result can forget, and knows its oracle."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class RunResult:
 
     @property
     def record(self) -> RunRecord:
-        """What ``metrics.json`` says, checked.
+        """What ``metrics.json`` says, once it is checked.
 
         Raises
         ------
@@ -98,7 +98,7 @@ class RunResult:
         return models_of(self.config.model).read_adapter(self.adapter_folder)
 
     def adapter_of(self, client: str) -> Adapter:
-        """The model's adapter as a client uses it: with the tensors that it keeps for itself, if there are any.
+        """Return the model's adapter as a client uses it: with the tensors that it keeps for itself, if there are any.
 
         Raises
         ------
@@ -130,7 +130,7 @@ class RunResult:
         Parameters
         ----------
         client : str
-            Who is to be forgotten.
+            The client that is to be forgotten.
         samples : str, default ""
             A file with one sample id a line, or ``"authors:0.5"``; empty for the whole client.
         method : str, default "local"
@@ -161,7 +161,7 @@ class RunResult:
         return RunResult(self.directory)
 
     def oracle(self, client: str, samples: str = "") -> RunResult:
-        """The model that never saw the data, trained when it does not exist yet."""
+        """Return the model that never saw the data; it is trained if it does not exist yet."""
         run, config = RunDirectory.open(self.directory)
         tree = config.to_json()
         tree["forget"].update(client=client, samples=samples, methods={})
@@ -184,7 +184,7 @@ def forget_in_run(
     _check_not_forgotten(run, config.forget.client)
     config = check_again(run, config)
     observer = Observer(run.log, *sinks)
-    # Before the engine starts: a removal that is under way needs the memory.
+    # This comes before the engine starts, because a removal that is under way needs the memory.
     wait_until_free(run.root, BUSY_SECONDS, lambda text: observer.event("phase", text=f"waiting: {text}"))
     check_plans(config, run, signed)
     return on_engine(config, lambda hosts: run_forget(config, hosts, run, observer, signed))

@@ -1,8 +1,8 @@
 """Does a federation forget a client while its control variate stays? ``python -m simulations.stale_control [--json]``.
 
-A client leaves, and the others go on training. With SCAFFOLD and FedDyn the mean c of the variates (h of the
-gradients) holds the client too. *Corrected*, as the rules here do it, its variate is dropped and the mean is over who
-is left. *Stale*, it stays as it is. Both are measured after the same number of further rounds, as the distance to the
+A client leaves, and the others go on training. With SCAFFOLD and FedDyn the mean c of the variates (h of the gradients)
+holds the client too. *Corrected*, as the rules here do it, its variate is dropped and the mean is over who is left.
+*Stale*, the variate stays as it is. Both are measured after the same number of further rounds, as the distance to the
 federation that never had the client, 1 being the distance when it left: on clients with quadratic losses, where the
 optimum is known, and on the built-in language model, where the reference is trained for as many rounds.
 """
@@ -48,7 +48,7 @@ RULES: dict[str, dict[str, Any]] = {"scaffold": {}, "feddyn": {"alpha": 0.1}}
 
 @dataclass(frozen=True)
 class Stale(ControlRule):
-    """A control rule that keeps counting who has left: what a server does that has never heard of forgetting."""
+    """A control rule that keeps counting clients that have left, as a server does that knows nothing of forgetting."""
 
     rule: ControlRule
 
@@ -88,7 +88,7 @@ def _losses() -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def _rounds(rule: Any, state: GlobalState, kept: RuleState, clients: Sequence[int], count: int) -> Iterator[Any]:
-    """Rounds on ``D (w - b)``; client k takes k + 1 steps. Yields state and rule state after each."""
+    """Run rounds on ``D (w - b)``, in which client k takes k + 1 steps; yields state and rule state after each."""
     import torch
 
     losses, names = _losses(), [f"client-{k}" for k in clients]
@@ -134,7 +134,7 @@ def quadratic(rule: ControlRule) -> Iterator[dict[str, Any]]:
 
 
 def language_model(name: str) -> Iterator[dict[str, Any]]:
-    """Measure on the built-in model: distance of the products, and the mean answer probability on the client's rows."""
+    """Measure, on the built-in model, the products' distance and the mean answer probability on the client's rows."""
     from oblivion.federation.measure import measure_clients
     from oblivion.federation.rounds import Federation
     from oblivion.learners import learner_of
@@ -189,7 +189,7 @@ def language_model(name: str) -> Iterator[dict[str, Any]]:
 
 
 def main() -> int:
-    """Print one line a case."""
+    """Print one line for each case."""
     rules: dict[str, ControlRule] = {"scaffold": Scaffold(), "feddyn": FedDyn(alpha=0.5)}
     for name, rule in rules.items():
         for on, results in (("quadratic losses", quadratic(rule)), ("the built-in model", language_model(name))):

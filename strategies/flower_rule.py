@@ -36,8 +36,9 @@ WRAPPED = (
     "Krum",
     "MultiKrum",
 )
-"""Those that make the next parameters from the replies alone. Flower's FedProx is its FedAvg with another config for
-clients (here: ``fedprox``); its QFedAvg needs losses, its privacy wrappers draw noise that cannot be drawn again."""
+"""The strategies that make the next parameters from the replies alone. Flower's FedProx is its FedAvg with another
+config for clients (here: ``fedprox``); its QFedAvg needs losses, its privacy wrappers draw noise that cannot be drawn
+again."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class FlowerRule(Rule):
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Flower tells of every aggregation; here it may be one of thousands, or one that is computed again."""
+    """Keep Flower from logging every aggregation, which may be one of thousands, or one that is computed again."""
     logger = logging.getLogger("flwr")
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -142,7 +143,7 @@ def _remember(strategy: Any, state: GlobalState, rule_state: RuleState) -> None:
 
 
 def _remembered(strategy: Any) -> RuleState:
-    """All attributes with arrays but the parameters: ``<attribute>/<name>``, in lists ``<attribute>/#<number>``."""
+    """Return all attributes with arrays but the parameters: ``<attribute>/<name>``, or ``<attribute>/#<number>``."""
     import numpy as np
     import torch
 

@@ -22,7 +22,7 @@ _TICK = 0.01
 _START_TIMEOUT = 120.0
 _SETTLE = 1.0
 _LAST = 20_000
-"""Characters of an error that are looked at, from its end."""
+"""The number of characters of an error, from its end, that are looked at."""
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -32,11 +32,11 @@ class GridHosts:
     Parameters
     ----------
     grid : Grid
-        Of the ServerApp.
+        The grid of the ServerApp.
     deadline : float
         Seconds within which a host must answer one message.
     expected : int, default 0
-        Nodes to wait for; 0 to wait until their number no longer changes.
+        The number of nodes to wait for; 0 waits until their number no longer changes.
     stop : threading.Event, optional
         Set from outside to end a wait.
 
@@ -71,7 +71,7 @@ class GridHosts:
             raise KeyboardInterrupt
 
     def names(self) -> tuple[str, ...]:
-        """The nodes, sorted."""
+        """Return the nodes, sorted."""
         return tuple(self._nodes)
 
     def start(self, config: Mapping[str, Any]) -> None:
@@ -82,7 +82,7 @@ class GridHosts:
             list(self._grid.push_messages([Message(records, dst_node_id=node, message_type=request.kind)]))
 
     def ask(self, requests: Sequence[HostRequest]) -> Iterator[HostReply]:
-        """Send one message to each host; yield the replies as they come, a host without a usable one is left out.
+        """Send one message to each host, and yield the usable replies as they come.
 
         Messages go and come one by one: which host a reply is from says the message that it was pulled for, never the
         reply itself, and one that cannot be read costs no other host its own.
@@ -106,7 +106,7 @@ class GridHosts:
                 self._pause()
 
     def _pull(self, sent: str, request: HostRequest) -> HostReply | None:
-        """What came in answer to one message; None while there is nothing."""
+        """Return what came in answer to one message; None while there is nothing."""
         try:
             messages = list(self._grid.pull_messages([sent]))
             return _read(messages[0], request) if messages else None
@@ -117,7 +117,7 @@ class GridHosts:
 
 
 def _failed(request: HostRequest, reason: str) -> HostReply:
-    """Nothing came of a request: its clients failed, or the host where it was not asked for any."""
+    """Return a reply that says that the request's clients failed, or the host if it was asked for none."""
     clients = [task.client_id for cohort in request.cohorts for task in cohort]
     return HostReply(host=request.host, failures=dict.fromkeys(clients or [request.host], reason))
 
@@ -130,7 +130,7 @@ def _read(message: Message, request: HostRequest) -> HostReply:
 
 
 def _cause(reason: str) -> str:
-    """The error in what Flower says of one, on one line: of a traceback, which Ray adds, the last line."""
+    """Return the error in what Flower says, on one line: the last line of a traceback, which Ray adds."""
     lines = [line.strip() for line in _COLOURS.sub("", reason[-_LAST:]).splitlines() if line.strip()]
     is_trace = len(reason) > _LAST or any(line.startswith("Traceback") or "ray::" in line for line in lines)
     text = lines[-1] if lines and is_trace else " ".join(lines)

@@ -1,4 +1,4 @@
-"""The inline engine: hosts are objects in this process. No Flower, no Ray: the reference, and the debugger."""
+"""The inline engine, the reference and the debugger: hosts are objects in this process, without Flower and Ray."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ T = TypeVar("T")
 
 
 class InlineHosts:
-    """Hosts that answer one after another where they are asked."""
+    """Hosts that answer one after another, in the process that asks."""
 
     def __init__(self, count: int) -> None:
         self._hosts = {f"host-{index}": Host() for index in range(count)}
 
     def names(self) -> tuple[str, ...]:
-        """``host-0``, ``host-1``, ..."""
+        """Return ``host-0``, ``host-1``, ..."""
         return tuple(sorted(self._hosts))
 
     def ask(self, requests: Sequence[HostRequest]) -> Iterator[HostReply]:

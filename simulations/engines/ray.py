@@ -32,7 +32,7 @@ _RESTARTS = 5
 _INTERRUPTED = 130
 _STANDARD_ERROR = 2
 _LONGEST = 500
-"""Characters of a cause that a message holds."""
+"""The most characters of a cause in a message."""
 _SHOW_CURSOR = "\x1b[?25h"
 
 
@@ -106,7 +106,7 @@ def run(config: RunConfig, work: Callable[[Hosts], T]) -> T:
     def main(grid: Grid, context: Context) -> None:
         try:
             asked = GridHosts(grid, 2 * config.simulation.deadline, hosts, stop)
-            asked.start(config.to_json())  # while the server loads its own model
+            asked.start(config.to_json())  # hosts load their models while the server loads its own
             results.append(work(asked))
         except BaseException as error:
             errors.append(error)
@@ -126,7 +126,7 @@ def run(config: RunConfig, work: Callable[[Hosts], T]) -> T:
         try:
             run_simulation(server_app, client_app, num_supernodes=hosts, backend_config=backend)
         except Exception as error:
-            stop.set()  # the server waits for hosts that will not come
+            stop.set()  # ends the server's wait for hosts that will not come
             raise FederationError(
                 f"the Flower simulation failed: {cause_of(error)}; `oblivion doctor` may say more, and --engine "
                 "inline runs without Ray"
@@ -140,7 +140,7 @@ def run(config: RunConfig, work: Callable[[Hosts], T]) -> T:
 
 @contextlib.contextmanager
 def _session(closed: Closed, stop: threading.Event) -> Iterator[dict[str, Any]]:
-    """Ray's own session or that of the cluster to join, ended without a trace; gives what `ray.init` is told."""
+    """Open Ray's own session, or join a cluster's, and end it without a trace; yields the arguments of `ray.init`."""
     with contextlib.ExitStack() as stack:
         init_args: dict[str, Any] = {"address": closed.address}
         watch: Watch | None = None
@@ -152,7 +152,7 @@ def _session(closed: Closed, stop: threading.Event) -> Iterator[dict[str, Any]]:
 
 
 def cause_of(error: BaseException) -> str:
-    """What an error was raised from in the end, on one line: Flower's own ones only say that there was one."""
+    """Return an error's first cause on one line, because Flower's own errors only say that there was one."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).split())
@@ -160,7 +160,7 @@ def cause_of(error: BaseException) -> str:
 
 
 def gpu_share(hosts: int, gpus: int) -> float:
-    """What part of a GPU every host gets, so that all of them have a place.
+    """Return the part of a GPU that every host gets, so that all of them have a place.
 
     Ray puts no host on two GPUs, and counts in ten-thousandths, to which the share is rounded down.
     """
@@ -183,7 +183,7 @@ class _Interrupt:
 
         def start_and_listen(backend: RayBackend, config: Any) -> None:
             start(backend, config)
-            self._listen()  # again: Ray's core puts a handler of its own first, which prints its stack
+            self._listen()  # Ray's core has put a handler of its own first, which prints its stack
 
         RayBackend.init_ray = start_and_listen  # type: ignore[method-assign,assignment]
         self._listen()
@@ -191,7 +191,7 @@ class _Interrupt:
     def _listen(self) -> None:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+                if signal.getsignal(number) != signal.SIG_IGN:  # nohup has it ignored
                     before = signal.signal(number, self._interrupted)
                     self._before.setdefault(number, before)
 
@@ -212,7 +212,7 @@ class _Interrupt:
         with contextlib.suppress(OSError):  # the terminal may be gone
             sys.stderr.write(f"{_SHOW_CURSOR if sys.stderr.isatty() else ''}interrupted\n")
             sys.stderr.flush()
-        os.dup2(os.open(os.devnull, os.O_WRONLY), _STANDARD_ERROR)  # where Ray would report what is killed now
+        os.dup2(os.open(os.devnull, os.O_WRONLY), _STANDARD_ERROR)  # Ray would report there what is killed now
         for child in children:
             _kill(child)
         if self._watch is not None:

@@ -1,4 +1,4 @@
-"""Ray closed to everybody but the run: a token of its own for every run, and listeners on the loopback alone.
+"""Close Ray to everybody but the run: every run has a token of its own, and listeners are on the loopback alone.
 
 Ray's defaults listen on all interfaces and serve whoever connects, as the user of the run. With
 ``RAY_AUTH_MODE=token`` every call without the token is refused (https://docs.ray.io/en/latest/ray-security/token-auth.html),
@@ -51,7 +51,7 @@ class Closed:
 
 
 def how_closed() -> Closed:
-    """What a run that starts now does: ``RAY_ADDRESS`` names a cluster to join, ``RAY_AUTH_TOKEN`` its token.
+    """Say what a run that starts now does: ``RAY_ADDRESS`` names a cluster to join, ``RAY_AUTH_TOKEN`` its token.
 
     Raises
     ------
@@ -101,7 +101,7 @@ def ray_closed() -> Iterator[Closed]:
     clusters = ray_constants.ENABLE_RAY_CLUSTER
     try:
         _set(closed.environment)
-        ray_constants.ENABLE_RAY_CLUSTER = clusters and not closed.own  # it was read when Ray was imported
+        ray_constants.ENABLE_RAY_CLUSTER = clusters and not closed.own  # Ray read it when it was imported
         _read_again()
         yield closed
     finally:
@@ -157,7 +157,7 @@ def _given_token() -> str:
 
 
 def _alive(address: str, token: str | None) -> str:
-    """What a cluster answers to the question whether it is alive: a gRPC status code."""
+    """Ask a cluster whether it is alive, and return the gRPC status code of its answer."""
     import grpc
 
     with grpc.insecure_channel(address) as channel:
