@@ -53,7 +53,7 @@ def build(registry: Registry, name: str, parameters: Mapping[str, Any], key: str
     part = registry.get(name)
     arguments = _arguments(registry, name, parameters, key)
     if lacks := sorted(getattr(part, "__abstractmethods__", ())):
-        raise InputError(f"{registry.kind} '{name}' is not one: it has no {', no '.join(lacks)}")
+        raise InputError(f"{registry.kind} '{name}' is not valid: it has no {', no '.join(lacks)}")
     try:
         made = part(**arguments)
     except (TypeError, ValueError) as error:
@@ -104,7 +104,7 @@ def _arguments(
         kinds = dict.fromkeys((*arguments, *(given or ())), "")
     lacks = [parameter for parameter in given or () if parameter not in kinds]
     if lacks:
-        raise InputError(f"{registry.kind} '{name}' is not one: it takes no {', no '.join(lacks)}")
+        raise InputError(f"{registry.kind} '{name}' is not valid: it takes no {', no '.join(lacks)}")
     kinds = {parameter: kind for parameter, kind in kinds.items() if parameter not in (given or ())}
     for parameter, value in arguments.items():
         if parameter not in kinds:

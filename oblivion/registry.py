@@ -88,7 +88,7 @@ class Registry:
             ) from error
         if not callable(part):
             raise InputError(
-                f"{self.kind} '{name}' is not one: {_printable(entries[0].value)} is neither a class nor a function, "
+                f"{self.kind} '{name}' is not valid: {_printable(entries[0].value)} is neither a class nor a function, "
                 f"from {package_of(entries[0])}"
             )
 
@@ -116,7 +116,7 @@ class Registry:
         known = set(dir(made))  # `hasattr` would compute properties
         lacks = [attribute for attribute in needs if attribute not in known and not hasattr(made, attribute)]
         if lacks:
-            raise InputError(f"{self.kind} '{name}' is not one: it has no {', no '.join(lacks)}")
+            raise InputError(f"{self.kind} '{name}' is not valid: it has no {', no '.join(lacks)}")
 
     def having(self, attribute: str, value: Any = True) -> list[str]:
         """Return the names of the parts whose class has an attribute of this value, of those that can be loaded."""

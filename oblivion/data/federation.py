@@ -94,7 +94,7 @@ def load_corpus(data: DataConfig, clients: int, seed: int) -> Corpus:
     """
     corpus = call(datasets, data.name, data.parameters, "data.parameters", data, clients=clients, seed=seed)
     if not isinstance(corpus, Corpus):
-        raise InputError(f"dataset '{data.name}' is not one: it returns no oblivion.data.corpus.Corpus")
+        raise InputError(f"dataset '{data.name}' is not valid: it returns no oblivion.data.corpus.Corpus")
     return corpus
 
 
@@ -102,7 +102,7 @@ def _partition(data: DataConfig, samples: tuple[Sample, ...], clients: int, seed
     key, values = "data.partition-parameters", data.partition_parameters
     owned = call(partitions, data.partition, values, key, samples, clients=clients, seed=seed)
     if not isinstance(owned, Mapping):
-        raise InputError(f"partition '{data.partition}' is not one: it returns no mapping from client ids to rows")
+        raise InputError(f"partition '{data.partition}' is not valid: it returns no mapping from client ids to rows")
     for client, rows in owned.items():
         check_client_id(client)
         if not rows:

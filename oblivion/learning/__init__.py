@@ -43,5 +43,5 @@ def learning_phases(config: RunConfig, replay: bool) -> tuple[Phase, ...]:
     learning: Learning = build(learnings, federation.learning, {}, "federation.learning")
     phases = learning.phases(federation.rounds, replay)
     if not isinstance(phases, tuple) or not all(isinstance(phase, Phase) for phase in phases):
-        raise InputError(f"learning '{federation.learning}' is not one: its phases are no tuple of phases")
+        raise InputError(f"learning '{federation.learning}' is not valid: its phases are no tuple of phases")
     return phases

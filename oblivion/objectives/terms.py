@@ -186,10 +186,10 @@ def objective_from(name: str, parameters: Mapping[str, Any], key: str = "objecti
     try:
         needs = parse_needs(objective.needs)
     except ValueError as error:
-        raise InputError(f"objective '{name}' is not one: {error}") from None
+        raise InputError(f"objective '{name}' is not valid: {error}") from None
     if objective.accepts_retain != any(need.role == "retain" for need in needs):
         raise InputError(
-            f"objective '{name}' is not one: accepts_retain is {objective.accepts_retain}, but it needs "
+            f"objective '{name}' is not valid: accepts_retain is {objective.accepts_retain}, but it needs "
             f"{'no' if objective.accepts_retain else 'an'} output of the retain rows"
         )
     return objective

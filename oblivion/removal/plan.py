@@ -132,7 +132,9 @@ def plan_removal(
         )
     made = removal.plan(request, context)
     if not isinstance(made, RemovalPlan) or not all(isinstance(phase, Phase) for phase in made.phases):
-        raise InputError(f"removal '{method}' is not one: its plan is no RemovalPlan of phases (oblivion.removal.plan)")
+        raise InputError(
+            f"removal '{method}' is not valid: its plan is no RemovalPlan of phases (oblivion.removal.plan)"
+        )
     plan = replace(made, method=method, name=name, head=context.head)
     placed = plan.placed
     for (phase, at), before in zip(placed[1:], placed, strict=False):

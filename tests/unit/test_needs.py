@@ -183,7 +183,7 @@ def test_what_is_no_need_is_refused(need: str, monkeypatch: pytest.MonkeyPatch) 
     from oblivion.objectives.terms import objective_from
 
     monkeypatch.setattr(NPO, "needs", frozenset({need, "retain.logits"}))
-    with pytest.raises(InputError, match=r"objective 'npo' is not one: needs .* is not a need"):
+    with pytest.raises(InputError, match=r"objective 'npo' is not valid: needs .* is not a need"):
         objective_from("npo", {})
 
 

@@ -117,7 +117,7 @@ def test_a_state_without_names_and_a_formula_for_plain_sgd_are_refused_where_the
 
 
 def test_a_rule_that_lacks_its_formula_is_refused_with_what_is_missing() -> None:
-    with pytest.raises(InputError, match=r"aggregator 'unfinished' is not one: it has no weights$"):
+    with pytest.raises(InputError, match=r"aggregator 'unfinished' is not valid: it has no weights$"):
         check("unfinished")
 
 

@@ -81,9 +81,9 @@ BROKEN = {
     "no_attribute": ("my_fed:nothing", "cannot be loaded: AttributeError"),
     "leaves": ("my_leaves:X", "cannot be loaded: SystemExit"),
     "lines": ("my_lines:X", "cannot be loaded: RuntimeError: one"),
-    "number": ("my_fed:NUMBER", "is not one: my_fed:NUMBER is neither a class nor a function"),
+    "number": ("my_fed:NUMBER", "is not valid: my_fed:NUMBER is neither a class nor a function"),
     "no_reference": ("!!", "cannot be loaded: AttributeError"),
-    "no_rule": ("my_fed:Empty", "is not one: it has no init, no step, no needed"),
+    "no_rule": ("my_fed:Empty", "is not valid: it has no init, no step, no needed"),
 }
 
 
@@ -152,7 +152,7 @@ def test_a_name_that_is_no_name(install: Install, name: str) -> None:
 )
 def test_a_function_that_makes_no_part(install: Install, kind: str, setting: str) -> None:
     install("my-fed", "0.1", {kind: {"mine": "my_fed:make"}}, {"my_fed.py": "def make(ranks=None):\n    return 3\n"})
-    with pytest.raises(InputError, match="'mine' is not one: it has no"):
+    with pytest.raises(InputError, match="'mine' is not valid: it has no"):
         check_names(load_config(None, [f"{setting}=mine", "forget.client=client-1"]))
 
 
@@ -169,7 +169,7 @@ def test_a_function_that_takes_or_returns_something_else_than_such_a_part(
     install: Install, kind: str, setting: str, function: str, message: str
 ) -> None:
     install("my-fed", "0.1", {kind: {"mine": "my_fed:make"}}, {"my_fed.py": function})
-    with pytest.raises(InputError, match=f"'mine' is not one: {message}"):
+    with pytest.raises(InputError, match=f"'mine' is not valid: {message}"):
         resolve(load_config(None, [f"{setting}=mine"]))
 
 

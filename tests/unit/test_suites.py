@@ -130,7 +130,7 @@ def test_the_report_of_another_suite_says_what_it_measured(tmp_path: Path, monke
 
 def test_a_suite_that_lacks_something_is_refused_with_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(suites._builtin, "old", f"{__name__}:old")
-    with pytest.raises(InputError, match="suite 'old' is not one: it has no rows, no metrics, no client_metrics"):
+    with pytest.raises(InputError, match="suite 'old' is not valid: it has no rows, no metrics, no client_metrics"):
         make_suite("old")
     with pytest.raises(ConfigError, match=r"evaluate.parameters: 'tofu' has no parameter 'k'"):
         make_suite("tofu", {"k": 1})
