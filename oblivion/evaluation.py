@@ -106,7 +106,11 @@ def find_target(target: Any, base: str = "", revision: str = "") -> Target:
     run = _read_run(run_folder) if (run_folder / "config.toml").is_file() else None
     if run is not None and run_folder == folder:
         folder = run_folder / _record(run_folder).head
-    if run is not None and run.model.name in tasks.names() and not base and (folder / CONFIG).is_file():
+    if run is not None and run.model.name in tasks.names() and (folder / CONFIG).is_file():
+        if base:
+            raise ConfigError(
+                f"--base {base}: {target} is a run of the model '{run.model.name}', which has no base model"
+            )
         kept, asked = models_of(run.model).read_adapter(folder), _request(target, run_folder)
         return Target(name=str(folder), model=run.model, parameters=kept, run=run, folder=run_folder, request=asked)
     if (folder / CONFIG).is_file():

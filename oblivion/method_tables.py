@@ -22,8 +22,10 @@ def method_tables(value: Any) -> Any:
     """
     if isinstance(value, str):
         value = [part.strip() for part in value.split(",") if part.strip()]
-    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+    if isinstance(value, dict):
         return value
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+        raise ValueError("expected a list of names, or a table of settings for each name")
     for name in value:
         if value.count(name) > 1:
             raise ValueError(f"'{name}' is named twice; leave one out")

@@ -56,6 +56,8 @@ def build(registry: Registry, name: str, parameters: Mapping[str, Any], key: str
         raise InputError(f"{registry.kind} '{name}' is not valid: it has no {', no '.join(lacks)}")
     try:
         made = part(**arguments)
+    except ParameterError as error:
+        raise ConfigError(f"{key}: '{name}' with {error}") from None
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{key}: '{name}' with {dict(parameters)}: {error}") from None
     registry.check_has(name, made, registry.needs)

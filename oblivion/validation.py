@@ -90,7 +90,7 @@ def accepted(annotation: Any) -> str:
         return f"a list, each {accepted(get_args(plain)[0])}"
     if plain in (int, float):
         limits = bounds(annotation)
-        words = {"gt": "above", "ge": "from", "lt": "below", "le": "to"}
+        words = {"gt": "above", "ge": "from" if "le" in limits else "of at least", "lt": "below", "le": "to"}
         parts = [f"{words[name]} {_number(limits[name])}" for name in words if name in limits]
         joined = " and ".join(parts) if {"gt", "lt"} & limits.keys() else " ".join(parts)
         return f"{_BARE[plain]} {joined.replace('and to', 'and up to')}".strip()

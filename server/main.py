@@ -21,6 +21,7 @@ from oblivion.run.directory import RunDirectory
 from oblivion.run.events import Observer
 from oblivion.run.manifest import note_code
 from oblivion.types import ForgetRequest
+from server.prepare import check_objectives
 
 BUSY_SECONDS = 24 * 3600.0
 """How long a request waits for a run or another removal that is under way, to be answered after it."""
@@ -127,6 +128,7 @@ def run_forget(
         note_code(run, config, observer)
         _finish(opened)
         Learning(opened).check_learned()
+        check_objectives(config)
         trials = Trials(opened)
         asked = trials.receive(signed or make_request(opened.data, config.forget.client, config.forget.samples))
         names = trials.answer(asked, list(config.forget.methods))

@@ -202,12 +202,23 @@ def load(config: RunConfig) -> RunConfig:
         cohort = slots_for(resident.width, config.train.batch_size, resident.device, asked) if fused else 1
         config = config.model_copy(update={"train": config.train.model_copy(update={"cohort": cohort})})
     resident.task.check()
+    check_objectives(config)
+    return config
+
+
+def check_objectives(config: RunConfig) -> None:
+    """Refuse a removal whose objective needs what the model cannot give; the model is loaded if there is an objective.
+
+    Raises
+    ------
+    ConfigError
+        Naming the objective and what is missing.
+    """
     for method, settings in config.forget.methods.items():
         removal = removal_from(method, settings)
         if name := getattr(removal, "objective", ""):
-            objective = objective_from(name, getattr(removal, "parameters", {}))
+            objective, resident = objective_from(name, getattr(removal, "parameters", {})), learner_of(config)
             check_needs(name, objective, resident.task, resident.model, bool(scheme_of(config).state_fields))
-    return config
 
 
 def prepare(config: RunConfig) -> tuple[RunConfig, FederatedData]:

@@ -207,7 +207,15 @@ def commit_in_run(
 
 
 def refuse_in_run(run: RunDirectory, config: RunConfig, request: str, ground: str) -> None:
-    """Refuse an open request; see `server.main.run_refuse`."""
+    """Refuse an open request; see `server.main.run_refuse`.
+
+    Raises
+    ------
+    ConfigError
+        If the ground is empty.
+    """
+    if not ground.strip():
+        raise ConfigError("--ground is empty; say why the request is refused, since the ledger keeps the ground")
     check_ledger_exists(run.root)
     run_refuse(config, run, Observer(run.log), request, ground)
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from oblivion.config import DataConfig, RunConfig
 from oblivion.data.corpus import Corpus, FederatedData
-from oblivion.data.datasets import datasets
+from oblivion.data.datasets import datasets, has_mapped_columns
 from oblivion.data.datasets.jsonl import load_rows
 from oblivion.data.partitions import partitions
 from oblivion.data.rows import digest_of_texts
@@ -146,7 +146,7 @@ def _public(data: DataConfig, corpus: Corpus) -> tuple[tuple[Sample, ...], str]:
                 f"data.public = 'dataset', but '{data.name}' has no public rows; set it to the path of a file"
             )
         return corpus.public, corpus.digest
-    rows, digest = load_rows(data.public, data.columns if data.name == "jsonl" else {}, "public")
+    rows, digest = load_rows(data.public, data.columns if has_mapped_columns(data.name) else {}, "public")
     return rows, digest_of_texts((corpus.digest, digest))
 
 

@@ -79,8 +79,8 @@ def classes_of(sample: Sample) -> int:
     names = sorted((sample.answer, *sample.wrong_answers), key=lambda name: (len(name), name))
     if len(names) < 2 or names != [str(number) for number in range(len(names))]:
         raise InputError(
-            f"{sample.id}: its answer and its wrong answers are not the classes 0, 1, 2, ..., each once; load the rows "
-            "with data.name = 'vectors'"
+            f"{sample.id}: its answer and its wrong answers are not the classes 0, 1, 2, ..., each once; give the rows "
+            "of a data set of vectors"
         )
     return len(names)
 

@@ -53,7 +53,7 @@ class LinearModels(WholeModels):
             return _loaded(len(features_of(first)), classes_of(first))
         except InputError as error:
             raise InputError(
-                f"{error}; model.name = '{NAME}' needs vectors: data.name = 'gaussian', 'sklearn' or 'vectors'"
+                f"{error}; model.name = '{NAME}' needs vectors with classes (see `oblivion list datasets`)"
             ) from None
 
 

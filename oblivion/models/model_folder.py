@@ -73,7 +73,7 @@ def _check_there(folder: Path) -> None:
     if not any(folder.glob("*.safetensors")):
         missing.append("weights (*.safetensors)")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        missing.append("a tokenizer (tokenizer.json)")
+        missing.append("tokenizer (tokenizer.json)")
     if missing:
         raise InputError(f"model folder {folder} has no {', no '.join(missing)}")
     if (folder / "adapter_config.json").is_file():

@@ -69,7 +69,7 @@ def removal_from(name: str, settings: Mapping[str, Any]) -> Removal:
     given.pop(_METHOD, None)
     own = inspect.signature(removals.get(method)).parameters
     if not {_OBJECTIVE, _PARAMETERS} <= own.keys():
-        _check_known(key, f"'{method}'", given, own, "it trains with no objective")
+        _check_known(key, f"'{method}'", given, own, f"'{method}' trains with no objective")
         plain: Removal = build(removals, method, given, key)
         return plain
     objective = given.get(_OBJECTIVE, own[_OBJECTIVE].default)
@@ -80,7 +80,7 @@ def removal_from(name: str, settings: Mapping[str, Any]) -> Removal:
         )
     names = [one for one in own if one != _PARAMETERS]
     its = inspect.signature(objectives.get(objective)).parameters
-    _check_known(key, f"'{method}' with '{objective}'", given, [*names, *its], "that objective does not have it")
+    _check_known(key, f"'{method}' with '{objective}'", given, [*names, *its], f"'{objective}' does not")
     parameters = {parameter: value for parameter, value in given.items() if parameter not in names}
     objective_from(objective, parameters, key)
     arguments = {parameter: value for parameter, value in given.items() if parameter in names}
@@ -112,5 +112,7 @@ def _check_known(key: str, what: str, given: Collection[str], known: Collection[
             continue
         of = [name for name in objectives.names() if parameter in inspect.signature(objectives.get(name)).parameters]
         if of:
-            raise ConfigError(f"{key}: {what} has no parameter '{parameter}': it is one of '{of[0]}', and {why}")
+            raise ConfigError(
+                f"{key}: {what} has no parameter '{parameter}': the objective '{of[0]}' has it, and {why}"
+            )
         raise ConfigError(f"{key}: {what} has no parameter '{parameter}'; {nearest(parameter, known)}")

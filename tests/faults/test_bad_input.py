@@ -115,6 +115,9 @@ SETTINGS = [
     ("federation.joins.client-2=99", CONFIG, "federation.joins.client-2 = 99 is after the last round"),
     ("federation.joins.Hospital=1", CONFIG, "federation.joins: there is no client 'hospital'"),
     ("forget={methods=['local']}", CONFIG, "forget.client names no client"),
+    ("forget.methods=[1]", CONFIG, "forget.methods = [1]: expected a list of names, or a table of settings"),
+    ("forget.methods=5", CONFIG, "expected a list of names"),
+    ("forget.methods.local.recovery-rounds=-1", CONFIG, "'local' with recovery_rounds = -1 is not allowed"),
     # a parameter of a part
     ("federation.parameters.momentum=1", CONFIG, "'fedavg' has no parameter 'momentum'"),
     ("federation.parameters.learning-rate=fast", CONFIG, "federation.parameters: 'fedavg'|fast"),
@@ -298,7 +301,7 @@ def test_a_removal_that_cannot_work_is_refused_before_anything_is_learned(
         (["--set", "forget.samples=a"], CONFIG, "give it as --samples"),
         (["--set", "forget.client=a"], CONFIG, "give it as --client"),
         (["--set", "forget.methods=a"], CONFIG, "give it as --method"),
-        (["--set", "forget.methods.local.objective=lm"], CONFIG, "'lm'|unlearns"),
+        (["--set", "forget.methods.local.objective=lm"], CONFIG, "'local' with objective = 'lm'|unlearns"),
         (["--set", "forget.methods.local.objective=grad_diff"], REFUSED, "needs rows to keep"),
     ],
 )
@@ -307,6 +310,18 @@ def test_a_wrong_request_to_forget(finished: Path, arguments: list[str], code: i
     before = tree(finished)
     refused(code, words, "forget", finished, *ASK, *arguments, *(["--plan"] if plan else []))
     assert tree(finished) == before
+
+
+def test_an_objective_that_the_model_cannot_serve_is_refused_before_the_request_is_taken_in(finished: Path) -> None:
+    before = oblivion("requests", finished)
+    settings = ["--set", "forget.methods.local.objective=rmu", "--set", "forget.methods.local.layer=99"]
+    said = refused(CONFIG, "objective 'rmu' needs 'hidden:99'", "forget", finished, *ASK, *settings)
+    assert "oracle" not in said and oblivion("requests", finished) == before
+
+
+@pytest.mark.parametrize("ground", ["", "  "])
+def test_a_refusal_without_a_ground(finished: Path, ground: str) -> None:
+    refused(CONFIG, "--ground is empty; say why", "refuse", finished, "req-1", "--ground", ground)
 
 
 def test_forget_on_something_that_is_no_finished_run(finished: Path, here: Path) -> None:

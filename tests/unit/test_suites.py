@@ -26,15 +26,23 @@ from oblivion.report.wording import answer
 from oblivion.run.records import RequestRecord
 
 ROOT = Path(__file__).parents[2]
+KNOW = {"oblivion/config.py", "oblivion/data/datasets", "oblivion/metrics/suites"}
+"""The defaults, the data sets and the suites: other code may know no metric and no data set, except a metric's file."""
+SPLIT = ("oblivion", "oblivion/data", "oblivion/metrics")
+"""Folders of which each part counts by itself."""
+PLACES = {path.relative_to(ROOT).as_posix(): path for folder in SPLIT for path in (ROOT / folder).iterdir()}
 BLIND = (
-    *("oblivion/report", "oblivion/federation", "oblivion/run", "oblivion/removal", "oblivion/metrics/engine"),
-    *("oblivion/evaluation.py", "oblivion/replies.py", "oblivion/cli.py", "oblivion/data/keyed_ids.py"),
-    *("simulations", "server", "clients"),
+    *sorted(
+        name
+        for name, path in PLACES.items()
+        if name not in {*KNOW, *SPLIT} and (path.suffix == ".py" or any(path.rglob("*.py")))
+        if path.parent.name != "metrics" or path.is_dir()
+    ),
+    *("simulations", "server", "clients", "strategies"),
 )
-"""Code that may know no metric and no data set."""
 OTHER = {"loss", "gaussian", "sklearn"}
 """Names that also name something else: the loss of training, a noise, a package."""
-COMMON = OTHER | {"probability", "rouge", "authors"}
+COMMON = OTHER | {"probability", "rouge", "authors", "vectors"}
 """Names that are also words: these may stand in a sentence, but not alone."""
 
 

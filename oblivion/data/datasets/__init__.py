@@ -8,6 +8,7 @@ from oblivion.registry import Registry
 T = TypeVar("T", bound=Callable[..., Any])
 _PATHS = "path_parameters"
 _BENCHMARK = "benchmark"
+_MAPPED = "mapped_columns"
 
 
 datasets = Registry(
@@ -47,6 +48,17 @@ def benchmark(loader: T) -> T:
 def is_benchmark(name: str) -> bool:
     """Return whether the data set of this name declares that everybody has its rows."""
     return bool(getattr(datasets.get(name), _BENCHMARK, False))
+
+
+def mapped_columns(loader: T) -> T:
+    """Declare that ``data.columns`` names the columns of questions and answers, also of those in ``data.public``."""
+    setattr(loader, _MAPPED, True)
+    return loader
+
+
+def has_mapped_columns(name: str) -> bool:
+    """Return whether the data set of this name declares that ``data.columns`` holds for any file of questions."""
+    return bool(getattr(datasets.get(name), _MAPPED, False))
 
 
 def path_parameters(loader: Callable[..., Any]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from oblivion.config import DataConfig
 from oblivion.data.chats import unfold
 from oblivion.data.columns import ANSWERS, QUESTIONS, USUAL, Columns, check_columns, find_columns
 from oblivion.data.corpus import Corpus
-from oblivion.data.datasets import with_paths
+from oblivion.data.datasets import mapped_columns, with_paths
 from oblivion.data.hub import is_hub_id, read_hub_table
 from oblivion.data.owners import Owners, printed
 from oblivion.data.row_files import is_row_file, owner_name, read_row_file
@@ -24,6 +24,7 @@ from oblivion.types import Sample
 _OPTIONAL = ("context", "paraphrase", "wrong-answers")
 
 
+@mapped_columns
 @with_paths("holdout")
 def load(
     data: DataConfig,

@@ -23,7 +23,7 @@ _PARTS = ("holdout", "samples", "samples", "samples", "public", "holdout", *["sa
 
 @benchmark
 def load(data: DataConfig, *, clients: int, seed: int, set: str = "breast_cancer") -> Corpus:
-    """Load one of scikit-learn's data sets.
+    """Load vectors with classes from one of the data sets that scikit-learn ships.
 
     Parameters
     ----------
