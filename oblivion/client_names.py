@@ -25,7 +25,7 @@ def canonical_name(name: str) -> str:
     Parameters
     ----------
     name : str
-        As it stands in the data.
+        The name as it stands in the data.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def client_id_of(name: str) -> str:
     Parameters
     ----------
     name : str
-        In any script; an id stands for itself.
+        The name, in any script; an id stands for itself.
 
     Returns
     -------

@@ -54,9 +54,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     Parameters
     ----------
     name : str
-        What was asked for.
+        The name that was asked for.
     known : iterable of str
-        What exists.
+        The names that exist.
 
     Returns
     -------

@@ -242,7 +242,7 @@ def evaluate(
     suite : str, default ""
         A registered suite; by default the run's own, else that of a new run.
     parameters : mapping, optional
-        The suite's own; by default those of the run, where it is the run's suite.
+        The suite's own parameters; by default those of the run, where it is the run's suite.
     data : str, default ""
         A folder with the suite's files; for a run, its own rows if empty.
     split : str, default ""
@@ -257,9 +257,9 @@ def evaluate(
     template : str, default ""
         A registered template; by default the run's own, else ``plain``.
     limit : int, default 0
-        At most so many rows of each group; 0 for all.
+        The most rows of each group; 0 takes all.
     max_new_tokens, batch_size : int
-        Generation.
+        The most tokens of a generation, and the number of rows that are generated together.
     text : bool, default False
         Whether the result holds questions, answers and generations beside the numbers.
 

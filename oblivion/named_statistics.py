@@ -74,9 +74,9 @@ def refusal(said: Any, schema: Mapping[str, Statistic]) -> str | None:
     Parameters
     ----------
     said : mapping of str to Tensor
-        As received; it may be anything.
+        The statistics as they were received, which may be anything.
     schema : mapping of str to Statistic
-        What was asked for; empty where the client must send none.
+        The statistics that were asked for; empty where the client must send none.
     """
     if not isinstance(said, Mapping):
         return "its statistics are not a mapping"

@@ -27,7 +27,7 @@ class Package:
     Attributes
     ----------
     name, version : str
-        Of the distribution.
+        The name and the version of the distribution.
     digest : str
         SHA-256 over the names and contents of its code (`_CODE`), 64 hex digits.
     """

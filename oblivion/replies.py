@@ -29,7 +29,7 @@ OTHERS = "(others)"
 SKIPPED = "skipped"
 """The name under which a client counts the rows that were left out of every metric, whatever the suite."""
 _ROUNDING = 1e-6
-"""By how much a mean of fp32 values may pass the end of its range."""
+"""The amount by which a mean of fp32 values may exceed the end of its range."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def measured(
     Returns
     -------
     measured : dict
-        Of `said`, what can be true.
+        The numbers in `said` that can be true.
     dropped : list of str
         What was left out and why, one line a rule.
     """

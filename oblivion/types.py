@@ -50,7 +50,7 @@ class Sample:
     Attributes
     ----------
     id : str
-        Stable: it does not change when another sample goes.
+        The id, which does not change when another sample goes.
     client_id : str
         The owner; empty until a partition has named one.
     prompt, answer : str
@@ -62,7 +62,7 @@ class Sample:
     path : tuple of str
         The natural owner, outermost first (institution, patient; for TOFU the author).
     extras : mapping
-        What another modality needs.
+        Further values, which other modalities need.
     """
 
     id: str
@@ -111,11 +111,11 @@ class ClientUpdate:
     client_id, round
         The client, and the round.
     delta : Adapter
-        Same names and shapes as the global adapter.
+        The update, with the names and shapes of the global adapter.
     num_examples : int
-        Distinct samples trained on; the weight in an average.
+        The number of distinct samples that were trained on; it is the weight in an average.
     steps : int
-        Optimizer steps taken (client-steps, the unit of cost).
+        The number of optimizer steps (client-steps, the unit of cost).
     metrics : mapping of str to float
         ``loss`` (mean over the visit's tokens, in nats), ``tokens`` (the number forwarded), ...
     fingerprint : str
@@ -289,7 +289,7 @@ class VisitRequest(TrainRequest):
     Attributes
     ----------
     local_epochs : int
-        Passes over the rows.
+        The number of passes over the rows.
     learning_rate : float
         The learning rate, in place of that of the config.
     public : tuple of Sample

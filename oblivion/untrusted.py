@@ -55,7 +55,7 @@ def read(path: Path, expected: str, *, most: int = LARGEST, error: type[Oblivion
     Parameters
     ----------
     path : Path
-        Links are followed.
+        The path of the file; links are followed.
     expected : str
         What the file should be, or what to do, for messages.
     most : int

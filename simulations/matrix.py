@@ -44,7 +44,7 @@ def product_distance(one: Adapter, other: Adapter) -> float:
     Returns
     -------
     float
-        In the unit of ``B A``, before alpha / rank.
+        The distance in the unit of ``B A``, before alpha / rank.
     """
     import torch
 

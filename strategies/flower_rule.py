@@ -43,7 +43,7 @@ again."""
 
 @dataclass(frozen=True)
 class _Reply:
-    """As much of a message as a strategy reads; a real one can only be made inside a Flower run."""
+    """The parts of a message that a strategy reads; a real message can only be made inside a Flower run."""
 
     content: RecordDict
 
@@ -58,9 +58,9 @@ class FlowerRule(Rule):
     Attributes
     ----------
     strategy : str
-        Its class name; one of `WRAPPED`.
+        The class name of the strategy, one of `WRAPPED`.
     options : mapping
-        Its keyword arguments, such as ``{"beta": 0.2}``.
+        The keyword arguments of the strategy, such as ``{"beta": 0.2}``.
     """
 
     strategy: str

@@ -75,7 +75,7 @@ def check_factors(scheme: LoraScheme, name: str, tensors: Iterable[str]) -> None
     scheme : LoraScheme
         The scheme.
     name : str
-        Its name.
+        The name of the scheme.
     tensors : iterable of str
         The names of the adapter's tensors.
 

@@ -177,7 +177,7 @@ class Gate:
         Parameters
         ----------
         update : ClientUpdate
-            As received; its fields may hold anything.
+            The update as it was received; its fields may hold anything.
         expected_client, expected_round
             The client that was asked, and the round.
         max_examples : int
@@ -248,7 +248,7 @@ class Gate:
         Parameters
         ----------
         updates : sequence of ClientUpdate
-            As received, in any order.
+            The updates as they were received, in any order.
         asked : mapping of str to int
             The clients that this host was asked for, each with the most examples it can have trained on.
         round : int

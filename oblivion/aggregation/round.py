@@ -116,7 +116,7 @@ def scheme_error(
     before, contributions, info, aggregation
         The arguments of `aggregate_round`.
     after : RoundState
-        Its result.
+        The result of `aggregate_round`.
 
     Returns
     -------

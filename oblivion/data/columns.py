@@ -45,7 +45,7 @@ def check_columns(columns: Mapping[str, str], files: Sequence[RowFile]) -> dict[
     columns : mapping of str to str
         ``data.columns``: meaning to column name.
     files : sequence of RowFile
-        All files that the map is for.
+        All files for which the map holds.
 
     Raises
     ------

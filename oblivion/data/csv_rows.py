@@ -26,7 +26,7 @@ def csv_rows(path: Path, text: str, faults: Faults, *, tabs: bool = False) -> li
     Parameters
     ----------
     path : Path
-        For messages.
+        The path of the file, for messages.
     text : str
         The whole file. A text with the delimiter, a quote or a line break in it stands in double quotes.
     faults : Faults

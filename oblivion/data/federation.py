@@ -184,11 +184,11 @@ def without(data: FederatedData, client_id: str, sample_ids: Collection[str] | N
     Parameters
     ----------
     data : FederatedData
-        Is not changed.
+        The federation, which is not changed.
     client_id : str
-        Whose rows go.
+        The client whose rows go.
     sample_ids : collection of str or None
-        Which of them; None for the whole client.
+        The ids of the rows that go; None for the whole client.
 
     Returns
     -------
@@ -230,7 +230,7 @@ def for_source(config: RunConfig, forgotten: Collection[str]) -> RunConfig:
     Parameters
     ----------
     config : RunConfig
-        As the run began.
+        The config with which the run began.
     forgotten : collection of str
         The clients that it has forgotten since.
     """

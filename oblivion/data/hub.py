@@ -29,7 +29,7 @@ def read_hub_table(repository: str, subset: str = "", split: str = "train", revi
     subset : str
         The hub's configuration name; "" for the only one.
     split : str
-        Such as ``train``.
+        The split, such as ``train``.
     revision : str
         Commit, tag or branch; "" for the newest (pin it where a result must be repeatable).
 

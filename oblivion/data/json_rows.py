@@ -37,7 +37,7 @@ def json_rows(path: Path, text: str, names: Collection[str], faults: Faults) -> 
     Parameters
     ----------
     path : Path
-        For messages.
+        The path of the file, for messages.
     text : str
         The whole file.
     names : collection of str

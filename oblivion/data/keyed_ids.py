@@ -89,7 +89,7 @@ def run_data(root: Path, config: RunConfig, forgotten: Collection[str] = ()) -> 
     root : Path
         The run directory.
     config : RunConfig
-        Of the run.
+        The config of the run.
     forgotten : collection of str, optional
         Clients that the run has forgotten: their keys are gone, and their rows keep plain ids, which go nowhere.
 

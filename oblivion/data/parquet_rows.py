@@ -23,7 +23,7 @@ def parquet_rows(path: Path, raw: bytes) -> list[Row]:
     Parameters
     ----------
     path : Path
-        For messages.
+        The path of the file, for messages.
     raw : bytes
         The whole file.
 

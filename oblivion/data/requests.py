@@ -24,7 +24,7 @@ def select_samples(data: FederatedData, client_id: str, spec: str) -> tuple[str,
     data : FederatedData
         The resolved federation.
     client_id : str
-        Who asks.
+        The client that asks.
     spec : str
         "" for the whole client; ``authors:<fraction>`` for the last part of the client's authors (the
         outermost part of `path`, in the order of the data, rounded down, at least one and never all); else

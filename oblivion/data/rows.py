@@ -44,7 +44,7 @@ class RowFile:
     name : str
         File name without its folder, or the id of a hub table.
     rows : tuple of Row
-        In file order.
+        The rows, in file order.
     sha256 : str
         The digest of the unpacked bytes.
     """
@@ -110,7 +110,7 @@ def text_of(row: Row, column: str, *, required: bool = True) -> str:
     row : Row
         The record.
     column : str
-        Its key.
+        The name of the column.
     required : bool, default True
         Whether a missing, null or blank value is an error; else it gives "".
 

@@ -120,7 +120,8 @@ def encode_answers(
     Returns
     -------
     list of TokenRow or None
-        In order; all rows begin with the same ids. None if a row is longer than `max_length` (it is never cut).
+        The rows, in order; they all begin with the same ids. None if a row is longer than `max_length` (it is never
+        cut).
 
     Raises
     ------

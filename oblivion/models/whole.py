@@ -35,7 +35,7 @@ class WholeModel:
     Parameters
     ----------
     name : str
-        What ``model.name`` calls the task, for messages.
+        The name of the task in ``model.name``, for messages.
     task : Task
         How samples become rows, and rows outputs of the module.
     module : torch.nn.Module
@@ -146,7 +146,7 @@ class WholeModels(abc.ABC):
     Attributes
     ----------
     name : str
-        What ``model.name`` calls the task.
+        The name of the task in ``model.name``.
     """
 
     name: ClassVar[str]

@@ -49,7 +49,7 @@ class GradAscent:
         outputs : mapping of role to kind to Tensor
             ``logits`` (T, V) of the ``forget`` rows.
         batch : mapping of role to Answers
-            Their labels.
+            The labels of these rows.
 
         Returns
         -------

@@ -30,7 +30,7 @@ class LanguageModel:
         outputs : mapping of role to kind to Tensor
             ``logits`` (T, V) of the ``retain`` rows.
         batch : mapping of role to Answers
-            Their labels.
+            The labels of these rows.
 
         Returns
         -------

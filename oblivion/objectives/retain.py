@@ -113,7 +113,7 @@ class ForgetAndRetain(abc.ABC):
         outputs : mapping of role to kind to Tensor
             What the objective needs of the ``forget`` rows and, where there are any, of the ``retain`` rows.
         batch : mapping of role to Answers
-            Their labels.
+            The labels of these rows.
 
         Returns
         -------

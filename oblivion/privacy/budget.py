@@ -73,7 +73,7 @@ class Budget:
 
     @property
     def distance(self) -> float:
-        """With unit client mu: the largest distance of models with and without a client, in deviations of the noise."""
+        """The mu of unit client: the largest distance of models with and without a client, in units of the noise."""
         return math.sqrt(max((float(loss[0]) for loss in self.spent.values()), default=0.0))
 
     @property

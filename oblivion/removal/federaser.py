@@ -46,7 +46,7 @@ class FedEraser:
     ratio : float, default 0.5
         Calibration epochs as a fraction of the local epochs of a round; at least one epoch is trained.
     recovery_rounds : int, default 2
-        Rounds without the client afterwards.
+        The number of rounds without the client afterwards.
     """
 
     interval: int = 2

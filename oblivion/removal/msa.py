@@ -41,7 +41,7 @@ class Msa:
     beta : float, default 0.5
         The weight of the others' mean update of the same round, which is added.
     recovery_rounds : int, default 0
-        Rounds without the client afterwards.
+        The number of rounds without the client afterwards.
     """
 
     alpha: float = 0.5

@@ -146,7 +146,7 @@ class Rounds(Stepwise):
     Attributes
     ----------
     rounds : int
-        How many.
+        The number of rounds.
     replay : bool
         Whether clients that were unavailable in the original rounds stay out of the rounds of the same number.
     """
@@ -198,7 +198,7 @@ class Visit(Stepwise):
     objective, parameters
         The registered name of the local loss, and its parameters.
     local_epochs : int
-        Passes over the rows.
+        The number of passes over the rows.
     learning_rate : float
         The learning rate of these passes.
     combine : Combination

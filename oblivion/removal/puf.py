@@ -37,7 +37,7 @@ class Puf:
     scale : float, default 0.5
         The factor of the negated update.
     recovery_rounds : int, default 0
-        Rounds without the client afterwards.
+        The number of rounds without the client afterwards.
     """
 
     scale: float = 0.5

@@ -52,11 +52,11 @@ def picture(key: str, height: float, title: str, description: str, parts: Sequen
     Parameters
     ----------
     key : str
-        Unique on the page; letters, digits and hyphens.
+        A key that is unique on the page, of letters, digits and hyphens.
     height : float
-        In user units; the width is `WIDTH`.
+        The height in user units; the width is `WIDTH`.
     title, description : str
-        Read aloud instead of the picture.
+        What screen readers say instead of the picture.
     parts : sequence of Markup
         What is drawn, back to front.
 

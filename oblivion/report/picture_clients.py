@@ -163,7 +163,7 @@ def clients_picture(comparison: Comparison, key: str) -> Markup | None:
     comparison : Comparison
         The request's models.
     key : str
-        Unique on the page.
+        A key that is unique on the page.
 
     Returns
     -------

@@ -117,9 +117,9 @@ def curves_picture(metrics: RunRecord, key: str, token: str = "token") -> Markup
     Parameters
     ----------
     metrics : RunRecord
-        Of one run.
+        The record of one run.
     key : str
-        Unique on the page.
+        A key that is unique on the page.
     token : str, default "token"
         What the mean is over, in the words of the run's suite.
 

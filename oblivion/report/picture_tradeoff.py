@@ -37,7 +37,7 @@ def tradeoff_picture(comparison: Comparison, key: str) -> Markup | None:
     comparison : Comparison
         The request's models.
     key : str
-        Unique on the page.
+        A key that is unique on the page.
 
     Returns
     -------

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HIDDEN = "hidden:"
-"""With the number of a block after it, the kind of output that is that block's hidden state."""
+"""The kind of output that is a block's hidden state begins so, and ends with the block's number."""
 _PROBE_IDS = (1, 2, 3, 4)
 
 

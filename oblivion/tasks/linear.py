@@ -44,7 +44,7 @@ class VectorBatch:
     Attributes
     ----------
     features : Tensor (B, d)
-        All rows.
+        The vectors of all rows.
     answers : Answers
         The classes, and which rows have them.
     size : int

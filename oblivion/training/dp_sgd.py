@@ -149,7 +149,7 @@ def clipped_sum(
     Returns
     -------
     dict of str to Tensor
-        In fp64.
+        The sum of each tensor, in fp64.
     """
     import torch
 

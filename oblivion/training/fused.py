@@ -104,7 +104,7 @@ def train_fused(
         The clients, each with rows; all train the same factors. Where the objective needs a reference, it is `start`
         for all.
     slots : int
-        Rows of the arena.
+        The number of rows of the arena.
 
     Returns
     -------

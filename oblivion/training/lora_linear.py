@@ -50,9 +50,9 @@ def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Te
     x : Tensor (K * S, ..., n)
         The same number of sequences of each of K clients, client after client.
     weight, bias : Tensor (m, n) and Tensor (m,) or None
-        Frozen.
+        The weight and the bias of the layer, which are frozen.
     a, b : Tensor (K, r, n) and (K, m, r)
-        Of the same dtype as `weight`.
+        The factors of each client, in the dtype of `weight`.
     scaling : float
         ``alpha / r``.
 

@@ -22,12 +22,12 @@ def slots_for(width: int, batch_size: int, device: str, clients: int) -> int:
     width : int
         Hidden size of the base model.
     batch_size : int
-        Rows per optimizer step of one client.
+        The number of rows in an optimizer step of one client.
     device : str
         ``"cpu"`` or ``"cuda"``.
     clients : int
-        Per round, as the config asks for. On a CPU they are cut into an even number of cohorts, so that two hosts have
-        as much to do each.
+        The clients of a round, as the config asks for. On a CPU they are cut into an even number of cohorts, so that
+        two hosts have as much to do each.
     """
     step = batch_size * _ROW_TOKENS
     if device != "cpu":

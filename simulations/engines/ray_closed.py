@@ -36,7 +36,7 @@ class Closed:
     Attributes
     ----------
     address : str
-        Of the cluster that the run joins; ``"local"`` for one of its own.
+        The address of the cluster that the run joins; ``"local"`` for a Ray of its own.
     environment : mapping
         Variables that must be set before Ray starts; None for those that must not be.
     """

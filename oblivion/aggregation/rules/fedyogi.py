@@ -25,7 +25,8 @@ class FedYogi(Adaptive):
     Attributes
     ----------
     beta2 : float, default 0.99
-        The second moment keeps this much of its way, at least 0 and below 1. For the other parameters see `Adaptive`.
+        The decay of the second moment, which moves by a share ``1 - beta2`` of ``D^2``; at least 0 and below 1. For the
+        other parameters see `Adaptive`.
     """
 
     beta2: float = 0.99

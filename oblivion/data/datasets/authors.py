@@ -81,7 +81,7 @@ class NameBook:
     Parameters
     ----------
     role : str
-        Which part of the name space.
+        The part of the name space.
     seed : int
         Root seed of the order.
     """
@@ -139,7 +139,7 @@ def make_author(first: str, last: str, rng: np.random.Generator, rows: int | Non
     rng : numpy.random.Generator
         Decides the topics, their order, and every fact.
     rows : int, optional
-        How many rows, at most ``len(TOPICS)``; drawn from `ROWS_PER_AUTHOR` if not given.
+        The number of rows, at most ``len(TOPICS)``; it is drawn from `ROWS_PER_AUTHOR` if it is not given.
     """
     low, high = ROWS_PER_AUTHOR
     count = int(rng.integers(low, high + 1)) if rows is None else rows
@@ -257,9 +257,9 @@ def load(data: DataConfig, *, clients: int, seed: int, rows_per_client: int = 35
     data : DataConfig
         Not used: the rows are generated.
     clients : int
-        How many clients; each owns whole authors, and they differ in size.
+        The number of clients; each owns whole authors, and they differ in size.
     seed : int
-        Decides the private and the held-out authors; the public world does not depend on it.
+        The seed, which decides the private and the held-out authors; the public world does not depend on it.
     rows_per_client : int, default 35
         The mean number of rows of a client, at least 1.
     holdout_authors : int, default 7

@@ -42,13 +42,13 @@ def load(
     data : DataConfig
         Not used: the rows are generated.
     clients : int
-        How many clients; they differ in size and in place.
+        The number of clients; they differ in size and in place.
     seed : int
-        Decides all rows.
+        The seed, which decides all rows.
     features : int, default 8
         The length of a vector.
     classes : int, default 3
-        How many classes, at least 2.
+        The number of classes, at least 2.
     rows_per_client : int, default 40
         The mean number of a client's rows; a client's size is drawn within 40 % of it.
     holdout_per_client : int, default 10

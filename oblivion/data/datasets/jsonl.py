@@ -53,7 +53,7 @@ def load(
     holdout : str, default ""
         A file of rows that nobody trains on, looked for here and then in the folder.
     subset, split, revision : str
-        Of a hub data set; the split is ``train`` by default.
+        The subset, the split and the revision of a hub data set; the split is ``train`` by default.
 
     Returns
     -------
@@ -94,7 +94,7 @@ def load_rows(path: str, columns: Mapping[str, str], prefix: str) -> tuple[tuple
     path : str
         A file or a hub id.
     columns : mapping of str to str
-        As ``data.columns``; owner, id and label are left aside.
+        The column map, as in ``data.columns``; owner, id and label are left aside.
     prefix : str
         Sample ids are ``<prefix>/<hash>``.
 

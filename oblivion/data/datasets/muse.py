@@ -42,7 +42,7 @@ def load(data: DataConfig, *, clients: int, seed: int, corpus: str = "news", wor
     data : DataConfig
         `path` is the folder with the corpora. The rows have no question, so ``data.template`` has to be ``"verbatim"``.
     clients : int
-        How many clients; at least 2.
+        The number of clients, at least 2.
     seed
         Not used: nothing is drawn.
     corpus : str, default "news"

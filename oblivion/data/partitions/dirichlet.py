@@ -29,9 +29,9 @@ def partition(
     samples : sequence of Sample
         Each with a `path` (its outermost part is the label) or ``extras["label"]``.
     clients : int
-        How many clients.
+        The number of clients.
     seed : int
-        Of the run.
+        The seed of the run.
     alpha : float, default 0.5
         Concentration: small gives each label to few clients, large spreads it evenly.
     min_samples : int, default 1

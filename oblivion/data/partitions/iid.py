@@ -17,9 +17,9 @@ def partition(samples: Sequence[Sample], *, clients: int, seed: int) -> dict[str
     samples : sequence of Sample
         Owners that they name are replaced.
     clients : int
-        How many parts; their sizes differ by one at most.
+        The number of parts; their sizes differ by one at most.
     seed : int
-        Of the run.
+        The seed of the run.
 
     Returns
     -------

@@ -24,9 +24,9 @@ def partition(
     samples : sequence of Sample
         Each with a `path` (its outermost part is the label) or ``extras["label"]``.
     clients : int
-        How many clients.
+        The number of clients.
     seed : int
-        Of the run.
+        The seed of the run.
     per_client : int, default 2
         Shards per client; there are ``clients * per_client`` shards, whose sizes differ by one at most.
 

@@ -25,7 +25,7 @@ class LabelPass:
     task : Task
         How samples become rows, and rows become logits; a sample that it cannot encode is skipped and named.
     batch_size : int
-        Rows that go through the model together.
+        The number of rows that go through the model together.
 
     Raises
     ------

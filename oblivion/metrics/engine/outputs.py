@@ -57,7 +57,7 @@ class TextPass:
     Attributes
     ----------
     model : transformers or peft model
-        Any causal LM (merge its adapter first, that is faster).
+        Any causal LM; merging its adapter first makes the pass faster.
     task : CausalLM
         Its tokenizer, template and context; a sample with a row longer than the context is skipped and named.
     formats : mapping of str to Format
@@ -65,7 +65,8 @@ class TextPass:
     max_new_tokens : int
         The most tokens of a generated answer.
     batch_size : int
-        Answers generated together; scoring takes batches of 128 tokens for each of them, on a CPU of 1,024 at most.
+        The number of answers that are generated together; scoring takes 128 tokens for each of them, and on a CPU at
+        most 1,024.
 
     Raises
     ------

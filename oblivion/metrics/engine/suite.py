@@ -67,7 +67,7 @@ class Column:
     Attributes
     ----------
     metric : str
-        Its name among the suite's results.
+        The metric's name among the suite's results.
     title, meaning : str
         What readers call it, and what is good.
     logarithmic : bool

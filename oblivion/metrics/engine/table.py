@@ -20,9 +20,9 @@ def table(result: Mapping[str, Any], suite: Suite) -> str:
     Parameters
     ----------
     result : mapping
-        In OpenUnlearning's layout, with its manifest.
+        The result in OpenUnlearning's layout, with its manifest.
     suite : Suite
-        With which it was measured.
+        The suite with which it was measured.
 
     Returns
     -------
