@@ -79,7 +79,7 @@ def read(path: Path, expected: str, *, most: int = LARGEST, error: type[Oblivion
     except ValueError:  # its name holds a NUL
         raise error(f"{str(path)!r}: cannot be the name of a file; expected {expected}") from None
     if len(data) > most:
-        raise error(f"{path}: is larger than {_size(most)}, more than is read; expected {expected}")
+        raise error(f"{path}: is larger than {_size(most)}, the most that is read; expected {expected}")
     return data
 
 

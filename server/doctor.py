@@ -81,5 +81,5 @@ def _port(number: int) -> str:
         probe.settimeout(0.5)
         taken = probe.connect_ex(("127.0.0.1", number)) == 0
     if taken:
-        return "in use (a local SuperLink? `flwr run` would attach to it; set FLWR_LOCAL_SUPERLINK_HTTP_API_PORT)"
+        return "in use; `flwr run` would attach to a SuperLink there, so set FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"
     return "free (Flower's default for `flwr run`)"

@@ -102,7 +102,9 @@ class FlowerRule(Rule):
         with _quiet():
             made, _ = theirs.aggregate_train(info.round, replies)
         if made is None:
-            raise FederationError(f"Flower's {self.strategy} made nothing of {len(updates)} updates: too few, it says")
+            raise FederationError(
+                f"Flower's {self.strategy} says that {len(updates)} updates are too few, and made no model"
+            )
         adapter = {name: torch.from_numpy(made[name].numpy().copy()).to(torch.float32) for name in sorted(made)}
         return replace(state, adapter=adapter), _remembered(theirs)
 

@@ -1,4 +1,4 @@
-"""Checks that a rule fits the federation: its clients' optimizer, their number, and the LoRA scheme."""
+"""Check that a rule fits the federation: its clients' optimizer, their number, and the LoRA scheme."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The aggregation of a round: from the state before it and its contributions to the state after it.
+"""Aggregate a round: make the state after it from the state before it and the round's contributions.
 
 `aggregate_round` is a pure function, so a round can be aggregated again from what the ledger stored, with the same
 bits. `oblivion.federation.rounds` calls it once for every round, and `oblivion.federation.replay` calls it again.

@@ -1,4 +1,4 @@
-"""Sums and means of adapters, in client-id order and fp64; every rule is written with them."""
+"""Sum and average adapters, in client-id order and fp64; every rule is written with these functions."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
 """PrivLeak (Shi et al., 2024, MUSE): the min-k attack on the model against the one on the reference.
 
-``100 ((1 - AUC) - (1 - AUC_ref)) / (1 - AUC_ref + 1e-10)``. The complements are there because MUSE's own AUC
-counts forget rows as positive. 0 is ideal, about -100 a model that was not unlearned, above 0 over-unlearning.
+``100 ((1 - AUC) - (1 - AUC_ref)) / (1 - AUC_ref + 1e-10)``. The complements are there because MUSE's own AUC counts
+forget rows as positive. 0 is ideal, about -100 shows a model that was not unlearned, and above 0 one that was
+over-unlearned.
 
 Where the attack tells even the reference's rows apart (AUC_ref above 0.95), there is nearly nothing to divide by, and
-no value. The interval is that of the difference of the two AUCs on the same rows, as far as an AUC can go; the divisor
-is taken as exact.
+PrivLeak has no value. The interval is that of the difference of the two AUCs on the same rows, as far as an AUC can go;
+the divisor is taken as exact.
 """
 
 from __future__ import annotations

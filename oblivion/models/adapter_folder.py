@@ -193,7 +193,8 @@ def _check_patterns(given: _Attached, folder: Path) -> None:
     """
     for key, texts, patterns in _texts(given):
         if len(texts) > _MOST_NAMES or (len(texts) > _MOST_PATTERNS and not all(map(is_plain, texts))):
-            raise InputError(f"{folder}/{CONFIG}: {key}: has {len(texts)} names, more than are read")
+            most = f"at most {_MOST_NAMES} names, or {_MOST_PATTERNS} patterns, are read"
+            raise InputError(f"{folder}/{CONFIG}: {key}: has {len(texts)} of them; {most}")
         for text in texts:
             try:
                 if not is_plain(text) and not patterns:

@@ -2,7 +2,8 @@
 
 The bi-level problem minimises the retain loss among the minimisers of the forget loss, here that of `npo`. A step goes
 along ``g_r + (gamma - <g_r, g_f> / <g_f, g_f>) g_f`` (the update of BLUR, arXiv 2506.08164, also in the authors' code):
-the retain gradient without its part along the forget gradient, so that ``gamma`` alone decides how fast is forgotten.
+the retain gradient without its part along the forget gradient, so that ``gamma`` alone decides how fast the model
+forgets.
 
 Deviations: each client projects its own two gradients. The authors' code takes NPO's ratio from logits; here it is that
 of log-probabilities, as in the paper of NPO.
@@ -27,7 +28,7 @@ class BlurNPO(NPO):
     Attributes
     ----------
     gamma : float, default 1.0
-        How fast is forgotten: the step's part along the forget gradient, in units of that gradient; at least 0.
+        How fast the model forgets: the step's part along the forget gradient, in units of that gradient; at least 0.
     beta, forget_weight, retain_weight, retain_loss
         As in `NPO`.
     """

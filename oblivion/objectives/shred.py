@@ -1,7 +1,7 @@
 """SHRED: self-distillation with logit demotion (Hu et al., 2026, arXiv 2605.07482, its two stages in one pass).
 
-Of every sequence the `share` of answer tokens that the reference finds least likely are forget positions. The target is
-the reference's distribution; at forget positions the true token's logit is lowered until its probability is at most
+In every sequence, the `share` of answer tokens that the reference finds least likely are forget positions. The target
+is the reference's distribution; at forget positions the true token's logit is lowered until its probability is at most
 `demoted`. ``L = E_t KL(target_t || p_t)`` over all positions. No rows to keep are needed: the likely tokens carry the
 language and nothing of their owner, and are the anchor.
 

@@ -1,4 +1,4 @@
-"""What goes into an objective and what comes out: tensors over answer tokens, sums per sequence."""
+"""The input and the output of an objective: tensors over answer tokens, and sums per sequence."""
 
 from __future__ import annotations
 

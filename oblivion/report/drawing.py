@@ -1,4 +1,4 @@
-"""SVG by hand: escaped elements, axis ticks, markers, and labels that keep apart.
+"""Write SVG by hand: escaped elements, axis ticks, markers, and labels that keep apart.
 
 Colours are classes (``k0``, ``k1``, ...), so that the style sheet decides them for light, dark and print;
 every model has a shape of its own besides, so that a picture can be read without colour.

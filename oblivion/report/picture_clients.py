@@ -1,4 +1,4 @@
-"""The picture of the clients: how much is known of the one who asked, and what the others lost."""
+"""Draw the clients: how much is known of the one who asked, and what the others lost."""
 
 from __future__ import annotations
 

@@ -10,13 +10,13 @@ from oblivion.run.records import PrivacyRecord, PrivacyRound
 _NO_BOUND = "no bound"
 _UNITS = {"sample": "one sample of a client", "client": "everything that one client sends"}
 _NEIGHBOURS = {
-    "sample": "Compared are models that saw a row and models that had a null row in its place.",
-    "client": "Compared are models with and without a client. Where others are left to take its place in a round, that "
-    "round counts twice its clipping bound.",
+    "sample": "Epsilon compares models that saw a row with models that had a null row in its place.",
+    "client": "Epsilon compares models with and without a client. Where another client takes its place in a round, "
+    "that round counts twice the clipping bound.",
 }
 _NOISE = {
-    "sample": "DP-SGD on every client: gradients of single samples are clipped and noised, before anything leaves it.",
-    "client": "Noise on the sum of clipped updates, by the server, which itself sees the updates.",
+    "sample": "Every client runs DP-SGD, which clips and noises the gradients of samples before anything leaves it.",
+    "client": "The server, which itself sees the updates, clips them and adds noise to their sum.",
 }
 
 
@@ -40,7 +40,7 @@ def privacy_view(record: PrivacyRecord | None) -> dict[str, Any] | None:
         f"together and for the client that took part most ({settings}{bound}).",
         _NEIGHBOURS.get(record.unit, ""),
         _NOISE.get(record.unit, ""),
-        "Not covered, because it is published without noise: the measurements on this page, which are taken on the "
+        "Epsilon does not cover what is published without noise: the measurements on this page, which are taken on the "
         "clients’ rows; who took part, with how many rows; how long it took; and whatever else docs/privacy.md lists.",
     ]
     return {

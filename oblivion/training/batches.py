@@ -1,4 +1,4 @@
-"""A client's rows, and the order in which it sees them."""
+"""Encode a client's rows, and order them for training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gradient of one optimizer step: that of the sum of the terms, or what an objective makes of each term's."""
+"""Compute the gradient of a step: that of the sum of the terms, or what an objective makes of each term's."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""One client's visit: copy the global adapter in, take optimizer steps on local rows, return the difference.
+"""Train one client: copy the global adapter in, take optimizer steps on local rows, return the difference.
 
-Local SGD or AdamW as in FedAvg (McMahan et al., 2017, Algorithm 1, ClientUpdate); the proximal term is that of
-FedProx (Li et al., 2020, equation 2), ``mu / 2 * ||w - w_global||^2``, added as its gradient before clipping. The
-correction of rules with control variates (SCAFFOLD, FedDyn) is added after clipping, as it is: it steers the step and
-is no gradient of the client's own. The optimizer is new at every visit, so that a visit is a pure function of what
+The steps are local SGD or AdamW as in FedAvg (McMahan et al., 2017, Algorithm 1, ClientUpdate); the proximal term is
+that of FedProx (Li et al., 2020, equation 2), ``mu / 2 * ||w - w_global||^2``, added as its gradient before clipping.
+The correction of rules with control variates (SCAFFOLD, FedDyn) is added after clipping, as it is: it steers the step
+and is no gradient of the client's own. The optimizer is new at every visit, so that a visit is a pure function of what
 the message holds.
 """
 

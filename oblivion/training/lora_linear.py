@@ -1,4 +1,4 @@
-"""A frozen linear layer with one LoRA adapter (Hu et al., 2021) per client, as one operation.
+"""Compute a frozen linear layer with one LoRA adapter (Hu et al., 2021) per client, as one operation.
 
 ``y = W x + bias + scaling B_k A_k x`` for the sequences of client k. The gradient is written out, so that both ways
 back to ``x`` add up in place and only ``x`` and ``A_k x`` are kept: three products forward, five back. What has the

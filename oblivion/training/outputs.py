@@ -1,4 +1,4 @@
-"""The outputs that an objective needs, made for the batches of a pass: exactly these, and each of them once."""
+"""Make the outputs that an objective needs for the batches of a pass: exactly these, and each of them once."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 The score of a client is the sum of the squared distances from its update to the ``n - f - 2`` updates nearest to it,
 f being `byzantine`. The update with the smallest score is the step; of equal scores the first client id wins, as in
-the paper. It has a proof for ``2 f + 2 < n``. Examples are not counted: the step is one client's update.
+the paper. The rule has a proof for ``2 f + 2 < n``. Examples are not counted: the step is one client's update.
 
 Deviation: clients send updates after any number of local steps, not gradients at a common point.
 """

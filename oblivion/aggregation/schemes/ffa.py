@@ -1,8 +1,8 @@
 """FFA-LoRA (Sun et al., 2024, "Improving LoRA in privacy-preserving federated learning").
 
-A stays for good at its random values, which depend on the seed alone; clients train and the server combines B. Then
-``sum_k p_k B_k A = (sum_k p_k B_k) A``: the mean of B is the mean of the products, and nothing is lost. Half as much
-travels up.
+A keeps its random values for good, which depend on the seed alone; clients train B, and the server combines it. Then
+``sum_k p_k B_k A = (sum_k p_k B_k) A``: the mean of B is the mean of the products, and nothing is lost. Clients send
+half as much.
 
 The rule sees B alone, so that no momentum or moment can move A.
 """
@@ -20,7 +20,7 @@ from oblivion.types import ClientUpdate, GlobalState, RoundInfo
 
 @dataclass(frozen=True, kw_only=True)
 class FFA(LoraScheme):
-    """Freeze A, combine B."""
+    """Freeze A and combine B."""
 
     def trained(self, round: int) -> tuple[Factor, ...]:
         """Return B for every round."""

@@ -3,8 +3,8 @@
 The server averages the products, ``P = sum_k p_k B_k A_k``, and hands out the best approximation of P that the rank
 allows, by SVD. A client of a lower rank gets the leading part of it, which is the best of its own rank.
 
-Lost is what P has beyond the global rank; with r for each of K clients P has up to K r. The dense matrix is never
-formed: the SVD is that of a core of size K r, between QR factors of the stacked factors.
+What P has beyond the global rank is lost; with rank r for each of K clients, P has a rank of up to K r. The dense
+matrix is never formed: the SVD is that of a core of size K r, between QR factors of the stacked factors.
 
 Deviations: singular values go to both factors, ``sqrt(S)`` each, so that A and B have one scale for the clients'
 optimizer. Where P has less than the global rank (few clients, low ranks, a round that changed nothing), what is left

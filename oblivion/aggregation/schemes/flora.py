@@ -1,8 +1,8 @@
 """FLoRA (Wang et al., 2024, "FLoRA: federated fine-tuning with heterogeneous low-rank adaptations").
 
-The clients' factors are stacked: ``[p_1 B_1, p_2 B_2, ...] [A_1; A_2; ...]`` is the mean of their products exactly.
-It goes to what was learned before, and every client begins the next round with a fresh adapter: A random by seed and
-round, B zero.
+The clients' factors are stacked: ``[p_1 B_1, p_2 B_2, ...] [A_1; A_2; ...]`` is the mean of their products exactly. It
+is added to what was learned before, and every client begins the next round with a fresh adapter: A is random by seed
+and round, B is zero.
 
 Deviation: the paper merges the stack into the base model, where it can never be told from it again. Here it stays
 beside the base as factors, the residual; its rank grows by that of the stack each round, up to min(in, out), where it

@@ -1,6 +1,6 @@
 """RoLoRA (Chen et al., 2024, "Robust federated finetuning of foundation models via alternating minimization of LoRA").
 
-Clients train and the server combines B in odd rounds and A in even ones, the other factor being the same for all. So
+Clients train, and the server combines, B in odd rounds and A in even ones; the other factor is the same for all. So
 each round is exact, as with FFA-LoRA, and A learns too. B goes first: while it is zero, A has no gradient.
 
 The rule sees the factor of the round alone and keeps a state for each, which moves in its own rounds only.

@@ -1,4 +1,4 @@
-"""The input of the metrics: the model's outputs on every row, which are made once and shared by all metrics."""
+"""The input of the metrics: the model's outputs on every row, which are made once and which all metrics share."""
 
 from __future__ import annotations
 

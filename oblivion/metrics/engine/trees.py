@@ -1,4 +1,4 @@
-"""A prompt with several answers as one sequence: the prompt is forwarded once for all of them.
+"""Forward a prompt with several answers as one sequence, so that the prompt is forwarded once for all of them.
 
 Every answer follows the prompt directly: its position ids begin where the prompt ends, and the attention mask lets it
 see the prompt and itself, never another answer (a tree of depth one, as in tree attention for speculative decoding,
