@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import re
-from collections.abc import Iterable, Mapping
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from oblivion.errors import ConfigError, InputError, nearest
+from oblivion.errors import ConfigError, InputError, OblivionError, nearest
 
 _NAME = re.compile(r"\w[\w.-]{0,63}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
@@ -117,6 +118,37 @@ class Registry:
         lacks = [attribute for attribute in needs if attribute not in known and not hasattr(made, attribute)]
         if lacks:
             raise InputError(f"{self.kind} '{name}' is not valid: it has no {', no '.join(lacks)}")
+
+    @contextlib.contextmanager
+    def calling(self, name: str, what: str) -> Iterator[None]:
+        """Run code of the part called `name`; what another package does wrong in it becomes one line with its name.
+
+        Parameters
+        ----------
+        name : str
+            The part.
+        what : str
+            What it fails to do, such as "cannot make a plan".
+
+        Raises
+        ------
+        InputError
+            Naming the part, its package, the mistake and its place. Errors of this library, and whatever a built-in
+            part raises, stay what they are.
+        """
+        try:
+            yield
+        except OblivionError:
+            raise
+        except Exception as error:  # whatever the code of another package does
+            entries = self.entries(name)
+            if not entries:
+                raise
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            raise InputError(
+                f"{self.kind} '{name}' {what}: {_one_line(error)} ({last.filename.rpartition('/')[2]}, line "
+                f"{last.lineno}), from {package_of(entries[0])}"
+            ) from error
 
     def having(self, attribute: str, value: Any = True) -> list[str]:
         """Return the names of the parts whose class has an attribute of this value, of those that can be loaded."""

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from oblivion.config import ModelConfig, RunConfig
 from oblivion.errors import ConfigError, InputError
@@ -149,7 +149,10 @@ class WholeModels(abc.ABC):
         The name of the task in ``model.name``.
     """
 
-    name: ClassVar[str]
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """Return what ``model.name`` calls the task; a class attribute will do."""
 
     def locate(self, config: ModelConfig) -> str:
         """Return the model's name.

@@ -17,6 +17,9 @@ from oblivion.visit_steps import steps_per_visit
 if TYPE_CHECKING:
     from oblivion.removal.phases import Phase
 
+REQUIREMENTS = ("checkpoints", "norms", "public_data", "target_online", "updates")
+"""The words that `oblivion.removal.plan.Removal.requires` can hold."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlanningContext:
@@ -55,7 +58,7 @@ class PlanningContext:
     shared : tuple of str
         See `RemovalPlan`.
     available : frozenset of str
-        Those of the things that `Removal.requires` can name that this federation has.
+        Those of `REQUIREMENTS` that this federation has.
     samples : mapping of str to int
         The clients that remain, with their number of samples without those to be forgotten.
     budget : Budget or None

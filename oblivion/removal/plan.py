@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from oblivion.errors import InputError, PlanRefusedError, plural
+from oblivion.errors import InputError, PlanRefusedError, nearest, plural
+from oblivion.removal import removals
 from oblivion.removal.checklist import ChecklistItem
-from oblivion.removal.context import PlanningContext, from_round
+from oblivion.removal.context import REQUIREMENTS, PlanningContext, from_round
 from oblivion.removal.phases import Phase, starts
 from oblivion.types import ForgetRequest, Guarantee
 
@@ -122,15 +123,19 @@ def plan_removal(
     PlanRefusedError
         If something is missing, the federation cannot run one of the phases, or the removal itself refuses.
     InputError
-        If the removal, which then comes from another package, makes something else than a plan.
+        If the removal, which then comes from another package, requires what there is no word for, or makes something
+        else than a plan.
     """
     name = name or method
+    for word in sorted(set(removal.requires) - set(REQUIREMENTS)):
+        raise InputError(f"removal '{method}' is not valid: it requires '{word}'; {nearest(word, REQUIREMENTS)}")
     missing = sorted(removal.requires - context.available)
     if missing:
         raise PlanRefusedError(
             f"{name} requires {', '.join(missing)}, which this federation does not have for {request.client_id}"
         )
-    made = removal.plan(request, context)
+    with removals.calling(method, "cannot make a plan"):
+        made = removal.plan(request, context)
     if not isinstance(made, RemovalPlan) or not all(isinstance(phase, Phase) for phase in made.phases):
         raise InputError(
             f"removal '{method}' is not valid: its plan is no RemovalPlan of phases (oblivion.removal.plan)"

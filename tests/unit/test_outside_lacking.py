@@ -89,6 +89,18 @@ KINDS = {
         REMOVAL,
         "removal 'lacking' is not valid: its plan is no RemovalPlan of phases",
     ),
+    "removal that requires a word that does not exist": (
+        "removals",
+        {"forget.methods": METHODS},
+        REMOVAL.replace("frozenset()", "frozenset({'update'})"),
+        "removal 'lacking' is not valid: it requires 'update'; did you mean 'updates'",
+    ),
+    "removal whose plan fails": (
+        "removals",
+        {"forget.methods": METHODS},
+        REMOVAL.replace("return None", "return 1 / 0"),
+        r"removal 'lacking' cannot make a plan: ZeroDivisionError: .* \(my_fed_lacking.py, line 5\), from package lac",
+    ),
     "suite": (
         "suites",
         {"evaluate.suite": "lacking"},
@@ -100,6 +112,12 @@ KINDS = {
         {"evaluate.suite": "lacking"},
         SUITE.format(which="metrics"),
         "suite 'lacking': 'mine' is not a metric: it has no compute$",
+    ),
+    "kind of output": (
+        "suites",
+        {"evaluate.suite": "lacking"},
+        SUITE.format(which="metrics").replace("= frozenset()", "= {'forget.anser'}\n    compute = None"),
+        "suite 'lacking': 'mine' requires 'forget.anser', .*; did you mean 'answer'",
     ),
     "metric of clients": (
         "suites",
@@ -136,6 +154,12 @@ KINDS = {
         {"model.name": "lacking"},
         "from oblivion.models.whole import WholeModels\n\n\nclass Lacking(WholeModels):\n    name = 'lacking'\n",
         "task 'lacking' is not valid: it has no load$",
+    ),
+    "task without a name": (
+        "tasks",
+        {"model.name": "lacking"},
+        LEARNER.replace('    name = "lacking"\n\n', ""),
+        "task 'lacking' is not valid: it has no name$",
     ),
     "model in memory": (
         "tasks",

@@ -19,6 +19,9 @@ REFERENCE = "reference"
 REFINEMENTS = ("moments", "text")
 """Kinds of outputs that add something to the score of a row's answer."""
 
+KINDS = ("answer", "generation", "generations", "paraphrase", "wrong", *REFINEMENTS)
+"""All kinds of outputs that `Metric.requires` can ask for."""
+
 SHARE = (0.0, 1.0)
 """The range of probabilities, recalls and ratios."""
 

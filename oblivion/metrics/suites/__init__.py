@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any
 
-from oblivion.errors import InputError
+from oblivion.errors import InputError, nearest
 from oblivion.metrics import metrics
 from oblivion.parameters import build
 from oblivion.registry import Registry
@@ -69,11 +69,23 @@ def _check(name: str, suite: Suite) -> None:
         lacks = [attribute for attribute in MERGEABLE if not hasattr(metric, attribute)]
         if lacks:
             raise InputError(f"suite '{name}': clients cannot measure '{result}': it has no {', no '.join(lacks)}")
+    for result, asked in [*suite.metrics.items(), *suite.client_metrics.items()]:
+        _check_outputs(f"suite '{name}': '{result}'", asked.requires)
     headline = suite.headline
     named = [number for number in (headline.forget, headline.utility, headline.membership, headline.kept) if number]
     for number, known in [(headline.own, suite.client_metrics), *((number, suite.metrics) for number in named)]:
         if number.metric not in known:
             raise InputError(f"suite '{name}': its headline names '{number.metric}', which it does not measure")
+
+
+def _check_outputs(what: str, requires: Collection[str]) -> None:
+    """Refuse a metric that requires a kind of output that no pass makes: it would be left out without a word."""
+    from oblivion.metrics.engine.context import KINDS, REFERENCE
+
+    for needed in sorted(set(requires) - {REFERENCE}):
+        group, _, kind = needed.partition(".")
+        if not group or kind not in KINDS:
+            raise InputError(f"{what} requires '{needed}', which must be '<group>.<kind>'; {nearest(kind, KINDS)}")
 
 
 def suite_of(settings: EvaluateConfig, where: str = "evaluate") -> Suite:
