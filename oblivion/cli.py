@@ -39,7 +39,7 @@ def _overrides(assignments: list[str] | None, engine: str | None) -> list[str]:
 
 @app.command()
 def run(
-    scenario: Annotated[str | None, typer.Argument(help="A TOML file, or the name of a built-in scenario.")] = None,
+    scenario: Annotated[str | None, typer.Argument()] = None,
     assignments: Set = None,
     out: Annotated[Path | None, typer.Option(help="The run directory; it must not exist.")] = None,
     engine: Engine = None,
@@ -47,7 +47,11 @@ def run(
     dry_run: Annotated[bool, typer.Option(help="Print the resolved config and an estimate, run nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Learn across clients, forget one, measure it, and write a report."""
+    """Learn across clients, forget one, measure it, and write a report.
+
+    SCENARIO is a TOML file, or the name of a built-in scenario, as `oblivion list scenarios` shows them; without it,
+    demo is run.
+    """
     from oblivion.config import load_config
 
     quiet_libraries()
@@ -96,20 +100,25 @@ def _resume(out: Path | None, as_json: bool, others: dict[str, Any]) -> None:
 
 @app.command()
 def evaluate(
-    target: Annotated[str, typer.Argument(help="A run, an adapter folder, a model folder, or a hub id.")],
-    suite: Annotated[str, typer.Option(help="The suite of metrics [default: the run's, else that of a new run].")] = "",
+    target: Annotated[str, typer.Argument()],
+    suite: Annotated[
+        str, typer.Option(help="The suite of metrics.", show_default="the run's, else that of a new run")
+    ] = "",
     data: Annotated[str, typer.Option(help="A folder with the suite's files.")] = "",
-    split: Annotated[str, typer.Option(help="The split of that folder [default: the suite's choice].")] = "",
+    split: Annotated[str, typer.Option(help="The split of that folder.", show_default="the suite's choice")] = "",
     forget: Annotated[str, typer.Option(help="A file with rows to be forgotten, in place of --data.")] = "",
     retain: Annotated[str, typer.Option(help="A file with rows that stay.")] = "",
     holdout: Annotated[str, typer.Option(help="A file with rows that nobody trained on.")] = "",
     reference: Annotated[
-        list[str] | None, typer.Option(help="Results of a model that never saw the data: a run or a JSON.")
+        list[str] | None,
+        typer.Option(
+            help="A model that never saw the data, or its results: an adapter, a model, a run or a JSON file."
+        ),
     ] = None,
     base: Annotated[str, typer.Option(help="The base model of an adapter folder.")] = "",
     revision: Annotated[str, typer.Option(help="The pinned revision of a hub id.")] = "",
     template: Annotated[
-        str, typer.Option(help="The template that makes text of a question and an answer [default: plain].")
+        str, typer.Option(help="The template that makes text of a question and an answer.", show_default="plain")
     ] = "",
     limit: Annotated[int, typer.Option(min=0, max=10**9, help="The most rows of each group; 0 takes all.")] = 0,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=65_536, help="The most tokens that are generated.")] = 200,
@@ -120,7 +129,10 @@ def evaluate(
     text: Annotated[bool, typer.Option("--text", help="Keep questions, answers and generations in it.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure any model, adapter or run."""
+    """Measure any model, adapter or run.
+
+    TARGET is a run, an adapter folder, a model folder, the hub id of a model, or tiny for the built-in model.
+    """
     quiet_libraries()
     from oblivion.errors import ConfigError
     from oblivion.evaluation import evaluate as measure
@@ -170,10 +182,14 @@ def report(
 
 @app.command("list")
 def list_parts(
-    kind: Annotated[str, typer.Argument(help="aggregators, objectives, removals, metrics, datasets, ...")],
+    kind: Annotated[str, typer.Argument()],
     as_json: Json = False,
 ) -> None:
-    """List the parts of one kind, and say what each is."""
+    """List the parts of one kind, and say what each is.
+
+    KIND is aggregators, datasets, learnings, metrics, objectives, partitions, removals, scenarios, schemes, suites,
+    tasks or templates.
+    """
     from oblivion.errors import ConfigError, nearest
     from oblivion.parts import REGISTRIES
     from oblivion.run.scenarios import describe_scenarios

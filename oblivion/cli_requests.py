@@ -24,7 +24,9 @@ def forget(
     run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run that has learned.")],
     client: Annotated[str, typer.Option(help="The client that asks, by id or name.")] = "",
     method: Annotated[str, typer.Option(help="A removal, or a name in forget.methods.")] = "",
-    samples: Annotated[str, typer.Option(help="A file with one sample id a line; without it, the whole client.")] = "",
+    samples: Annotated[
+        str, typer.Option(help="A file with one sample id a line, or authors:0.5; without it, the whole client.")
+    ] = "",
     request: Annotated[Path | None, typer.Option(help="A request that the client signed (JSON), for --client.")] = None,
     assignments: Set = None,
     engine: Engine = None,
@@ -104,7 +106,10 @@ def commit(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Make a trial the head of the run, erase what it invalidates, and write the evidence."""
+    """Make a trial the head of the run, erase what it invalidates, and write the evidence.
+
+    `oblivion requests` shows the ids of requests and their trials.
+    """
     quiet_libraries()
     from oblivion.run.directory import RunDirectory
     from simulations.display import Display
@@ -122,7 +127,10 @@ def refuse(
     ground: Annotated[str, typer.Option(help="Why the request is refused; the ledger keeps the ground.")],
     as_json: Json = False,
 ) -> None:
-    """Refuse an open request to forget."""
+    """Refuse an open request to forget.
+
+    REQUEST is its id, as `oblivion requests` shows it.
+    """
     from oblivion.run.directory import RunDirectory
     from simulations.simulate import refuse_in_run
 
@@ -146,7 +154,10 @@ def requests(run_directory: Run, as_json: Json = False) -> None:
 
 
 def evidence(run_directory: Run, request: RequestId, as_json: Json = False) -> None:
-    """Check the evidence of a committed removal with the run's key, and say what it says (exit code 4 if it fails)."""
+    """Check the evidence of a committed removal with the run's key, and say what it says (exit code 4 if it fails).
+
+    REQUEST is the id of a request, as `oblivion requests` shows it.
+    """
     from oblivion.errors import IntegrityError
     from oblivion.ledger.overview import evidence
 

@@ -154,6 +154,25 @@ def test_wrong_usage_ends_with_two(arguments: list[str], elsewhere: Path) -> Non
     assert code == 2 and out == "" and "Error" in err and not files(elsewhere)
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("run", ["built-in scenario"]),
+        ("evaluate", ["adapter folder", "[default: (the run's, else that of a new run)]", "[default: (plain)]"]),
+        ("commit", ["oblivion requests"]),
+        ("refuse", ["oblivion requests"]),
+        ("evidence", ["oblivion requests"]),
+        ("list", list(KINDS)),
+    ],
+)
+def test_help_says_what_to_give_and_what_is_taken_where_nothing_is_given(
+    monkeypatch: pytest.MonkeyPatch, command: str, said: list[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    out = " ".join(good(command, "--help").split())
+    assert [words for words in said if words not in out] == [] and " . " not in out
+
+
 def test_without_arguments_the_help_is_shown() -> None:
     _, out, err = oblivion()
     assert "Usage: oblivion" in out + err and "doctor" in out + err
