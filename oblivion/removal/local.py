@@ -114,6 +114,6 @@ class Local:
         if "retain" in objective.needs:
             raise PlanRefusedError(
                 f"local with '{self.objective}' needs rows to keep, but {request.client_id} leaves altogether and the "
-                "server has no public rows; set data.public, or choose grad_ascent, npo or simnpo"
+                "server has no public rows; set data.public, or choose one that needs none, such as npo or shred"
             )
         return "none", dict(self.parameters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -255,6 +256,8 @@ def test_graddiff_on_a_whole_client_needs_public_rows() -> None:
     with pytest.raises(PlanRefusedError, match=r"needs rows to keep, but c leaves altogether.*data\.public") as caught:
         planned(removal, WHOLE, situation())
     assert caught.value.exit_code == 5
+    proposed = re.findall(r"such as (\w+) or (\w+)$", str(caught.value))[0]
+    assert all(planned(Local(objective=name), WHOLE, situation()).phases for name in proposed)
 
 
 @pytest.mark.parametrize("objective", ["grad_diff", "npo", "simnpo"])

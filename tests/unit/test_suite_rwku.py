@@ -74,6 +74,8 @@ def test_clients_hold_whole_people_and_none_of_the_attacks(files: Path) -> None:
     assert {s.path[0] for s in load(settings, clients=3, seed=0, people=2).samples} == set(PEOPLE[:2])
     with pytest.raises(ParameterError, match="people = -1"):
         load(settings, clients=3, seed=0, people=-1)
+    with pytest.raises(ParameterError, match=f"people = 99 is not allowed; the files are about {len(PEOPLE)} people"):
+        load(settings, clients=3, seed=0, people=99)
     with pytest.raises(ConfigError, match=r"data.path is empty"):
         load(DataConfig(name="rwku"), clients=3, seed=0)
 

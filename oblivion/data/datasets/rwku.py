@@ -21,7 +21,7 @@ from oblivion.data.datasets import benchmark
 from oblivion.data.row_files import read_row_file
 from oblivion.data.rows import Row, RowFile, digest_of, text_of
 from oblivion.errors import ConfigError
-from oblivion.parameters import check_count
+from oblivion.parameters import ParameterError, check_count
 from oblivion.types import Sample
 
 TAUGHT = ("forget_level1", "forget_level2")
@@ -59,7 +59,7 @@ def load(data: DataConfig, *, clients: int, seed: int, people: int = 0) -> Corpu
     ConfigError
         If ``data.path`` is empty.
     ParameterError
-        If `people` is out of range.
+        If `people` is out of range, or above the number of people in the files.
     InputError
         If a file is missing or malformed.
     """
@@ -68,6 +68,8 @@ def load(data: DataConfig, *, clients: int, seed: int, people: int = 0) -> Corpu
     check_count("people", people, 0)
     files = _read(data.path)
     names = list(dict.fromkeys(text_of(row, "subject") for row in files[TAUGHT[0]].rows))
+    if people > len(names):
+        raise ParameterError(f"people = {people} is not allowed; the files are about {len(names)} people")
     chosen = set(names[:people] if people else names)
     rows = {
         name: tuple(s for s in (_sample(name, n, row) for n, row in enumerate(file.rows)) if s.path[0] in chosen)
