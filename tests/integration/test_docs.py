@@ -10,6 +10,7 @@ Rules for whoever writes a page:
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 import shutil
@@ -32,8 +33,8 @@ from oblivion.data.templates import templates
 from oblivion.metrics import metrics
 from oblivion.metrics.suites import suites
 from oblivion.objectives import objectives
-from oblivion.removal import removals
-from oblivion.removal.context import PlanningContext
+from oblivion.removal import phases, removals
+from oblivion.removal.context import REQUIREMENTS, PlanningContext
 from oblivion.removal.plan import plan_removal
 from oblivion.removal.retrain import Retrain
 from oblivion.run.scenarios import scenario_path
@@ -216,6 +217,34 @@ def test_the_table_of_settings_is_the_code() -> None:
     listed = {key.strip("`"): tomllib.loads(f"value = {default.strip('`')}")["value"] for key, default, _ in rows}
     assert len(listed) == len(rows)
     assert listed == KNOWN
+
+
+@pytest.mark.parametrize(
+    ("key", "registry"),
+    [
+        ("data.name", datasets),
+        ("data.partition", partitions),
+        ("data.template", templates),
+        ("evaluate.suite", suites),
+    ],
+)
+def test_a_setting_that_names_a_part_lists_them_all(key: str, registry: Any) -> None:
+    (meaning,) = [row[2] for row in table("scenarios.md", "key") if row[0] == f"`{key}`"]
+    assert [name for name in registry.names() if f"`{name}`" not in meaning] == []
+
+
+def test_the_ids_of_every_data_set_are_described() -> None:
+    assert sorted(row[0].strip("`") for row in table("data.md", "data set")) == datasets.names()
+
+
+def test_what_phases_take_and_removals_require_is_described() -> None:
+    for call, _ in table("extending.md", "phase"):
+        name, _, given = call.strip("`").rstrip(")").partition("(")
+        parameters = inspect.signature(getattr(phases, name)).parameters
+        needed = {one for one, parameter in parameters.items() if parameter.default is parameter.empty}
+        assert needed <= set(re.findall(r"\w+", given)) <= set(parameters), name
+    text = (DOCS / "extending.md").read_text("utf-8")
+    assert [word for word in REQUIREMENTS if f"`{word}`" not in text] == []
 
 
 @pytest.mark.parametrize(
