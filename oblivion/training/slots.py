@@ -7,7 +7,7 @@ import math
 _ROW_TOKENS = 128
 """The nominal tokens of a row: one client's data must not decide how others are rounded."""
 _CPU_TOKENS = ((128, 4096), (256, 512))
-"""Up to this width, so many tokens a step pay; beyond, a step is bound by arithmetic and fusing gains nothing
+"""For models up to each width, the most tokens of a step for which fusing pays; beyond, a step is bound by arithmetic
 (`python -m benchmarks rounds`, one thread)."""
 _CPU_WIDE_TOKENS = 256
 _GPU_TOKENS = 16384

@@ -213,10 +213,15 @@ def test_every_call_that_could_load_code_from_a_folder_says_that_it_does_not() -
         assert not untrusting(node)
 
 
-TEXT_ROOMS = ("data", "metrics", "models", "objectives", "tasks")
+TEXT_ROOMS = ("datasets", "metrics", "models", "objectives", "tasks", "templates")
 """Rooms of the library whose files may know what a row is made of, each for its own kind of task."""
 KNOW_TEXT = {
     "oblivion/config.py": "the settings of all tasks in one tree",
+    "oblivion/data/chat_rendering.py": "chat formats, which templates use",
+    "oblivion/data/federation.py": "copies of a row: two rows with one question and answer",
+    "oblivion/data/groups.py": "copies of a row",
+    "oblivion/data/tokens.py": "how `causal_lm` makes token ids",
+    "oblivion/data/vectors.py": "rows of `linear`",
     "oblivion/learners.py": "the table of tasks, and the models of one of them",
     "oblivion/evaluation.py": "language models that no run made",
     "oblivion/training/fused.py": "cohorts in one pass through LoRA layers",
