@@ -44,7 +44,7 @@ def run(
     out: Annotated[Path | None, typer.Option(help="The run directory; it must not exist.")] = None,
     engine: Engine = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")] = False,
-    dry_run: Annotated[bool, typer.Option(help="Print the resolved config and an estimate, run nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Print the resolved config and an estimate, and run nothing.")] = False,
     as_json: Json = False,
 ) -> None:
     """Learn across clients, forget one, measure it, and write a report.
@@ -125,8 +125,8 @@ def evaluate(
     batch_size: Annotated[
         int, typer.Option(min=1, max=65_536, help="The number of rows that are generated together.")
     ] = 32,
-    out: Annotated[Path | None, typer.Option(help="Write OpenUnlearning's JSON layout here.")] = None,
-    text: Annotated[bool, typer.Option("--text", help="Keep questions, answers and generations in it.")] = False,
+    out: Annotated[Path | None, typer.Option(help="The file for the results, in OpenUnlearning's JSON layout.")] = None,
+    text: Annotated[bool, typer.Option("--text", help="Keep questions, answers and generations in that file.")] = False,
     as_json: Json = False,
 ) -> None:
     """Measure any model, adapter or run.

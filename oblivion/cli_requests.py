@@ -30,7 +30,7 @@ def forget(
     request: Annotated[Path | None, typer.Option(help="A request that the client signed (JSON), for --client.")] = None,
     assignments: Set = None,
     engine: Engine = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Print the plan and its checklist, run nothing.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the plan and its checklist, and run nothing.")] = False,
     as_json: Json = False,
 ) -> None:
     """Try a removal on a request to forget; it changes nothing else in the run."""

@@ -14,7 +14,7 @@ HELP = {"help_option_names": ["-h", "--help"]}
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable.")]
-Engine = Annotated[str | None, typer.Option(help="ray or inline.")]
+Engine = Annotated[str | None, typer.Option(help="The engine that runs the hosts: ray or inline.")]
 
 
 def say(text: str) -> None:
