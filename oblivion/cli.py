@@ -122,11 +122,9 @@ def evaluate(
     ] = "",
     limit: Annotated[int, typer.Option(min=0, max=10**9, help="The most rows of each group; 0 takes all.")] = 0,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=65_536, help="The most tokens that are generated.")] = 200,
-    batch_size: Annotated[
-        int, typer.Option(min=1, max=65_536, help="The number of rows that are generated together.")
-    ] = 32,
-    out: Annotated[Path | None, typer.Option(help="The file for the results, in OpenUnlearning's JSON layout.")] = None,
-    text: Annotated[bool, typer.Option("--text", help="Keep questions, answers and generations in that file.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, max=65_536, help="How many rows are generated together.")] = 32,
+    out: Annotated[Path | None, typer.Option(help="Write the results here, in OpenUnlearning's layout.")] = None,
+    text: Annotated[bool, typer.Option("--text", help="Keep questions, answers and generations there.")] = False,
     as_json: Json = False,
 ) -> None:
     """Measure any model, adapter or run.
