@@ -313,7 +313,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 
 
 def assign(tree: dict[str, Any], dotted: str, value: Any, source: str) -> None:
-    """Set a dotted key in nested tables.
+    """Set a dotted key in nested tables; a parameter of a part takes the place of its other spelling.
 
     Raises
     ------
@@ -328,7 +328,14 @@ def assign(tree: dict[str, Any], dotted: str, value: Any, source: str) -> None:
         if not isinstance(child, dict):
             raise ConfigError(f"{source}: '{dotted}' goes through '{parent}', which is not a table")
         tree = child
+    if parents and (parents[-1].endswith("parameters") or ".".join(parents[:2]) == METHODS):
+        last = as_spelled(tree, last)
     tree[last] = set_over(tree.get(last, {}), value) if dotted == METHODS else value
+
+
+def as_spelled(table: Mapping[str, Any], parameter: str) -> str:
+    """Return the spelling that a table has of a parameter, which may be written with ``-`` or ``_``."""
+    return next((key for key in table if key.replace("-", "_") == parameter.replace("-", "_")), parameter)
 
 
 def load_config(
@@ -358,6 +365,8 @@ def load_config(
     """
     tree: dict[str, Any] = {}
     source = "defaults"
+    if isinstance(overrides, str):
+        overrides = [overrides]
     if path is not None:
         source = str(path)
         text = as_text(read(Path(path), _SCENARIO, most=LARGEST_TOML), source, _SCENARIO, error=ConfigError)

@@ -25,7 +25,7 @@ from oblivion.metrics.suites import entries_of, make_suite
 from oblivion.models.adapter_folder import CONFIG, StoredAdapter, read_adapter_folder
 from oblivion.models.loading import load_base, locate
 from oblivion.models.resident import ResidentModel, load_resident
-from oblivion.parameters import build
+from oblivion.parameters import ParameterError, build, check_count
 from oblivion.provenance import code_fingerprint, packages_of
 from oblivion.run.records import METRICS, RunRecord, read_run_record
 from oblivion.run_format import open_run
@@ -267,7 +267,18 @@ def evaluate(
     -------
     dict
         OpenUnlearning's JSON layout, plus ``manifest``.
+
+    Raises
+    ------
+    OblivionError
+        If something of this is not there, does not fit together, or is out of range.
     """
+    try:
+        check_count("limit", limit, 0)
+        check_count("max_new_tokens", max_new_tokens, 1)
+        check_count("batch_size", batch_size, 1)
+    except ParameterError as error:
+        raise ConfigError(str(error)) from None
     found = find_target(target, base, revision)
     own = found.run.evaluate if found.run else EvaluateConfig()
     name = suite or own.suite

@@ -98,7 +98,12 @@ def _arguments(
 
     `given` are the names that every part of a function's kind has after its first parameter, and no scenario can set.
     """
-    arguments = {parameter.replace("-", "_"): value for parameter, value in parameters.items()}
+    arguments: dict[str, Any] = {}
+    for parameter, value in parameters.items():
+        spelled = parameter.replace("-", "_")
+        if spelled in arguments:
+            raise ConfigError(f"{key}: '{parameter}' is set twice; leave one out")
+        arguments[spelled] = value
     try:
         own = list(inspect.signature(registry.get(name)).parameters.values())[0 if given is None else 1 :]
         kinds = {one.name: _text(one.annotation) for one in own}

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from oblivion.config import ForgetConfig, RunConfig, config_from_mapping
-from oblivion.errors import ConfigError, InputError
+from oblivion.config import ForgetConfig, RunConfig, as_spelled, config_from_mapping
+from oblivion.errors import ConfigError, InputError, nearest
 from oblivion.federation.client_store import ClientStore, personal
 from oblivion.federation.hosts import Hosts
 from oblivion.federation.opened import OpenRun
@@ -85,9 +85,15 @@ class RunResult:
         Raises
         ------
         InputError
-            If it was erased because somebody in it was forgotten.
+            If it was erased because somebody in it was forgotten, or there is no such model.
         """
-        where = self.record.adapter(self.model)
+        record = self.record
+        where = record.adapter(self.model)
+        id, _, name = self.model.partition("/")
+        models = {one.id: one.models for one in record.requests}
+        if self.model != "original" and name not in models.get(id, {}):
+            known = ["original", *(f"{request}/{model}" for request, some in models.items() for model in some)]
+            raise InputError(f"{self.directory} has no model '{self.model}'; {nearest(self.model, known)}")
         if where is None or not (self.directory / where).is_dir():
             raise InputError(f"{self.model} of {self.directory} was erased when a removal was committed")
         return self.directory / where
@@ -140,9 +146,9 @@ class RunResult:
         """
         run, config = RunDirectory.open(self.directory)
         tree = config.to_json()
-        changes = {key.replace("_", "-"): value for key, value in (parameters or {}).items()}
-        table = {**tree["forget"]["methods"].get(method, {}), **changes}
-        tree["forget"] = {"client": client, "samples": samples, "methods": {method: table}}
+        table = tree["forget"]["methods"].get(method, {})
+        changes = {as_spelled(table, key): value for key, value in (parameters or {}).items()}
+        tree["forget"] = {"client": client, "samples": samples, "methods": {method: {**table, **changes}}}
         names = forget_in_run(run, config_from_mapping(tree, "forget"), sinks)
         return RunResult(self.directory, f"{names['request']}/{names[method]}")
 
@@ -155,7 +161,14 @@ class RunResult:
             Called with every event.
         accept_no_guarantee : bool, default False
             Whether a trial may be committed whose guarantee is none, that is, which removes nothing from the model.
+
+        Raises
+        ------
+        ConfigError
+            If this is the run's own model, and so no trial.
         """
+        if "/" not in self.model:
+            raise ConfigError(f"'{self.model}' is the run's own model and no trial; commit what forget(...) returns")
         run, config = RunDirectory.open(self.directory)
         commit_in_run(run, config, self.model, sinks, accept_no_guarantee)
         return RunResult(self.directory)
@@ -262,6 +275,8 @@ def simulate(config: RunConfig, out: str | Path | None = None, sinks: Sequence[S
     OblivionError
         Whatever is wrong with the config, data or model is found before anything is written.
     """
+    if not isinstance(config, RunConfig):
+        raise ConfigError(f"simulate takes what load_config returns, and not {config!r:.60}")
     root = Path(out) if out is not None else free_directory("run", Path("runs"))
     if root.exists():
         raise ConfigError(f"{root} exists already; choose another --out, or remove it")

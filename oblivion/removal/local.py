@@ -109,7 +109,11 @@ class Local:
         if not request.whole_client:
             return "retained", dict(self.parameters)
         if "public_data" in context.available:
-            kl = {"retain_loss": "kl"} if hasattr(objective, "retain_loss") else {}
+            kl = (
+                {"retain_loss": "kl"}
+                if hasattr(objective, "retain_loss") and "retain-loss" not in self.parameters
+                else {}
+            )
             return "public", {**kl, **self.parameters}
         if "retain" in objective.needs:
             raise PlanRefusedError(

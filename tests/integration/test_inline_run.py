@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -293,6 +294,23 @@ def test_a_removal_that_cannot_be_planned_starts_no_engine_and_takes_no_request_
     with pytest.raises(PlanRefusedError, match="whole client"):
         trained.forget("client-2", "authors:0.5", method="puf")
     assert requests(trained.directory) == known
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda run: RunResult(run.directory, "req-x/local").adapter, "has no model 'req-x/local'; .*original"),
+        (lambda run: run.commit(), "'original' is the run's own model and no trial"),
+        (lambda run: ob.evaluate(run, limit=-1), "limit = -1 is not allowed"),
+        (lambda run: ob.evaluate(run, batch_size="8"), "batch_size = '8' is not allowed"),
+        (lambda run: simulate("demo"), "takes what load_config returns, and not 'demo'"),
+    ],
+)
+def test_a_mistaken_call_from_python_is_told_what_is_wrong(
+    trained: RunResult, call: Callable[[Any], Any], words: str
+) -> None:
+    with pytest.raises(ob.OblivionError, match=words):
+        call(trained)
 
 
 def test_evaluate_from_python_with_an_oracle_as_reference(trained: RunResult) -> None:

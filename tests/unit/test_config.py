@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from oblivion.config import RunConfig, config_from_mapping, load_config, parse_assignment
+from oblivion.config import RunConfig, assign, config_from_mapping, load_config, parse_assignment
 from oblivion.errors import ConfigError, InputError
 
 EXAMPLE = """
@@ -270,3 +270,21 @@ def test_an_assignment_without_key_or_sign_is_refused(text: str) -> None:
 def test_the_types_that_a_config_makes() -> None:
     assert isinstance(config_from_mapping({}), RunConfig)
     assert config_from_mapping({"train": {"batch_size": 4}}).train.batch_size == 4  # a Python caller's spelling
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["forget.methods.exclude.recovery-rounds", "federation.parameters.learning-rate", "evaluate.parameters.some-share"],
+)
+def test_a_parameter_that_is_set_takes_the_place_of_its_other_spelling(key: str) -> None:
+    tree: dict[str, Any] = {}
+    assign(tree, key.replace("-", "_"), 1, "a file")
+    assign(tree, key, 2, "--set")
+    *parents, last = key.split(".")
+    for parent in parents:
+        tree = tree[parent]
+    assert tree == {last.replace("-", "_"): 2}
+
+
+def test_one_override_need_not_stand_in_a_list() -> None:
+    assert load_config(None, "federation.rounds=3").federation.rounds == 3

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+from oblivion.aggregation.rules import aggregators
+from oblivion.errors import ConfigError
 from oblivion.parameters import (
     ParameterError,
+    build,
     check_at_least_zero,
     check_choice,
     check_count,
@@ -45,3 +48,8 @@ def test_a_choice_names_what_is_allowed() -> None:
     check_choice("schedule", "linear", ("linear", "constant"))
     with pytest.raises(ParameterError, match=r"^schedule = 'steps' is not .*; it must be one of constant, linear$"):
         check_choice("schedule", "steps", ("linear", "constant"))
+
+
+def test_one_parameter_in_both_spellings_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^federation\.parameters: 'learning-rate' is set twice; leave one out$"):
+        build(aggregators, "fedadam", {"learning_rate": 0.1, "learning-rate": 0.2}, "federation.parameters")
