@@ -279,6 +279,8 @@ def evaluate(
         check_count("batch_size", batch_size, 1)
     except ParameterError as error:
         raise ConfigError(str(error)) from None
+    if split and not data:
+        raise ConfigError(f"--split {split}: it names a part of the folder of --data, and there is none")
     found = find_target(target, base, revision)
     own = found.run.evaluate if found.run else EvaluateConfig()
     name = suite or own.suite

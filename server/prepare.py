@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from oblivion.parameters import build
 from oblivion.parts import parts_of
 from oblivion.privacy.budget_checks import check_learning
 from oblivion.privacy.settings import check_privacy
+from oblivion.provenance import Package
 from oblivion.removal.settings import check_methods, removal_from
 from oblivion.run.directory import RunDirectory
 from oblivion.run.manifest import make_manifest
@@ -285,8 +287,11 @@ def check_data(run: RunDirectory, config: RunConfig) -> RunConfig:
     gone = {absence.client for absence in forgotten if absence.samples is None}
     if config.forget.client in gone:  # the scenario's request has been answered
         config = config.model_copy(update={"forget": ForgetConfig()})
-    config, data = check(for_source(config, gone), fresh=False, forgotten=forgotten, root=run.root)
     manifest = read_manifest(run.root)
+    try:
+        config, data = check(for_source(config, gone), fresh=False, forgotten=forgotten, root=run.root)
+    except ConfigError as error:
+        raise ConfigError(f"{error}{_not_installed(manifest.packages)}") from None
     if manifest.data_digest != data_digest(data):
         if not forgotten:
             raise _changed(run, "the data")
@@ -295,6 +300,13 @@ def check_data(run: RunDirectory, config: RunConfig) -> RunConfig:
         if changed:
             raise _changed(run, f"the data of {changed[0]}")
     return config
+
+
+def _not_installed(packages: Iterable[Package]) -> str:
+    """Say which packages that a run used are not there, which then may be why a part is unknown."""
+    there = {distribution.name for distribution in distributions()}
+    gone = [f"{package.name} {package.version}" for package in packages if package.name not in there]
+    return f". The run used a package that is not installed now: {', '.join(gone)}" if gone else ""
 
 
 def _changed(run: RunDirectory, what: str) -> IntegrityError:

@@ -48,6 +48,7 @@ def test_a_run_names_the_packages_of_its_parts(install: Install, micro_scenario:
     uninstall(site)
     code, out, err = oblivion("run", "--resume", "--out", run)
     assert code == 2 and "'mine': unknown aggregator" in err and "Traceback" not in err
+    assert err.endswith("The run used a package that is not installed now: my-fed 0.1\n") and err.count("\n") == 1
 
     objective = {"objectives": {"own": "my_objective:Mine"}}
     install("my-fed", "0.2", {"aggregators": {"mine": "my_fed.rules:Mine"}}, FILES)
