@@ -214,6 +214,15 @@ def _groups(target: Target, suite: Suite, files: FileRows, split: str, limit: in
     return {name: evenly(some, limit) for name, some in rows.items()}
 
 
+def _check_counts(limit: int, max_new_tokens: int, batch_size: int) -> None:
+    try:
+        check_count("limit", limit, 0)
+        check_count("max_new_tokens", max_new_tokens, 1)
+        check_count("batch_size", batch_size, 1)
+    except ParameterError as error:
+        raise ConfigError(str(error)) from None
+
+
 def evaluate(
     target: Any,
     *,
@@ -273,12 +282,7 @@ def evaluate(
     OblivionError
         If something of this is not there, does not fit together, or is out of range.
     """
-    try:
-        check_count("limit", limit, 0)
-        check_count("max_new_tokens", max_new_tokens, 1)
-        check_count("batch_size", batch_size, 1)
-    except ParameterError as error:
-        raise ConfigError(str(error)) from None
+    _check_counts(limit, max_new_tokens, batch_size)
     if split and not data:
         raise ConfigError(f"--split {split}: it names a part of the folder of --data, and there is none")
     found = find_target(target, base, revision)

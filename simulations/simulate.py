@@ -93,6 +93,11 @@ class RunResult:
         models = {one.id: one.models for one in record.requests}
         if self.model != "original" and name not in models.get(id, {}):
             known = ["original", *(f"{request}/{model}" for request, some in models.items() for model in some)]
+            if any(one.committed for one in record.requests):  # the record of a trial goes with it
+                raise InputError(
+                    f"{self.model} of {self.directory} was erased when a removal was committed, or never was there; "
+                    f"known: {', '.join(known)}"
+                )
             raise InputError(f"{self.directory} has no model '{self.model}'; {nearest(self.model, known)}")
         if where is None or not (self.directory / where).is_dir():
             raise InputError(f"{self.model} of {self.directory} was erased when a removal was committed")
@@ -167,8 +172,10 @@ class RunResult:
         ConfigError
             If this is the run's own model, and so no trial.
         """
-        if "/" not in self.model:
-            raise ConfigError(f"'{self.model}' is the run's own model and no trial; commit what forget(...) returns")
+        if self.model == "original":
+            raise ConfigError(
+                "there is no request 'original': it is the run's own model; commit what forget(...) returns"
+            )
         run, config = RunDirectory.open(self.directory)
         commit_in_run(run, config, self.model, sinks, accept_no_guarantee)
         return RunResult(self.directory)

@@ -300,7 +300,7 @@ def test_a_removal_that_cannot_be_planned_starts_no_engine_and_takes_no_request_
     ("call", "words"),
     [
         (lambda run: RunResult(run.directory, "req-x/local").adapter, "has no model 'req-x/local'; .*original"),
-        (lambda run: run.commit(), "'original' is the run's own model and no trial"),
+        (lambda run: run.commit(), "there is no request 'original': it is the run's own model"),
         (lambda run: ob.evaluate(run, limit=-1), "limit = -1 is not allowed"),
         (lambda run: ob.evaluate(run, batch_size="8"), "batch_size = '8' is not allowed"),
         (lambda run: ob.evaluate(run, split="forget10"), "--split forget10: it names a part of the folder of --data"),

@@ -111,5 +111,5 @@ def test_what_cannot_be_wrapped_is_refused() -> None:
 def test_what_the_strategy_says_is_passed_on() -> None:
     rule = FlowerRule(strategy="Bulyan", options={"num_malicious_nodes": 3})
     generator = np.random.default_rng(5)
-    with pytest.raises(FederationError, match="Flower's Bulyan made nothing of 2 updates"):
+    with pytest.raises(FederationError, match="Flower's Bulyan says that 2 updates are too few, and made no model"):
         rule.step(random_round(generator)[:2], start(generator), {}, info(2))
