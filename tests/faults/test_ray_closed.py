@@ -251,10 +251,18 @@ def token_of(run: int) -> str:
     return server.environ()["RAY_AUTH_TOKEN"]
 
 
+def command_line(process: psutil.Process) -> str:
+    """Return what the process list shows of a process; one that has ended meanwhile shows nothing."""
+    try:
+        return " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ""
+
+
 def strings_of(run: int) -> str:
     """All that `ps` shows, and all that lies in the session folder."""
-    shown = [" ".join(process.cmdline()) for process in psutil.process_iter() if process.is_running()]
-    own = [" ".join(process.cmdline()) for process in psutil.Process(run).children(recursive=True)]  # not another run's
+    shown = [command_line(process) for process in psutil.process_iter()]
+    own = [command_line(process) for process in psutil.Process(run).children(recursive=True)]  # not another run's
     (folder,) = {
         match for line in own for match in re.findall(r"=(/\S*/oblivion-\w{8})/ray", line) if Path(match).is_dir()
     }
