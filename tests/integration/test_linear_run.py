@@ -18,6 +18,7 @@ from oblivion.aggregation.rules import aggregators
 from oblivion.cli import app
 from oblivion.config import load_config
 from oblivion.federation.host import Host
+from oblivion.ledger.verify import verify_ledger
 from oblivion.models.resident import weight_bytes
 from oblivion.types import HostReply, HostRequest
 from simulations.simulate import RunResult, resume, simulate
@@ -80,6 +81,17 @@ def test_a_commit_its_evidence_and_the_ledger(learned: RunResult, tmp_path: Path
     assert '"exact"' in base64.b64decode(signed["payload"]).decode() and weight_bytes(trained.adapter) == oracle
     done = CliRunner().invoke(app, ["ledger", "verify", str(trained.directory)])
     assert done.exit_code == 0 and "everything holds" in done.output
+
+
+def test_the_adapter_of_a_head_goes_also_where_the_next_head_goes_on_from_it(tmp_path: Path) -> None:
+    trained = run(tmp_path / "run", **ASKS, **{"forget.methods": ["rollback"]})
+    first = of(trained, "rollback")
+    head = first.commit()
+    kept = head.directory / "forgets" / first.model / "adapters"
+    assert kept.is_dir()
+    head.forget(client="client-2", method="exclude").commit(accept_no_guarantee=True)
+    assert not kept.exists(), "it had learned from client-2"
+    assert not verify_ledger(head.directory).findings
 
 
 @pytest.mark.parametrize(
